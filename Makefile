@@ -1,0 +1,54 @@
+# `make help` explains every target. ARGS is handed on: make demo ARGS="seed=1", make test ARGS="-k returns".
+PY := .venv/bin/python
+STAMP := .venv/.setup-done
+ARGS ?=
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-small study test test-slow lint format lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo; echo '  PYTHON=/path/to/python3.12   the Python to set up with; otherwise one is looked for'
+	@echo "  INSTALLER=pip                set up without uv"
+	@echo "  ARGS='...'                   handed on: make demo ARGS='seed=1', make test ARGS='-k returns'"
+
+setup: $(STAMP) ## Make .venv with everything installed; at once when nothing has changed
+
+demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two cores; ends with a table and report.html
+	$(PY) loop.py experiment=demo +iterations=1 $(ARGS)
+
+demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
+	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
+
+study: setup ## Repeat the runs behind the numbers in docs/ (hours)
+	$(PY) -m recap.study $(ARGS)
+
+test: setup ## Fast tests
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## End-to-end tests
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup ## Check style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup ## Mend what lint finds, as far as that can be done by itself
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: ## Pin the newest versions that setup.cfg allows in requirements.lock (needs uv)
+	uv pip compile setup.cfg --all-extras --universal --python-version 3.12 --upgrade --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS)
+
+clean: ## Remove .venv and all caches; never outputs/
+	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './outputs/*' -prune -exec rm -rf {} +
+
+# A .venv whose Python is gone (an upgrade, a removed pyenv version) is no finished setup.
+ifneq ($(shell $(PY) -c 'print(1)' 2>/dev/null),1)
+.PHONY: $(STAMP)
+endif
+$(STAMP): setup.cfg requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON='$(PYTHON)' INSTALLER='$(INSTALLER)' ./scripts/setup.sh
+	@touch $@
