@@ -1,0 +1,235 @@
+import time
+
+import numpy as np
+import pytest
+
+from recap.advantage import (
+    advantages,
+    indicator,
+    percentiles,
+    positive_shares,
+    positive_shares_per_task,
+    threshold,
+    thresholds,
+)
+from recap.errors import RecapError
+from recap.returns import returns, rewards
+
+
+def share(a, epsilon):
+    return float((np.asarray(a) > epsilon).mean())
+
+
+# ---------------------------------------------------------------------------------------------------- advantages
+def test_two_steps_ahead_in_a_success():
+    # r/L = -1/4, -1/4, -1/4, 0. t=0: -2/4 - 0.25 + 0.5; t=1: -2/4 + 0 + 0.5; t=2: -1/4 + 0.25 (past the end); t=3: 0
+    a = advantages(rewards(4, success=True, c_fail=9), [-0.5, -0.5, -0.25, 0], 2, normalizer=4)
+    assert a.tolist() == [-0.25, 0, 0, 0]
+
+
+def test_two_steps_ahead_in_a_failure():
+    # t=0: -0.2 - 0.9 + 0.6; t=1: (-1 - 10)/10 + 0.8; t=2: -10/10 + 0.9
+    a = advantages(rewards(3, success=False, c_fail=10), [-0.6, -0.8, -0.9], 2, normalizer=10)
+    assert a == pytest.approx([-0.5, -0.3, -0.1], abs=1e-15)
+
+
+def test_the_whole_episode_is_return_minus_value():
+    r, v = rewards(6, success=False, c_fail=20), np.linspace(-0.9, -0.1, 6)
+    whole = advantages(r, v, None, normalizer=8)
+    assert whole == pytest.approx(returns(r) / 8 - v, abs=1e-15)
+    assert (advantages(r, v, 6, normalizer=8) == whole).all()
+    assert (advantages(r, v, 500, normalizer=8) == whole).all()
+
+
+def test_one_step_ahead_is_the_td_error():
+    r, v = rewards(3, success=True, c_fail=9), np.array([-0.9, -0.5, -0.4])
+    assert advantages(r, v, 1, normalizer=2) == pytest.approx([-0.5 - 0.5 + 0.9, -0.5 - 0.4 + 0.5, 0.4], abs=1e-15)
+
+
+def test_rewards_may_come_normalised_and_values_as_float32():
+    r, v = rewards(5, success=True, c_fail=9), np.array([-0.5, -0.4, -0.3, -0.2, -0.1], np.float32)
+    assert advantages(r / 5, v, 3) == pytest.approx(advantages(r, v, 3, normalizer=5), abs=1e-15)
+    assert advantages(r, v, 3, normalizer=5).dtype == np.float64
+
+
+def test_a_perfect_value_function_of_a_success_has_no_advantage():
+    r = rewards(40, success=True, c_fail=9)
+    assert advantages(r, returns(r) / 40, 7, normalizer=40) == pytest.approx(np.zeros(40), abs=1e-15)
+
+
+@pytest.mark.parametrize("success", [True, False])
+@pytest.mark.parametrize("n", [1, 3, 10, 11, 50])
+def test_agrees_with_a_plain_loop(success, n):
+    length, c_fail, normalizer = 11, 30.0, 13.0
+    r, v = rewards(length, success, c_fail), np.random.default_rng(n).uniform(-1, 0, length)
+    expected = []
+    for t in range(length):
+        total = sum(r[k] for k in range(t, min(t + n, length)))
+        bootstrap = v[t + n] if t + n < length else 0.0
+        expected.append(total / normalizer + bootstrap - v[t])
+    assert advantages(r, v, n, normalizer) == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("r", "v", "n", "message"),
+    [
+        ([], [], 2, "empty"),
+        ([-1.0, 0.0], [-0.5], 2, "2 rewards but 1 values"),
+        ([-1.0, 0.0], [-0.5, float("nan")], 2, r"values holds 1 NaN.*\[1\]"),
+        ([[-1.0]], [[-0.5]], 2, "dimension"),
+        ([-1.0, 0.0], [-0.5, -0.5], 0, "look_ahead is 0"),
+    ],
+)
+def test_advantages_refuse(r, v, n, message):
+    with pytest.raises(RecapError, match=message):
+        advantages(r, v, n)
+
+
+def test_libero_size_takes_well_under_a_second():
+    lengths = np.full(1693, 161)  # 272,573 frames, as lerobot/libero
+    v = np.random.default_rng(0).uniform(-1, 0, 161)
+    start = time.process_time()
+    a = np.concatenate([advantages(rewards(n, success=True, c_fail=500), v, 50, normalizer=520) for n in lengths])
+    threshold(a, 0.3)
+    assert time.process_time() - start < 1.0
+    assert len(a) == 272_573
+
+
+# ---------------------------------------------------------------------------------------------------- thresholds
+def test_thirty_percent_positive_is_the_seventieth_percentile_not_the_thirtieth():
+    a = np.arange(1.0, 11.0)
+    assert threshold(a, 0.3) == 7.5
+    assert share(a, threshold(a, 0.3)) == 0.3
+    assert share(a, np.percentile(a, 30)) == 0.7  # the misreading
+
+
+def test_the_share_is_the_closest_one_not_above():
+    assert threshold([1, 2, 3, 4, 5, 6, 7], 0.3) == 5.5  # 2 of 7 = 0.286; 3 of 7 would be above
+    assert threshold([3, 1, 2], 0.3) > 3  # not even one of three
+    a = np.arange(100.0)
+    for fraction in (0.29, 0.57, 0.58, 0.07):  # whose product with 100 floats just below the whole number
+        assert share(a, threshold(a, fraction)) == fraction
+
+
+def test_tied_frames_go_together():
+    assert threshold([0] * 7 + [1] * 3, 0.3) == 0.5
+    assert threshold([0, 1, 1, 1, 1, 1, 1, 1, 2, 2], 0.3) == 1.5  # 2 of 10: the seven tied ones would be too many
+    epsilon = threshold([0] * 6 + [1] * 4, 0.3)  # 4 of 10 are too many
+    assert share([0] * 6 + [1] * 4, epsilon) == 0
+
+
+def test_all_tied_marks_nothing_under_either_comparison():
+    a = np.full(50, -0.1)
+    epsilon = threshold(a, 0.3)
+    assert not (a > epsilon).any()
+    assert not (a >= epsilon).any()
+    assert epsilon == pytest.approx(-0.1, abs=1e-15)
+
+
+def test_a_collapsed_value_function_does_not_make_most_frames_positive():
+    # V = -0.5 everywhere, N = 10: all windows inside an episode tie at -10/L; only the last 10 of 100 frames stand out.
+    a = np.concatenate(
+        [advantages(rewards(100, success=True, c_fail=9), np.full(100, -0.5), 10, normalizer=97) for _ in range(20)]
+    )
+    assert share(a, threshold(a, 0.3)) == 0.1
+    assert (a >= np.percentile(a, 70)).mean() == 1.0  # what ">=" at the 70th percentile would have done
+
+
+def test_both_comparisons_choose_the_same_frames():
+    a = np.random.default_rng(0).normal(size=1001)
+    epsilon = threshold(a, 0.3)
+    assert ((a > epsilon) == (a >= epsilon)).all()
+    assert ((a > epsilon) == (a.astype(np.float32) > epsilon)).all()
+    assert (a > epsilon).sum() == 300
+
+
+def test_neighbouring_floats_are_still_told_apart():
+    a = [1.0, np.nextafter(1.0, 2.0)]
+    assert share(a, threshold(a, 0.5)) == 0.5
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 30, float("nan")])
+def test_the_fraction_must_lie_between_0_and_1(fraction):
+    with pytest.raises(RecapError, match=r"advantage\.positive_fraction"):
+        threshold([1.0, 2.0], fraction)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [[1.0]]])
+def test_threshold_refuses(bad):
+    with pytest.raises(RecapError, match="advantages"):
+        threshold(bad, 0.3)
+
+
+def test_thresholds_per_task_or_global():
+    a, tasks = np.array([1.0, 2, 3, 4, 11, 12, 13, 14]), ["a"] * 4 + ["b"] * 4
+    assert thresholds(a, tasks, 0.25) == {"a": 3.5, "b": 13.5}
+    assert thresholds(a, tasks, 0.25, scope="all") == {"a": 12.5, "b": 12.5}
+    with pytest.raises(RecapError, match="per_task, all"):
+        thresholds(a, tasks, 0.25, scope="global")  # type: ignore[arg-type]
+    with pytest.raises(RecapError, match="7 task names"):
+        thresholds(a, tasks[:-1], 0.25)
+
+
+# ---------------------------------------------------------------------------------------------------- indicator
+def test_indicator_uses_the_tasks_own_epsilon_strictly():
+    flags = indicator([1, 2, 2, 3], ["a", "a", "b", "b"], {"a": 1, "b": 2}, ["rollout"] * 4)
+    assert flags.tolist() == [False, True, False, True]
+    assert flags.dtype == bool
+
+
+def test_forced_sources_are_positive_whatever_their_advantage():
+    source = ["demonstration", "rollout", "correction"]
+    args = ([-1, -1, -1], ["a"] * 3, {"a": 0.0}, source)
+    assert indicator(*args).tolist() == [False] * 3
+    assert indicator(*args, force_positive=["correction"]).tolist() == [False, False, True]
+    assert indicator(*args, force_positive=["correction", "demonstration"]).tolist() == [True, False, True]
+
+
+def test_indicator_refuses():
+    with pytest.raises(RecapError, match="no threshold ε for task 'b'"):
+        indicator([1.0], ["b"], {"a": 0.0}, ["rollout"])
+    with pytest.raises(RecapError, match=r"'demos'.*demonstration, rollout, correction"):
+        indicator([1.0], ["a"], {"a": 0.0}, ["rollout"], force_positive=["demos"])
+    with pytest.raises(RecapError, match="unknown source 'demo'"):
+        indicator([1.0], ["a"], {"a": 0.0}, ["demo"])
+    with pytest.raises(RecapError, match="NaN"):
+        indicator([1.0], ["a"], {"a": float("nan")}, ["rollout"])
+    with pytest.raises(RecapError, match="2 sources"):
+        indicator([1.0], ["a"], {"a": 0.0}, ["rollout"] * 2)
+
+
+# ---------------------------------------------------------------------------------------------------- what is printed
+def test_percentiles_from_0_to_100_in_fives():
+    p = percentiles(np.arange(101.0)[::-1])
+    assert list(p) == list(range(0, 101, 5))
+    assert list(p.values()) == pytest.approx(list(range(0, 101, 5)), abs=1e-12)
+
+
+def test_shares_per_source():
+    source = np.array(["demonstration"] * 2 + ["rollout"] * 6)
+    won = np.array([True, True, True, True, False, False, False, False])
+    flags = np.array([True, False, True, True, True, False, False, False])
+    assert positive_shares(flags, source, won) == {"all": 0.5, "demonstration": 0.5, "success": 1.0, "failure": 0.25}
+    assert positive_shares(flags[2:4], source[2:4], won[2:4]) == {
+        "all": 1.0,
+        "demonstration": None,
+        "success": 1.0,
+        "failure": None,
+    }
+    source[0] = "correction"
+    assert positive_shares(flags, source, won)["correction"] == 1.0
+    assert positive_shares(flags, source, won)["demonstration"] == 0.0
+
+
+def test_shares_per_task():
+    flags, won = np.array([True, False, False]), np.array([True, True, False])
+    per_task = positive_shares_per_task(flags, ["a", "b", "b"], ["rollout"] * 3, won)
+    assert per_task["a"] == {"all": 1.0, "demonstration": None, "success": 1.0, "failure": None}
+    assert per_task["b"] == {"all": 0.0, "demonstration": None, "success": 0.0, "failure": 0.0}
+
+
+def test_shares_refuse_what_is_not_bool():
+    with pytest.raises(RecapError, match="bool"):
+        positive_shares(np.array([1, 0]), ["rollout"] * 2, np.array([True, False]))
+    with pytest.raises(RecapError, match="no frames"):
+        positive_shares(np.zeros(0, bool), [], np.zeros(0, bool))
