@@ -1,0 +1,134 @@
+"""The MuJoCo scene: a gantry gripper over a table with a stove, a trivet and one or two moka pots, of primitive shapes.
+
+Axes as in LIBERO: x away from the robot, y to its left, z up; the table top is z = 0. Metres, radians, kilograms.
+Collision is simpler than what is seen: a pot collides as one upright box, since a cylinder tilts and slips between two
+flat fingers. Elliptic friction cones with a high impratio squeezed the pot out of the grip; the settings below hold it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TIMESTEP = 0.005  # s
+POT_HALF_WIDTH = 0.018
+POT_HALF_HEIGHT = 0.035
+STOVE_CENTER = np.array([0.0, 0.165])
+STOVE_HALF = np.array([0.125, 0.075])
+STOVE_TOP = 0.024
+BURNERS = np.array([[-0.062, -0.01], [0.062, -0.01]])  # from the stove's centre
+BUTTON = np.array([0.0, 0.045])  # from the stove's centre
+BUTTON_TOP = 0.044
+BUTTON_TRAVEL = 0.012
+TRIVET_CENTER = np.array([0.0, -0.215])
+TRIVET_TOP = 0.010
+GOAL_RADIUS = 0.045  # of a burner and of the trivet: how far from its centre a pot may stand
+FINGER_OPEN = 0.040  # of one finger
+WORKSPACE_LOW = np.array([-0.22, -0.30, 0.028])
+WORKSPACE_HIGH = np.array([0.22, 0.27, 0.30])
+EEF_HOME = np.array([-0.12, -0.03, 0.22])
+
+# Colours carry the perception at 64 pixels: a pot must never look like the stove, the trivet or the other pot.
+POT_COLOURS = (("0.86 0.16 0.13 1", "0.98 0.42 0.30 1"), ("0.13 0.36 0.88 1", "0.40 0.62 0.98 1"))
+
+
+def _pot(index: int) -> str:
+    body, lid = POT_COLOURS[index]
+    return f"""
+    <body name="pot{index}" pos="0 {-0.1 * index} {POT_HALF_HEIGHT}">
+      <freejoint name="pot{index}"/>
+      <geom name="pot{index}" type="box" size="{POT_HALF_WIDTH} {POT_HALF_WIDTH} {POT_HALF_HEIGHT}" mass="0.2"
+            condim="4" group="3"/>
+      <geom class="seen" type="cylinder" size="0.026 0.017" pos="0 0 -0.018" rgba="{body}"/>
+      <geom class="seen" type="cylinder" size="0.018 0.004" pos="0 0 0.002" rgba="0.15 0.15 0.17 1"/>
+      <geom class="seen" type="cylinder" size="0.023 0.013" pos="0 0 0.018" rgba="{lid}"/>
+      <geom class="seen" type="box" size="0.017 0.006 0.005" pos="0.036 0 0.022" rgba="0.08 0.08 0.09 1"/>
+      <geom class="seen" type="box" size="0.005 0.006 0.018" pos="0.052 0 0.009" rgba="0.08 0.08 0.09 1"/>
+      <geom class="seen" type="box" size="0.007 0.007 0.005" pos="0 0 0.035" rgba="0.08 0.08 0.09 1"/>
+    </body>"""
+
+
+def _burner(index: int) -> str:
+    x, y = BURNERS[index]
+    return f"""
+      <geom class="seen" type="cylinder" size="0.044 0.001" pos="{x} {y} {STOVE_TOP + 0.0005}"
+            rgba="0.62 0.64 0.68 1"/>
+      <geom class="seen" name="burner{index}" type="cylinder" size="0.036 0.001" pos="{x} {y} {STOVE_TOP + 0.0015}"/>"""
+
+
+def scene_xml(pots: int) -> str:
+    """MJCF of the scene with `pots` (1 or 2) moka pots."""
+    sx, sy = STOVE_CENTER
+    hx, hy = STOVE_HALF
+    tx, ty = TRIVET_CENTER
+    finger = """
+        <geom name="pad{side}" type="box" size="0.011 0.005 0.024" pos="0 {y} 0.004" mass="0.05"
+              friction="1.5 0.05 0.001" condim="4" rgba="0.93 0.93 0.95 1"/>
+        <geom class="seen" type="box" size="0.009 0.006 0.014" pos="0 {y} 0.040" rgba="0.3 0.3 0.33 1"/>"""
+    return f"""
+<mujoco model="moka">
+  <compiler angle="radian" autolimits="true"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="pyramidal" impratio="1"
+          iterations="50" ls_iterations="30"/>
+  <statistic extent="1" center="0 0 0.1"/>
+  <visual>
+    <quality shadowsize="0" offsamples="0" numslices="12" numstacks="6" numquads="1"/>
+    <headlight ambient="0.45 0.45 0.45" diffuse="0.45 0.45 0.45" specular="0 0 0"/>
+    <map znear="0.02" zfar="20"/>
+  </visual>
+  <default>
+    <geom solref="0.01 1" friction="1 0.02 0.001"/>
+    <default class="seen"><geom contype="0" conaffinity="0" mass="0" group="1"/></default>
+  </default>
+  <worldbody>
+    <light pos="0.3 -0.3 1.2" dir="-0.25 0.25 -1" directional="true" castshadow="false"
+           diffuse="0.35 0.35 0.35" specular="0 0 0"/>
+    <camera name="agentview" pos="0.34 -0.012 0.56" xyaxes="0 1 0 -0.83 0 0.557" fovy="47"/>
+    <geom name="table" type="box" size="1.5 1.5 0.05" pos="0 0 -0.05" rgba="0.80 0.68 0.50 1"/>
+    <body name="stove" pos="{sx} {sy} 0">
+      <geom name="stove" type="box" size="{hx} {hy} {STOVE_TOP / 2}" pos="0 0 {STOVE_TOP / 2}" rgba="0.24 0.26 0.30 1"/>
+      {_burner(0)}{_burner(1)}
+      <body name="button" pos="{BUTTON[0]} {BUTTON[1]} {STOVE_TOP}">
+        <joint name="button" type="slide" axis="0 0 1" range="{-BUTTON_TRAVEL} 0"
+               stiffness="150" damping="3" springref="0.004"/>
+        <geom name="button" type="cylinder" size="0.016 0.012" pos="0 0 {(BUTTON_TOP - STOVE_TOP) - 0.012}" mass="0.05"
+              rgba="0.97 0.80 0.10 1"/>
+      </body>
+    </body>
+    <body name="trivet" pos="{tx} {ty} 0">
+      <geom name="trivet" type="box" size="0.05 0.05 {TRIVET_TOP / 2}" pos="0 0 {TRIVET_TOP / 2}"
+            rgba="0.10 0.52 0.34 1"/>
+      <geom class="seen" type="box" size="0.034 0.034 0.001" pos="0 0 {TRIVET_TOP}" rgba="0.55 0.86 0.62 1"/>
+    </body>
+    {"".join(_pot(i) for i in range(pots))}
+    <body name="hand" pos="0 0 0" gravcomp="1">
+      <joint name="x" type="slide" axis="1 0 0" armature="0.5"/>
+      <joint name="y" type="slide" axis="0 1 0" armature="0.5"/>
+      <joint name="z" type="slide" axis="0 0 1" armature="0.5"/>
+      <joint name="yaw" type="hinge" axis="0 0 1" armature="0.02"/>
+      <camera name="wrist" pos="0.085 0 0.10" xyaxes="0 1 0 -0.94 0 0.34" fovy="82"/>
+      <geom name="palm" type="box" size="0.018 0.052 0.014" pos="0 0 0.072" mass="0.6"
+            rgba="0.35 0.36 0.40 1"/>
+      <geom class="seen" type="cylinder" size="0.014 0.10" pos="0 0 0.186" rgba="0.55 0.56 0.60 1"/>
+      <body name="left" gravcomp="1">
+        <joint name="left" type="slide" axis="0 1 0" range="0 {FINGER_OPEN}"
+               damping="2" armature="0.05"/>{finger.format(side=0, y=0.005)}
+      </body>
+      <body name="right" gravcomp="1">
+        <joint name="right" type="slide" axis="0 -1 0" range="0 {FINGER_OPEN}"
+               damping="2" armature="0.05"/>{finger.format(side=1, y=-0.005)}
+      </body>
+    </body>
+  </worldbody>
+  <contact>
+    <exclude body1="hand" body2="left"/><exclude body1="hand" body2="right"/><exclude body1="left" body2="right"/>
+    <exclude body1="stove" body2="button"/>
+  </contact>
+  <actuator>
+    <position name="x" joint="x" kp="1500" kv="90" forcerange="-60 60"/>
+    <position name="y" joint="y" kp="1500" kv="90" forcerange="-60 60"/>
+    <position name="z" joint="z" kp="1500" kv="90" forcerange="-60 60"/>
+    <position name="yaw" joint="yaw" kp="40" kv="2" forcerange="-10 10"/>
+    <position name="left" joint="left" kp="400" kv="12" forcerange="-12 12"/>
+    <position name="right" joint="right" kp="400" kv="12" forcerange="-12 12"/>
+  </actuator>
+</mujoco>"""
