@@ -1,0 +1,161 @@
+"""A LeRobotDataset v3 on disk, read with pyarrow alone. What is broken or of another version is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recap.errors import RecapError
+
+INFO_KEYS = ("codebase_version", "fps", "features", "total_frames", "total_episodes")
+COPY_AGAIN = "copy the data set again, or record it again"
+
+
+class DataSetFiles:
+    """The files under `root`; `name` is the data set's name in messages. Every method raises RecapError."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root, self.name = root, name
+        if not root.is_dir():
+            raise self.error("there is no such folder", "give the folder of a LeRobotDataset v3 (the one with meta/)")
+        info = self.json("meta/info.json")
+        if info is None:
+            held = sorted(path.name for path in root.iterdir())[:5]
+            raise self.error(f"no meta/info.json, the folder holds {held}", "give the folder of a LeRobotDataset v3")
+        missing = [key for key in INFO_KEYS if key not in info]
+        if missing:
+            raise self.error(f"meta/info.json has no {missing}", "give the folder of a LeRobotDataset v3")
+        version = str(info["codebase_version"])
+        if version.startswith("v2."):
+            converter = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+            command = f"{converter} --repo-id=<its name> --root={root} --push-to-hub=false"
+            raise self.error(f"its format is {version}, not v3.0", f"convert it first: {command}")
+        if not version.startswith("v3."):
+            raise self.error(f"its format is {version}, not v3.0", "only LeRobotDataset v3 is read")
+        self.info = info
+        self.features: dict[str, dict[str, Any]] = info["features"]
+
+    def error(self, problem: str, fix: str) -> RecapError:
+        return RecapError(f"data set '{self.name}' ({self.root}): {problem}; {fix}")
+
+    @property
+    def data_files(self) -> list[Path]:
+        return sorted((self.root / "data").glob("*/*.parquet"))  # in frame order, as lerobot takes them
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """The object in a JSON file, None if there is no such file."""
+        try:
+            content = json.loads((self.root / path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self.error(f"{path} is damaged or truncated ({error})", COPY_AGAIN) from error
+        if not isinstance(content, dict):
+            raise self.error(f"{path} holds no JSON object", COPY_AGAIN)
+        return content
+
+    @contextmanager
+    def parquet(self, path: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+        """An open parquet file that has these columns; damage found while reading it is reported, too."""
+        where = path.relative_to(self.root)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                missing = [key for key in columns if key not in file.schema_arrow.names]
+                if missing:
+                    raise self.error(f"{where} has no column {missing}, only {file.schema_arrow.names}", COPY_AGAIN)
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            raise self.error(f"{where} is damaged or truncated ({error})", COPY_AGAIN) from error
+
+    def table(self, paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
+        """These columns of several files, one below the other."""
+        tables = []
+        for path in paths:
+            with self.parquet(path, columns) as file:
+                tables.append(file.read(columns=list(columns)).select(columns).replace_schema_metadata(None))
+        return pa.concat_tables(tables) if tables else pa.table({key: pa.array([], pa.int64()) for key in columns})
+
+    def tasks(self) -> list[str]:
+        """The instructions, by task_index."""
+        path = self.root / "meta/tasks.parquet"
+        with self.parquet(path, ["task_index"]) as file:
+            # the instructions are a pandas index, which older versions left without a name
+            text = "task" if "task" in file.schema_arrow.names else "__index_level_0__"
+        table = self.table([path], ["task_index", text]).sort_by("task_index")
+        if table["task_index"].to_pylist() != list(range(table.num_rows)):
+            raise self.error("the task_index in meta/tasks.parquet is not 0, 1, 2, …", COPY_AGAIN)
+        return table[text].to_pylist()
+
+    def recorded_episodes(self, count: int) -> list[dict[str, Any]]:
+        """What `recap.data.recorder` noted about each of `count` episodes; [] for data sets from elsewhere."""
+        content = self.json("meta/recap.json")
+        if content is None:
+            return []
+        listed = content.get("episodes", [])
+        if [episode.get("episode_index") for episode in listed] != list(range(count)):
+            raise self.error(f"meta/recap.json lists {len(listed)} episodes, but there are {count}", COPY_AGAIN)
+        return listed
+
+    def image_shapes(self, cameras: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+        """{key: (H, W, 3)} of the chosen cameras, by default all."""
+        available = [key for key, feature in self.features.items() if feature["dtype"] in ("image", "video")]
+        chosen = available if cameras is None else list(cameras)
+        unknown = [key for key in chosen if key not in available]
+        if unknown or not chosen:
+            raise self.error(f"no camera {unknown or ''}", f"it has {available}")
+        videos = [key for key in chosen if self.features[key]["dtype"] == "video"]
+        if videos:
+            raise self.error(f"{videos} are videos", "this version reads only images (recorded with use_videos=false)")
+        return {key: tuple(self.features[key]["shape"]) for key in chosen}
+
+    def integers(self, table: pa.Table, key: str) -> np.ndarray:
+        """int64 [N]."""
+        if table[key].null_count:
+            raise self.error(f"{key} is missing in {table[key].null_count} frames", COPY_AGAIN)
+        return table[key].to_numpy().astype(np.int64)
+
+    def vectors(self, table: pa.Table, key: str) -> np.ndarray:
+        """float32 [N, D] of a column of lists, or of plain numbers (D = 1)."""
+        column = table[key].combine_chunks()
+        flat = column.flatten() if pa.types.is_nested(column.type) else column
+        if column.null_count or flat.null_count or len(flat) % len(column):
+            raise self.error(f"{key} has missing numbers in some frames", COPY_AGAIN)
+        return np.array(flat.to_numpy(zero_copy_only=False), np.float32).reshape(len(column), -1)
+
+    def check_finite(self, key: str, array: np.ndarray, episode_index: np.ndarray, frame_index: np.ndarray) -> None:
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            where = f"episode {episode_index[row]}, frame {frame_index[row]}"
+            fix = "delete that episode (lerobot-edit-dataset) or record it again"
+            raise self.error(f"{key} is not finite in {where}: {array[row].tolist()}", fix)
+
+    def check_episodes(self, episode_index: np.ndarray, frame_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First rows and lengths of the episodes, int64 [E]; the frames must agree with meta/episodes and info.json."""
+        start = np.flatnonzero(np.diff(episode_index, prepend=-1))
+        length = np.diff(start, append=len(episode_index))
+        if not np.array_equal(episode_index[start], np.arange(len(start))):
+            raise self.error("its episodes are not 0, 1, 2, … in this order", COPY_AGAIN)
+        wrong = np.flatnonzero(frame_index != np.arange(len(frame_index)) - start[episode_index])
+        if len(wrong):
+            episode, frame = episode_index[wrong[0]], frame_index[wrong[0]]
+            raise self.error(f"frames of episode {episode} are missing or doubled around frame {frame}", COPY_AGAIN)
+        files = sorted((self.root / "meta/episodes").glob("*/*.parquet"))
+        listed = self.table(files, ["length"])["length"].to_numpy()
+        if not len(start) == len(listed) == self.info["total_episodes"]:
+            counts = f"data/ has {len(start)}, meta/episodes {len(listed)}, info.json {self.info['total_episodes']}"
+            raise self.error(f"the number of episodes is unclear: {counts}", COPY_AGAIN)
+        wrong = np.flatnonzero(listed != length)
+        if len(wrong):
+            counts = f"{length[wrong[0]]} frames, but meta/episodes says {listed[wrong[0]]}"
+            raise self.error(f"episode {wrong[0]} has {counts}", COPY_AGAIN)
+        if self.info["total_frames"] != len(episode_index):
+            counts = f"{len(episode_index)} frames, but info.json says {self.info['total_frames']}"
+            raise self.error(f"it has {counts}", COPY_AGAIN)
+        return start, length
