@@ -1,0 +1,151 @@
+"""Reads the files of a run directory. Only what is finished counts: a stage without manifest.json is not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recap.data.labels import PARQUET, read_labels
+from recap.errors import RecapError
+
+Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry a frame
+
+ITERATION = re.compile(r"iter_(\d+)$")
+# The order in which a run visits its stages; wall times and loss curves are shown in it.
+STAGE_ORDER = ("demonstrations", "value", "advantage", "sft", "sft/eval", "rollout", "policy", "eval")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises RecapError when it is missing, truncated or not an object."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RecapError(f"{path} is missing; run the stage that writes it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecapError(
+            f"{path} is not valid JSON ({error}); delete the stage directory {path.parent} and run the loop again"
+        ) from error
+    if not isinstance(content, dict):
+        raise RecapError(
+            f"{path} holds a {type(content).__name__}, not an object; delete {path.parent} and run the loop again"
+        )
+    return content
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """config.yaml of the run as plain containers, or {} where there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecapError(f"{path} is not valid YAML: {error}") from error
+
+
+def _stage_rank(node: str) -> tuple[int, int, int, str]:
+    head, _, tail = node.partition("/")
+    found = ITERATION.match(head)
+    group = 2 if head == "controls" else 1 if found else 0
+    word = tail if found else node
+    rank = STAGE_ORDER.index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
+    if found:  # inside an iteration the rollouts come first
+        rank = (
+            ("rollout", "value", "advantage", "policy", "eval").index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
+        )
+    return group, int(found.group(1)) if found else 0, rank, node
+
+
+def finished_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Manifest of every finished node ("sft", "iter_01/rollout", "controls/<arm>/eval"), in the run's order."""
+    paths = [path for depth in ("*", "*/*", "*/*/*") for path in run_dir.glob(f"{depth}/manifest.json")]
+    nodes = sorted((path.parent.relative_to(run_dir).as_posix() for path in paths), key=_stage_rank)
+    return {node: read_json(run_dir / node / "manifest.json") for node in nodes}
+
+
+def iterations(nodes: dict[str, dict[str, Any]]) -> list[int]:
+    """The iterations (from 1) that have at least one finished stage."""
+    found = (ITERATION.match(node.split("/")[0]) for node in nodes)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
+def iteration_dir(iteration: int) -> str:
+    return f"iter_{iteration:02d}"
+
+
+def moment(value: Any) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def wall_seconds(manifest: dict[str, Any]) -> float | None:
+    """Wall time of a stage: the manifest's own number, or the difference of its two times."""
+    if isinstance(manifest.get("wall_seconds"), int | float):
+        return round(float(manifest["wall_seconds"]), 1)
+    start, end = moment(manifest.get("started")), moment(manifest.get("finished"))
+    return None if start is None or end is None else round(end - start, 1)
+
+
+def count_episodes(stage_dir: Path) -> int | None:
+    """Episodes that a recording stage wrote; None where it left no count."""
+    for path, key in (
+        (stage_dir / "dataset" / "meta" / "info.json", "total_episodes"),
+        (stage_dir / "result.json", "n"),
+    ):
+        if path.is_file():
+            count = read_json(path).get(key)
+            if count is not None:
+                return int(count)
+    return None
+
+
+def read_advantages(stage_dir: Path) -> list[Columns]:
+    """Labels of every data set of an advantage stage, by name. Raises RecapError for a damaged one."""
+    return [read_labels(path.parent).columns for path in sorted(stage_dir.rglob(PARQUET))]
+
+
+def concatenate(tables: list[Columns]) -> Columns:
+    """Several data sets' frames as one table; {} for none."""
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]} if tables else {}
+
+
+def groups(table: Columns) -> dict[str, np.ndarray]:
+    """Masks over frames, [n] each: demonstration, the policy's success and failure, correction; those that occur."""
+    source, success = table["source"], table["success"]
+    masks = {
+        "demonstration": source == "demonstration",
+        "success": (source == "rollout") & success,
+        "failure": (source == "rollout") & ~success,
+        "correction": source == "correction",
+    }
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

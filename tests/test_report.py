@@ -1,0 +1,250 @@
+"""The report: summary.json against numbers counted by hand, the table, report.html, and runs that lack pieces."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import TASKS, evaluate, make_run, outcomes
+from rich.console import Console
+
+from recap.errors import RecapError
+from recap.report import build_summary, print_table, write_html, write_summary
+from recap.report.__main__ import main
+from recap.report.verdict import verdict
+
+BEFORE, MIDDLE, AFTER = outcomes("1100000010"), outcomes("1110000000"), outcomes("1011111100")
+ARMS = {
+    "negative_prompt": outcomes("0" * 10),
+    "labels_on_demonstrations": outcomes("1011110000"),
+    "continued_sft": outcomes("1100000000"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, MIDDLE, AFTER], ARMS)
+
+
+# ---------------------------------------------------------------------------------------------------- summary.json
+def test_summary_numbers(run_dir: Path) -> None:
+    summary = build_summary(run_dir)
+    assert list(summary) == ["name", "seed", "policies", "controls", "comparisons", "advantage", "wall_seconds"]
+    assert (summary["name"], summary["seed"]) == ("demo", 3)
+    assert [p["eval"]["successes"] for p in summary["policies"]] == [3, 3, 7]
+    assert [p["stage"] for p in summary["policies"]] == ["sft", "finetune", "finetune"]
+    assert [p["data"]["rollouts"] for p in summary["policies"]] == [0, 12, 24]
+    last = summary["policies"][2]
+    assert last["checkpoint"] == "iter_02/policy/checkpoints/last"
+    assert last["eval"] == {
+        "episodes": 10,
+        "successes": 7,
+        "success_rate": 0.7,
+        "ci95": pytest.approx([0.3968, 0.8922], abs=1e-4),  # Wilson's interval of 7 of 10
+        "mean_steps_to_success": pytest.approx((37 + 39 + 37 + 38 + 39 + 37 + 38) / 7),
+        "successes_per_hour": pytest.approx(7 * 36000 / (265 + 150)),
+        "per_task": {TASKS[1]: {"episodes": 5, "successes": 3}, TASKS[0]: {"episodes": 5, "successes": 4}},
+        "outcomes": "iter_02/eval/result.json",
+    }
+    assert last["data"] == {"demonstrations": 15, "rollouts": 24}
+    assert summary["wall_seconds"]["sft"] == 70.1
+    assert list(summary["wall_seconds"])[:5] == ["demonstrations", "value", "sft", "sft/eval", "iter_01/rollout"]
+
+
+def test_comparisons_pair_by_pair(run_dir: Path) -> None:
+    found = {(c["before"], c["after"]): (c["fixed"], c["broke"]) for c in build_summary(run_dir)["comparisons"]}
+    assert found == {
+        (0, 1): (1, 1),
+        (1, 2): (5, 1),
+        (0, 2): (6, 2),
+        ("labels_on_demonstrations", 2): (2, 0),
+        ("continued_sft", 2): (6, 1),
+        ("negative_prompt", 2): (7, 0),
+    }
+    p = next(c["mcnemar_p"] for c in build_summary(run_dir)["comparisons"] if c["before"] == "negative_prompt")
+    assert p == pytest.approx(2 / 2**7)
+
+
+def test_controls_and_advantage(run_dir: Path) -> None:
+    summary = build_summary(run_dir)
+    assert [(c["arm"], c["iteration"], c["eval"]["successes"]) for c in summary["controls"]] == [
+        ("labels_on_demonstrations", 2, 5),
+        ("continued_sft", 2, 2),
+        ("negative_prompt", 2, 0),
+    ]
+    for entry in summary["advantage"]:
+        assert set(entry["epsilon"]) == set(TASKS)
+        assert entry["wanted_positive"] == 0.3
+        assert entry["achieved_positive"]["all"] == pytest.approx(0.3, abs=0.01)
+        assert entry["achieved_positive"]["success"] > entry["achieved_positive"]["failure"]
+
+
+def test_unfinished_stages_do_not_count(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo")
+    (copy / "iter_02" / "eval" / "manifest.json").unlink()
+    summary = build_summary(copy)
+    assert [p["eval"] is None for p in summary["policies"]] == [False, False, True]
+    assert all(c["after"] == 1 for c in summary["comparisons"])
+
+
+@pytest.mark.parametrize("content", ["", '{"episodes": [', "[]", '{"episodes": [], "fps": 10}'])
+def test_damaged_result_is_named(run_dir: Path, tmp_path: Path, content: str) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo")
+    (copy / "sft" / "eval" / "result.json").write_text(content)
+    with pytest.raises(RecapError, match=r"sft/eval"):
+        build_summary(copy)
+
+
+def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecapError, match="does not exist"):
+        build_summary(tmp_path / "typo")
+    assert main([str(tmp_path)]) == 1
+    assert "no finished stage" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- sentences, table
+STEADY = outcomes("1" * 10 + "0" * 30)
+
+
+@pytest.mark.parametrize(
+    ("last", "control", "said"),
+    [
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose from 25", "Experience helped")),
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "not shown that experience")),
+        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience did harm")),
+        (outcomes("0" * 40), STEADY, ("Success fell", "Experience did harm")),
+        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "not shown that experience")),
+    ],
+)
+def test_verdict_is_honest(tmp_path: Path, last: list[bool], control: list[bool], said: tuple[str, str]) -> None:
+    run = tmp_path / "demo"
+    for stage, wins in (("sft", STEADY), ("iter_01", last), ("controls/labels_on_demonstrations", control)):
+        evaluate(run / stage / "eval", wins, 40)
+    sentences = verdict(build_summary(run))
+    assert len(sentences) == 2
+    assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_table_fits_the_terminal(run_dir: Path, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(build_summary(run_dir), console)
+    text = console.export_text().replace("\u00a0", " ")
+    assert max(map(len, text.splitlines())) <= width
+    row = next(line for line in text.splitlines() if "iteration 2" in line)
+    assert all(number in row for number in ("7/10", "70 %", "40–89 %", "37.9", "607", "30 %"))
+    assert "…" not in text  # nothing was cut
+    assert re.search(r"same labels, demonstrations only .* 5/10 .*\+20 +0\.5", text)
+
+
+# ---------------------------------------------------------------------------------------------------- report.html
+class WellFormed(HTMLParser):
+    """Checks that tags nest, and collects what the page would load."""
+
+    VOID = frozenset({"meta", "link", "br", "wbr", "img", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for key, value in attrs if key in {"src", "href", "poster", "data"}]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+def data_of(page: str) -> dict[str, Any]:
+    return json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+
+
+def page_of(run: Path) -> str:
+    return write_html(run, write_summary(run)).read_text()
+
+
+def test_page_is_well_formed_and_self_contained(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    parser = WellFormed()
+    parser.feed(page)
+    assert parser.stack == []
+    assert all(load.startswith("data:") for load in parser.loads)
+    assert not re.search(r"https?://", page)
+    assert page.count("<video ") == 4  # two initial states, SFT and the last policy side by side
+    for heading in ("Success rate", "Pair by pair", "Value over time", "Advantages and ε", "Videos", "Training loss"):
+        assert f"<h2>{heading}</h2>" in page
+    data = data_of(page)
+    assert len(data["values"]["success"]["strip"]["frames"]) == len(data["values"]["success"]["value"])
+    assert {g["name"] for h in data["advantage"] for g in h["groups"]} == {"demonstration", "success", "failure"}
+    assert [round(sum(g["share"]), 3) for g in data["advantage"][0]["groups"]] == [1, 1, 1]
+    assert [curve["node"] for curve in data["losses"]][:3] == ["value", "sft", "iter_01/value"]
+    assert "&lt;b&gt;&amp;amp;&lt;/b&gt;" in page  # the configuration is text, not markup
+
+
+def test_page_without_the_optional_pieces(tmp_path: Path) -> None:
+    bare = make_run(tmp_path / "bare", [BEFORE], {}, videos=0)
+    page = page_of(bare)
+    WellFormed().feed(page)
+    assert "Only SFT was evaluated" in page
+    assert "<h2>Videos</h2>" not in page
+    assert "<h2>Pair by pair</h2>" not in page
+    for folder in ("sft/eval", "demonstrations"):
+        shutil.rmtree(bare / folder)
+    (bare / "config.yaml").unlink()
+    assert "No policy was evaluated yet" in page_of(bare)
+    print_table(build_summary(bare), Console(file=io.StringIO()))
+
+
+def test_page_without_frames_or_thresholds(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo")
+    shutil.rmtree(copy / "iter_02" / "rollout" / "dataset")
+    assert "strip" not in data_of(page_of(copy))["values"]["success"]
+    (copy / "iter_02" / "advantage" / "thresholds.json").unlink()
+    with pytest.raises(RecapError, match=r"thresholds\.json"):
+        build_summary(copy)
+
+
+def test_command_rebuilds_both(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo")
+    assert main([str(copy)]) == 0
+    assert json.loads((copy / "summary.json").read_text()) == build_summary(copy)
+    assert (copy / "report.html").is_file()
+    assert not list(copy.glob("*.tmp"))
+    assert "iteration 2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
+def test_page_in_a_browser(run_dir: Path, tmp_path: Path, width: int) -> None:
+    """Every chart is drawn, nothing is written to the console, nothing is asked of the network."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on PATH to open the report with (apt-get install chromium)")
+    page_of(run_dir)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={tmp_path / 'net.json'}"]
+    flags += [
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--window-size={width},2000",
+        "--virtual-time-budget=4000",
+        "--dump-dom",
+    ]
+    command = [browser, *flags, (run_dir / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr, done.stderr
+    drawn = done.stdout.partition("<script")[0].count("<svg")
+    assert drawn == 2 + 2 + 8  # success and advantages, two traces, eight losses
+    # Requests of a page name their initiator; the browser's own say "not an origin".
+    asked = re.findall(r'"initiator":"(.*?)".*?"url":"((?:https?|wss?)://.*?)"', (tmp_path / "net.json").read_text())
+    assert [url for initiator, url in asked if initiator != "not an origin"] == []
