@@ -1,0 +1,80 @@
+"""What π0 and the value function share: sizes as Hugging Face configurations, image preparation, and initialisation from scratch."""
+
+from __future__ import annotations
+
+import torch
+from lerobot.policies.common.vla_utils import resize_with_pad_torch
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig
+
+from recap.config import SiglipSize
+
+
+STEM_STRIDE = 4
+
+
+def siglip_config(size: SiglipSize, image_size: int) -> SiglipVisionConfig:
+    """SigLIP of a size. Behind a stem it sees the stem's map instead of pixels, with the same number of patches."""
+    stride = STEM_STRIDE if size.stem else 1
+    config = SiglipVisionConfig(
+        hidden_size=size.width,
+        intermediate_size=size.mlp_dim,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.num_heads,
+        num_channels=size.stem or 3,
+        patch_size=size.patch_size // stride,
+        image_size=image_size // stride,
+    )
+    config.vision_use_head = False
+    return config
+
+
+def make_stem(size: SiglipSize) -> nn.Module | None:
+    """Overlapping convolutions before the patches, [B, 3, S, S] -> [B, stem, S/4, S/4]; None for `stem: 0`, which is SigLIP itself.
+
+    Small models from scratch need them: cut into patches by one linear map, they place a pot to 15 mm, with a stem to 7 mm.
+    """
+    if not size.stem:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(3, size.stem, 5, stride=2, padding=2), nn.GELU(), nn.Conv2d(size.stem, size.stem, 3, stride=2, padding=1), nn.GELU()
+    )
+
+
+def stack_images(batch: dict[str, Tensor], keys: list[str], image_size: int) -> Tensor:
+    """Cameras of a batch, each float [B, 3, H, W] in [0, 1], as SigLIP takes them: [B, cameras, 3, image_size, image_size] in [-1, 1].
+
+    Cameras that the batch does not have are left out: no compute for them.
+
+    Raises:
+        KeyError: no camera of `keys` is in the batch.
+    """
+    present = [key for key in keys if key in batch]
+    if not present:
+        raise KeyError(f"none of the cameras {keys} is in the batch, which has {sorted(batch)}")
+    images = []
+    for key in present:
+        image = batch[key].to(torch.float32)
+        if image.shape[-2:] != (image_size, image_size):
+            image = resize_with_pad_torch(image, image_size, image_size)
+        images.append(image * 2.0 - 1.0)
+    return torch.stack(images, dim=1)
+
+
+def trim(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Drops the columns [B, L] that are padding for the whole batch. Padding is on the right."""
+    length = int(mask.sum(dim=1).max())
+    return tokens[:, :length], mask[:, :length]
+
+
+@torch.no_grad()
+def init_from_scratch(module: nn.Module) -> None:
+    """Unit-variance initialisation for small models without pre-trained weights (the 0.02 of Hugging Face is made for widths in the thousands)."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.normal_(child.weight, std=child.weight[0].numel() ** -0.5)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Embedding):
+            scaled = hasattr(child, "embed_scale")  # Gemma multiplies its embeddings by √width
+            nn.init.normal_(child.weight, std=child.embedding_dim**-0.5 if scaled else (0.02 if "position" in name else 1.0))

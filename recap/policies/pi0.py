@@ -1,0 +1,277 @@
+"""π0: flow matching with a PaliGemma prefix and a Gemma action expert, as a lerobot policy of any size.
+
+State-dict keys and shapes are those of lerobot's `PI0Policy`; at full size its weights load here and ours load there. The forward pass is
+ours: prefix and suffix are computed apart (the prefix never looks at the suffix), so that several flow samples share one prefix, the last
+prefix layer is only keys and values, and guidance is one batched pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel, PI0Policy, PI0Pytorch
+from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor, nn
+from transformers import GemmaConfig, PaliGemmaConfig
+from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
+
+from recap.config import GemmaSize, SiglipSize
+from recap.policies.backbone import init_from_scratch, make_stem, siglip_config, stack_images, trim
+from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
+
+KeysValues = list[tuple[Tensor, Tensor]]
+
+
+@PreTrainedConfig.register_subclass("recap_pi0")
+@dataclass
+class RecapPI0Config(PI0Config):
+    """lerobot's PI0Config with the sizes as numbers instead of variant names."""
+
+    vision: SiglipSize = field(default_factory=SiglipSize)
+    vlm: GemmaSize = field(default_factory=GemmaSize)
+    expert: GemmaSize = field(default_factory=GemmaSize)
+    vocab_size: int = 257152
+    tokenizer: str = "google/paligemma-3b-pt-224"
+    flow_samples: int = 1  # noise and time samples per observation in training; they share the prefix
+    beta: float = 1.0  # guidance β at inference
+
+
+def gemma_config(size: GemmaSize, vocab_size: int) -> GemmaConfig:
+    config = GemmaConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.width,
+        intermediate_size=size.mlp_dim,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads,
+        head_dim=size.head_dim,
+        hidden_activation="gelu_pytorch_tanh",
+    )
+    config.use_adarms = False
+    config.adarms_cond_dim = None
+    return config
+
+
+class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
+    """lerobot's pair of modules, built from numbers."""
+
+    def __init__(self, config: RecapPI0Config) -> None:
+        nn.Module.__init__(self)
+        self.freeze_vision_encoder = config.freeze_vision_encoder
+        self.train_expert_only = config.train_expert_only
+        vision = siglip_config(config.vision, config.image_resolution[0])
+        vision.projection_dim = config.vlm.width
+        text = gemma_config(config.vlm, config.vocab_size)
+        paligemma = PaliGemmaConfig(
+            vision_config=vision, text_config=text, image_token_index=config.vocab_size, vocab_size=config.vocab_size,
+            projection_dim=config.vlm.width, hidden_size=config.vlm.width,
+        )  # fmt: skip
+        self.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(config=paligemma)
+        self.stem = make_stem(config.vision)
+        self.gemma_expert = PiGemmaForCausalLM(config=gemma_config(config.expert, config.vocab_size))
+        self.gemma_expert.model.embed_tokens = None
+        self._set_requires_grad()
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """[B, cameras, 3, S, S] -> [B, cameras · patches, width], all cameras in one pass of the vision tower."""
+        pixels = images.flatten(0, 1) if self.stem is None else self.stem(images.flatten(0, 1))
+        features = self.paligemma.model.get_image_features(pixels).pooler_output
+        return features.reshape(images.shape[0], -1, features.shape[-1])
+
+
+def _project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised hidden states [B, L, D] -> q [B, heads, L, d], k and v [B, kv heads, L, d]."""
+    normed, _ = layer.input_layernorm(hidden)
+    attention = layer.self_attn
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    q, k, v = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+    return q, k, v
+
+
+def _attend(layer: nn.Module, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention and MLP of one Gemma layer around given queries, keys and values; mask bool, broadcastable to [B, heads, L, keys]."""
+    heads = q.shape[1] // k.shape[1]
+    out = F.scaled_dot_product_attention(
+        q, k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1), attn_mask=mask, scale=layer.self_attn.scaling
+    )
+    hidden = hidden + layer.self_attn.o_proj(out.transpose(1, 2).flatten(2))
+    normed, _ = layer.post_attention_layernorm(hidden)
+    return hidden + layer.mlp(normed)
+
+
+class PI0Model(PI0Pytorch):
+    """lerobot's PI0Pytorch (its projections, time embedding and noise) with the joint attention computed in two parts."""
+
+    def __init__(self, config: RecapPI0Config) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.rtc_processor = None
+        self.gradient_checkpointing_enabled = False
+        self.paligemma_with_expert = PaliGemmaWithExpert(config)
+        width = config.expert.width
+        self.action_in_proj = nn.Linear(config.max_action_dim, width)
+        self.action_out_proj = nn.Linear(width, config.max_action_dim)
+        self.state_proj = nn.Linear(config.max_state_dim, width)
+        self.action_time_mlp_in = nn.Linear(2 * width, width)
+        self.action_time_mlp_out = nn.Linear(width, width)
+
+    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.paligemma_with_expert.paligemma.model.language_model.rotary_emb(q, positions)
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+    def encode_prefix(self, images: Tensor, tokens: Tensor, mask: Tensor) -> tuple[KeysValues, Tensor]:
+        """Keys and values of images and prompt for every layer.
+
+        Args:
+            images: [B, cameras, 3, S, S] in [-1, 1].
+            tokens, mask: int and bool [B, L], padded on the right.
+
+        Returns:
+            per layer (k, v), each [B, kv heads, P, head_dim], and the mask bool [B, P] of real prefix tokens.
+        """
+        vlm = self.paligemma_with_expert
+        image_embs = vlm.embed_images(images)
+        hidden = torch.cat([image_embs, vlm.embed_language_tokens(tokens).to(image_embs.dtype)], dim=1)
+        valid = torch.cat([mask.new_ones(image_embs.shape[:2]), mask], dim=1)
+        positions = torch.cumsum(valid, dim=1) - 1
+        layers = vlm.paligemma.model.language_model.layers
+        cache: KeysValues = []
+        for i, layer in enumerate(layers):
+            q, k, v = _project(layer, hidden)
+            q, k = self._rotate(q, k, positions)
+            cache.append((k, v))
+            if i + 1 < len(layers):  # nobody reads the prefix's output, only its keys and values
+                hidden = _attend(layer, hidden, q, k, v, valid[:, None, None, :])
+        return cache, valid
+
+    def velocity(self, state: Tensor, x_t: Tensor, time: Tensor, cache: KeysValues, valid: Tensor) -> Tensor:
+        """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim]. state [B, max_state_dim], x_t like the result, time [B] (1 = noise)."""
+        hidden, _, _, _ = self.embed_suffix(state, x_t, time)
+        batch, length = hidden.shape[:2]
+        positions = valid.sum(dim=1, keepdim=True) + torch.arange(length, device=valid.device)
+        # the state token sees itself, actions see state and actions; both see the real prefix
+        own = torch.ones(length, length, dtype=torch.bool, device=valid.device)
+        own[0, 1:] = False
+        mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(batch, -1, -1)], dim=2)[:, None]
+        expert = self.paligemma_with_expert.gemma_expert.model
+        for layer, (prefix_k, prefix_v) in zip(expert.layers, cache, strict=True):
+            q, k, v = _project(layer, hidden)
+            q, k = self._rotate(q, k, positions)
+            hidden = _attend(layer, hidden, q, torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2), mask)
+        hidden, _ = expert.norm(hidden)
+        return self.action_out_proj(hidden[:, 1:].to(torch.float32))
+
+    def flow_loss(self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Flow matching: |v_θ(x_t, t) − (noise − actions)|² with x_t = t · noise + (1 − t) · actions.
+
+        Args:
+            actions: [B, chunk, max_action_dim]; noise: [B, K, chunk, max_action_dim]; time: [B, K].
+
+        Returns:
+            squared error [B, K, chunk, max_action_dim].
+        """
+        samples = noise.shape[1]
+        cache, valid = self.encode_prefix(images, tokens, mask)
+        cache = [(k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0)) for k, v in cache]
+        t = time[:, :, None, None]
+        x_t = t * noise + (1 - t) * actions[:, None]
+        v_t = self.velocity(
+            state.repeat_interleave(samples, 0), x_t.flatten(0, 1), time.flatten(), cache, valid.repeat_interleave(samples, 0)
+        )
+        return F.mse_loss(v_t.view_as(noise), noise - actions[:, None], reduction="none")
+
+    @torch.no_grad()
+    def sample_actions(  # type: ignore[override]
+        self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, noise: Tensor, beta: float = 1.0,
+        unconditional: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Euler steps from `noise` at t = 1 to actions [B, chunk, max_action_dim] at t = 0.
+
+        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; `unconditional` is the prompt (tokens, mask) without
+        the indicator.
+        """
+        if beta == 1.0 or unconditional is None:
+            cache, valid = self.encode_prefix(images, tokens, mask)
+            return euler_integrate(lambda x, t: self.velocity(state, x, t, cache, valid), noise, self.config.num_inference_steps)
+        plain_tokens, plain_mask = unconditional
+        pad = tokens.shape[1] - plain_tokens.shape[1]
+        cache, valid = self.encode_prefix(
+            images.repeat(2, 1, 1, 1, 1),
+            torch.cat([tokens, F.pad(plain_tokens, (0, pad))]),
+            torch.cat([mask, F.pad(plain_mask, (0, pad))]),
+        )
+        state = state.repeat(2, 1)
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            cond, uncond = self.velocity(state, x.repeat(2, 1, 1), t.repeat(2), cache, valid).chunk(2)
+            return uncond + beta * (cond - uncond)
+
+        return euler_integrate(guided, noise, self.config.num_inference_steps)
+
+
+class RecapPI0Policy(PI0Policy):
+    """π0 of any size behind lerobot's policy interface. Batches come from the saved preprocessor (`recap.policies.checkpoint`)."""
+
+    config_class = RecapPI0Config
+    name = "recap_pi0"
+    from_pretrained = PreTrainedPolicy.from_pretrained  # lerobot's π0 override swallows loading errors
+
+    def __init__(self, config: RecapPI0Config, **_: Any) -> None:
+        PreTrainedPolicy.__init__(self, config)
+        config.validate_features()
+        self.config: RecapPI0Config = config
+        self.rtc_processor = None
+        self.model = PI0Model(config)
+        init_from_scratch(self.model)
+        self.model.to(config.device)
+        self.reset()
+
+    def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])
+        return images, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK], pad_vector(batch[OBS_STATE], self.config.max_state_dim)
+
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """Flow-matching loss over the real action dimensions and the real frames of the chunk.
+
+        The batch has `action` [B, chunk, A] normalised, `action_is_pad` bool [B, chunk], and may bring its own `noise`
+        [B, K, chunk, max_action_dim] and `time` [B, K]. `reduction="none"` gives one loss a sample.
+        """
+        images, tokens, mask, state = self._inputs(batch)
+        tokens, mask = trim(tokens, mask)
+        actions = pad_vector(batch[ACTION], self.config.max_action_dim)
+        size, samples = actions.shape[0], self.config.flow_samples
+        noise = batch["noise"] if "noise" in batch else self.model.sample_noise((size, samples, *actions.shape[1:]), actions.device)
+        time = batch["time"] if "time" in batch else self.model.sample_time(size * samples, actions.device).view(size, samples)
+        losses = self.model.flow_loss(images, tokens, mask, state, actions, noise, time)
+        losses = losses[..., : self.config.output_features[ACTION].shape[0]].mean(dim=(1, 3))
+        real = torch.ones_like(losses) if "action_is_pad" not in batch else (~batch["action_is_pad"]).to(losses.dtype)
+        per_sample = (losses * real).sum(1) / real.sum(1).clamp(min=1)
+        if reduction == "none":
+            return per_sample, {}
+        # frames weigh the same wherever they fall in the batch
+        loss = (losses * real).sum() / real.sum().clamp(min=1)
+        return loss, {"loss": loss.item()}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Normalised actions [B, chunk, A]. `noise` [B, chunk, max_action_dim] may be given in the batch, for repeatable rollouts."""
+        self.eval()
+        images, tokens, mask, state = self._inputs(batch)
+        shape = (state.shape[0], self.config.chunk_size, self.config.max_action_dim)
+        noise = batch["noise"] if "noise" in batch else self.model.sample_noise(shape, state.device)
+        unconditional = (batch[UNCONDITIONAL_TOKENS], batch[UNCONDITIONAL_MASK]) if UNCONDITIONAL_TOKENS in batch else None
+        actions = self.model.sample_actions(images, tokens, mask, state, noise, self.config.beta, unconditional)
+        return actions[:, :, : self.config.output_features[ACTION].shape[0]]
+
+    def reset(self) -> None:
+        self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
