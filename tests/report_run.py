@@ -174,8 +174,9 @@ def make_run(
         label(here / "advantage", tables)
         train(here / "policy", 61.0, rng)
         evaluate(here / "eval", wins, 37, videos)
+    last = root / f"iter_{len(policies) - 1:02d}"
     for arm, wins in controls.items():
         if arm != "negative_prompt":
-            train(root / "controls" / arm / "policy", 61.0, rng)
-        evaluate(root / "controls" / arm / "eval", wins, 40)
+            train(last / "controls" / arm / "policy", 61.0, rng)
+        evaluate(last / "controls" / arm / "eval", wins, 40)
     return root

@@ -125,7 +125,7 @@ STEADY = outcomes("1" * 10 + "0" * 30)
 )
 def test_verdict_is_honest(tmp_path: Path, last: list[bool], control: list[bool], said: tuple[str, str]) -> None:
     run = tmp_path / "demo"
-    for stage, wins in (("sft", STEADY), ("iter_01", last), ("controls/labels_on_demonstrations", control)):
+    for stage, wins in (("sft", STEADY), ("iter_01", last), ("iter_01/controls/labels_on_demonstrations", control)):
         evaluate(run / stage / "eval", wins, 40)
     sentences = verdict(build_summary(run))
     assert len(sentences) == 2

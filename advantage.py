@@ -1,0 +1,22 @@
+"""Ask the value function about every frame, and turn its answers into advantages, thresholds and indicators.
+
+    python advantage.py experiment=demo data=moka+rollouts
+    python advantage.py data=libero+rollouts checkpoint=outputs/libero/iter_01/value/checkpoints/last
+    python advantage.py data=libero+rollouts advantage.positive_fraction=0.4 advantage.look_ahead=20
+
+Every key: python advantage.py --cfg job
+"""
+
+from recap.cli import entrypoint
+from recap.config import AdvantageJob
+
+
+@entrypoint(AdvantageJob)
+def main(cfg: AdvantageJob) -> None:
+    from recap.pipeline import run_advantage  # here, because torch takes seconds that a mistyped key should not cost
+
+    run_advantage(cfg)
+
+
+if __name__ == "__main__":
+    main()

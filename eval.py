@@ -1,0 +1,22 @@
+"""Run a checkpoint in the environment: on held-out initial states, or with record=true to collect experience.
+
+    python eval.py data=moka checkpoint=outputs/demo/sft/checkpoints/last episodes=150
+    python eval.py policy=pi0 env=libero checkpoint=outputs/libero/sft/checkpoints/last episodes=300 record=true
+    python eval.py experiment=demo checkpoint=outputs/demo/iter_01/policy/checkpoints/last eval.prompt=negative
+
+Every key: python eval.py --cfg job
+"""
+
+from recap.cli import entrypoint
+from recap.config import EvalJob
+
+
+@entrypoint(EvalJob)
+def main(cfg: EvalJob) -> None:
+    from recap.pipeline import run_eval  # here, because torch takes seconds that a mistyped key should not cost
+
+    run_eval(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Which values make sense, alone and together. Types and choices are the schema's; this is what types cannot say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from recap.config.schema import (
+    Config,
+    EnvKind,
+    EvalConfig,
+    EvalJob,
+    GemmaSize,
+    IndicatorMode,
+    Normalization,
+    PolicyKind,
+    Prompt,
+    RolloutConfig,
+    SiglipSize,
+    StageKind,
+    TrainConfig,
+    TrainJob,
+)
+
+Rule = tuple[Callable[[float], bool], str]
+
+
+def at_least(low: float) -> Rule:
+    return lambda x: x >= low, f"must be at least {low}"
+
+
+FRACTION: Rule = (lambda x: 0 <= x <= 1, "must lie between 0 and 1")
+POSITIVE: Rule = (lambda x: x > 0, "must be greater than 0")
+
+# By the last part of the key: a word means the same wherever it stands.
+RULES: dict[str, Rule] = {
+    "bins": at_least(2),
+    "positive_fraction": (lambda x: 0 < x < 1, "must lie strictly between 0 and 1 (0.3 labels 30 % of the frames)"),
+    "indicator_dropout": (lambda x: 0 <= x < 1, "must be at least 0 and below 1 (at 1 no indicator is ever read)"),
+}
+for words, rule in {
+    "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
+    "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples": at_least(1),
+    "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
+    "fps max_steps episodes look_ahead processes slots": at_least(1),
+    "seed warmup_steps weight_decay videos beta noise c_fail": at_least(0),
+    "learning_rate grad_clip normalizer": POSITIVE,
+    "demonstration_share slow hesitate miss decay_to": FRACTION,
+}.items():
+    RULES.update(dict.fromkeys(words.split(), rule))
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything under a dataclass that is not one itself."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def problems(cfg: Config) -> list[str]:
+    """Everything wrong with a typed configuration, each as one line that names key, value and fix."""
+    found = [*_ranges(cfg)]
+    if not found:  # the rest divides and compares, which means little when a number is out of range
+        found = [*_models(cfg), *_experiment(cfg), *_job(cfg)]
+    return found
+
+
+def _ranges(cfg: Config) -> Iterator[str]:
+    for key, value in leaves(cfg):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        good, text = RULES.get(key.rsplit(".", 1)[-1], (lambda x: True, ""))
+        if not math.isfinite(value):
+            yield f"{key}={value}: must be a finite number"
+        elif not good(value):
+            yield f"{key}={value}: {text}"
+    if not re.fullmatch(r"[\w.,=+-]+", cfg.name) or set(cfg.name) == {"."}:
+        yield f"name={cfg.name!r}: names a directory, so use letters, digits and . _ - + = only"
+    if not cfg.output.strip():
+        yield "output='': must be a directory. Fix: leave it out (outputs/<name>)"
+
+
+def _models(cfg: Config) -> Iterator[str]:
+    pi0, value = cfg.pi0, cfg.value
+    if pi0.n_action_steps > pi0.chunk_size:
+        yield (
+            f"pi0.n_action_steps={pi0.n_action_steps}: only pi0.chunk_size={pi0.chunk_size} actions are predicted. "
+            f"Fix: pi0.n_action_steps={pi0.chunk_size}"
+        )
+    for node, image_size, vision in (("pi0", pi0.image_size, pi0.vision), ("value", value.image_size, value.vision)):
+        yield from _vision(node, image_size, vision)
+    for node, size in (("pi0.vlm", pi0.vlm), ("pi0.expert", pi0.expert), ("value.text", value.text)):
+        yield from _gemma(node, size)
+    for key in ("depth", "head_dim", "num_heads", "num_kv_heads"):
+        vlm, expert = getattr(pi0.vlm, key), getattr(pi0.expert, key)
+        if vlm != expert:
+            yield (
+                f"pi0.expert.{key}={expert}: the two attend jointly, layer by layer: must equal pi0.vlm.{key}={vlm}. "
+                "Fix: the same number for both"
+            )
+    yield from _training("pi0.sft", pi0.sft)
+    yield from _training("pi0.finetune", pi0.finetune)
+    yield from _training("value.sft", value.sft)
+    yield from _training("value.finetune", value.finetune)
+
+
+def _vision(node: str, image_size: int, size: SiglipSize) -> Iterator[str]:
+    if image_size % size.patch_size:
+        yield f"{node}.image_size={image_size}: must be a multiple of {node}.vision.patch_size={size.patch_size}"
+    if size.width % size.num_heads:
+        yield f"{node}.vision.width={size.width}: must be a multiple of {node}.vision.num_heads={size.num_heads}"
+
+
+def _gemma(node: str, size: GemmaSize) -> Iterator[str]:
+    if size.head_dim % 2:
+        yield f"{node}.head_dim={size.head_dim}: must be even (rotary positions turn pairs of numbers)"
+    if size.num_heads % size.num_kv_heads:
+        yield f"{node}.num_heads={size.num_heads}: must be a multiple of {node}.num_kv_heads={size.num_kv_heads}"
+
+
+def _training(node: str, training: TrainConfig) -> Iterator[str]:
+    if training.warmup_steps > training.steps:
+        yield (
+            f"{node}.warmup_steps={training.warmup_steps}: longer than the training. "
+            f"Fix: at most {node}.steps={training.steps}"
+        )
+    if node.endswith(".sft") and training.demonstration_share != 1:
+        yield (
+            f"{node}.demonstration_share={training.demonstration_share}: this stage has demonstrations only. "
+            f"Fix: 1, or {node.removesuffix('sft')}finetune.demonstration_share"
+        )
+
+
+def _experiment(cfg: Config) -> Iterator[str]:
+    tasks, workers = cfg.env.tasks, cfg.workers
+    if not tasks or not all(task.strip() for task in tasks):
+        yield f"env.tasks={tasks}: must list at least one instruction"
+    elif len(set(tasks)) < len(tasks):
+        yield f"env.tasks={tasks}: the same instruction stands twice"
+    if workers.processes > workers.slots:
+        yield f"workers.processes={workers.processes}: each needs a slot. Fix: at most workers.slots={workers.slots}"
+    yield from _demonstrations(cfg)
+    yield from _normalization(cfg)
+    yield from _episodes("rollout", cfg.rollout, cfg)
+    yield from _episodes("eval", cfg.eval, cfg)
+
+
+def _demonstrations(cfg: Config) -> Iterator[str]:
+    data, env = cfg.data, cfg.env.type
+    key, existing = ("repo_id", data.repo_id) if data.root is None else ("root", data.root)
+    if data.demonstrator is None and existing is None:
+        yield "data.root=null: no demonstrations. Fix: data=moka, data=libero, or data.root=<a LeRobot v3 data set>"
+    elif data.demonstrator is not None and existing is not None:
+        yield (
+            f"data.{key}={existing}: data.demonstrator records demonstrations too. "
+            f"Fix: data.{key}=null, or data.demonstrator=null"
+        )
+    elif data.demonstrator is not None and env is not EnvKind.moka:
+        yield f"env={env.name}: only env=moka has this data's scripted demonstrator. Fix: env=moka, or data=libero"
+    elif env is EnvKind.moka and data.demonstrator is None and data.root is None:
+        yield (
+            f"env=moka: data.repo_id={existing} was not recorded in it. "
+            "Fix: data=moka, or data.root=<a data set recorded in env=moka>"
+        )
+
+
+def _normalization(cfg: Config) -> Iterator[str]:
+    advantage, demonstrator = cfg.advantage, cfg.data.demonstrator
+    longest = max(cfg.env.max_steps, demonstrator.max_steps if demonstrator else 0)
+    lowest = longest + advantage.c_fail
+    if advantage.normalization is Normalization.per_task:
+        if advantage.normalizer is not None:
+            yield (
+                f"advantage.normalizer={advantage.normalizer:g}: advantage.normalization=per_task measures its own. "
+                "Fix: advantage.normalizer=null, or advantage.normalization=constant"
+            )
+    elif advantage.normalizer is None:
+        yield (
+            "advantage.normalizer=null: advantage.normalization=constant needs it. "
+            f"Fix: advantage.normalizer={lowest:g}, or advantage.normalization=per_task"
+        )
+    elif advantage.normalizer < lowest:
+        yield (
+            f"advantage.normalizer={advantage.normalizer:g}: returns reach -(max_steps + c_fail) = -{lowest:g}, "
+            f"below the bins. Fix: advantage.normalizer={lowest:g}, or a smaller advantage.c_fail={advantage.c_fail:g}"
+        )
+
+
+def _episodes(node: str, run: RolloutConfig | EvalConfig, cfg: Config) -> Iterator[str]:
+    if run.videos > run.episodes:
+        yield f"{node}.videos={run.videos}: more than {node}.episodes={run.episodes}"
+    if run.prompt is not Prompt.none and cfg.pi0.sft.indicator is cfg.pi0.finetune.indicator is IndicatorMode.ignore:
+        yield (
+            f"{node}.prompt={run.prompt.name}: with indicator=ignore in both trainings no policy reads it. "
+            f"Fix: {node}.prompt=none"
+        )
+    if run.beta != 1 and run.prompt is Prompt.none:
+        yield f"{node}.beta={run.beta:g}: guidance needs a prompt. Fix: {node}.beta=1, or {node}.prompt=positive"
+    elif run.beta != 1 and cfg.pi0.indicator_dropout == 0:
+        yield (
+            f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which pi0.indicator_dropout=0 "
+            f"never trains. Fix: {node}.beta=1, or pi0.indicator_dropout=0.3"
+        )
+
+
+def _job(cfg: Config) -> Iterator[str]:
+    if isinstance(cfg, TrainJob) and cfg.stage is StageKind.sft and cfg.data.rollouts:
+        yield (
+            "stage=sft: trains on demonstrations only, but data.rollouts=true. "
+            "Fix: stage=finetune, or the data choice without '+rollouts'"
+        )
+    if isinstance(cfg, EvalJob) and cfg.policy is PolicyKind.value:
+        yield "policy=value: the value function cannot act. Fix: policy=pi0 (advantage.py asks the value function)"
+    if isinstance(cfg, EvalJob) and not cfg.checkpoint.strip():
+        yield "checkpoint='': must be a checkpoint directory, e.g. outputs/demo/sft/checkpoints/last"

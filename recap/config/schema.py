@@ -1,0 +1,306 @@
+"""The typed schema: names, types and choices of every key. conf/ holds the values, and says what each one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+# -------------------------------------------------------------------------------- choices
+# OmegaConf takes the member name as the string that users type, so names are lower case.
+class PolicyKind(Enum):
+    pi0 = "pi0"
+    value = "value"
+
+
+class StageKind(Enum):
+    sft = "sft"
+    finetune = "finetune"
+
+
+class IndicatorMode(Enum):
+    on = "on"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
+    use = "use"  # the sample's own label (OpenTau's `use`)
+    ignore = "ignore"  # no indicator text at all (OpenTau's `ignore`)
+
+
+class Prompt(Enum):
+    positive = "positive"
+    negative = "negative"
+    none = "none"
+
+
+class Outcomes(Enum):
+    all = "all"
+    success = "success"
+
+
+class Normalization(Enum):
+    per_task = "per_task"
+    constant = "constant"
+
+
+class Threshold(Enum):
+    per_task = "per_task"
+    all = "all"
+
+
+class SourceKind(Enum):
+    demonstration = "demonstration"
+    rollout = "rollout"
+    correction = "correction"
+
+
+class EnvKind(Enum):
+    moka = "moka"
+    libero = "libero"
+
+
+class LauncherKind(Enum):
+    inline = "inline"
+    local = "local"
+
+
+class TrackingKind(Enum):
+    local = "local"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(Enum):
+    no = "no"
+    bf16 = "bf16"
+
+
+class Control(Enum):
+    labels_on_demonstrations = "labels_on_demonstrations"
+    continued_sft = "continued_sft"
+    negative_prompt = "negative_prompt"
+
+
+# -------------------------------------------------------------------------------- sizes
+@dataclass
+class GemmaSize:
+    width: int = MISSING
+    depth: int = MISSING
+    mlp_dim: int = MISSING
+    num_heads: int = MISSING
+    num_kv_heads: int = MISSING
+    head_dim: int = MISSING
+
+
+@dataclass
+class SiglipSize:
+    width: int = MISSING
+    depth: int = MISSING
+    mlp_dim: int = MISSING
+    num_heads: int = MISSING
+    patch_size: int = MISSING
+    stem: int = 0
+
+
+# -------------------------------------------------------------------------------- training
+@dataclass
+class TrainConfig:
+    """One training: optimiser, length, checkpoints."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    warmup_steps: int = MISSING
+    decay_to: float = MISSING  # a fraction of learning_rate
+    weight_decay: float = MISSING
+    grad_clip: float = MISSING
+    save_every: int = MISSING
+    keep_checkpoints: int = MISSING
+    log_every: int = MISSING
+    demonstration_share: float = MISSING
+
+
+@dataclass
+class PolicyTrainConfig(TrainConfig):
+    indicator: IndicatorMode = MISSING
+    outcomes: Outcomes = MISSING
+
+
+@dataclass
+class PI0Config:
+    """π0: VLM prefix, action expert, flow matching. Names as in lerobot's PI0Config where it has one."""
+
+    vision: SiglipSize = field(default_factory=SiglipSize)
+    vlm: GemmaSize = field(default_factory=GemmaSize)
+    expert: GemmaSize = field(default_factory=GemmaSize)
+    image_size: int = MISSING
+    tokenizer: str = MISSING
+    tokenizer_max_length: int = MISSING
+    max_state_dim: int = MISSING
+    max_action_dim: int = MISSING
+    chunk_size: int = MISSING
+    n_action_steps: int = MISSING
+    num_inference_steps: int = MISSING
+    flow_samples: int = MISSING
+    indicator_dropout: float = MISSING
+    pretrained: str | None = None
+    sft: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
+    finetune: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
+
+
+@dataclass
+class ValueConfig:
+    """The distributional value function V(o, l)."""
+
+    vision: SiglipSize = field(default_factory=SiglipSize)
+    text: GemmaSize = field(default_factory=GemmaSize)
+    image_size: int = MISSING
+    tokenizer: str = MISSING
+    tokenizer_max_length: int = MISSING
+    bins: int = MISSING
+    use_state: bool = MISSING
+    pretrained: str | None = None
+    sft: TrainConfig = field(default_factory=TrainConfig)
+    finetune: TrainConfig = field(default_factory=TrainConfig)
+
+
+# -------------------------------------------------------------------------------- the rest of the experiment
+@dataclass
+class EnvConfig:
+    type: EnvKind = MISSING
+    tasks: list[str] = MISSING
+    image_size: int = MISSING
+    fps: int = MISSING
+    max_steps: int = MISSING
+
+
+@dataclass
+class DemonstratorConfig:
+    """The scripted demonstrator of mixed quality (probabilities per movement or per grasp)."""
+
+    episodes: int = MISSING
+    max_steps: int = MISSING
+    slow: float = MISSING
+    hesitate: float = MISSING
+    miss: float = MISSING
+    noise: float = MISSING
+
+
+@dataclass
+class DataConfig:
+    """Demonstrations: recorded by a scripted demonstrator, or a LeRobot v3 data set; plus the run's rollouts."""
+
+    repo_id: str | None = None
+    root: str | None = None
+    all_succeed: bool = False
+    demonstrator: DemonstratorConfig | None = None
+    rollouts: bool = False
+
+
+@dataclass
+class AdvantageConfig:
+    look_ahead: int = MISSING
+    positive_fraction: float = MISSING
+    threshold: Threshold = MISSING
+    normalization: Normalization = MISSING
+    normalizer: float | None = None
+    c_fail: float = MISSING
+    force_positive: list[SourceKind] = MISSING
+
+
+@dataclass
+class RolloutConfig:
+    episodes: int = MISSING
+    prompt: Prompt = MISSING
+    beta: float = MISSING
+    videos: int = MISSING
+
+
+@dataclass
+class EvalConfig:
+    episodes: int = MISSING
+    prompt: Prompt = MISSING
+    beta: float = MISSING
+    videos: int = MISSING
+
+
+@dataclass
+class WorkersConfig:
+    """Simulation processes, and the environments that all of them hold together (= rows of one policy call)."""
+
+    processes: int = MISSING
+    slots: int = MISSING
+
+
+@dataclass
+class LauncherConfig:
+    kind: LauncherKind = MISSING
+
+
+@dataclass
+class TrackingConfig:
+    kind: TrackingKind = MISSING
+
+
+# -------------------------------------------------------------------------------- the four entrypoints
+@dataclass
+class Config:
+    """What all four entrypoints share; one run directory `output` = one Config."""
+
+    name: str = MISSING
+    output: str = MISSING
+    seed: int = MISSING
+    size: str = MISSING
+    device: Device = MISSING
+    precision: Precision = MISSING
+    pi0: PI0Config = field(default_factory=PI0Config)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class TrainJob(Config):
+    """train.py: one training of one policy."""
+
+    policy: PolicyKind = MISSING
+    stage: StageKind = MISSING
+    iteration: int = 1
+
+
+@dataclass
+class EvalJob(Config):
+    """eval.py: evaluate a checkpoint on held-out initial states, or collect rollouts with it (record=true)."""
+
+    policy: PolicyKind = PolicyKind.pi0
+    checkpoint: str = MISSING
+    episodes: int | None = None
+    record: bool = False
+    result: str | None = None  # the stage directory to write; by default beside the checkpoint
+
+
+@dataclass
+class AdvantageJob(Config):
+    """advantage.py: values, advantages and ε of all data up to an iteration."""
+
+    checkpoint: str | None = None
+    iteration: int = 1
+
+
+@dataclass
+class LoopJob(Config):
+    """loop.py: everything."""
+
+    iterations: int = MISSING
+    iteration: int | None = None  # set by the multirun, one job an iteration
+    controls: list[Control] = field(default_factory=list)

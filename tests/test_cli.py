@@ -1,0 +1,191 @@
+"""From a command line to its jobs: sweeps become the runs that they should, and failures become messages."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recap import cli
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
+from recap.errors import RecapError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+SCHEMAS: dict[str, type[Config]] = {"train": TrainJob, "eval": EvalJob, "advantage": AdvantageJob, "loop": LoopJob}
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+@dataclass
+class Outcome:
+    code: int
+    jobs: list[Any]
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
+    """The whole way of a command line through Hydra, in this process; `work` stands where the pipeline starts."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+
+    def go(entry: str, *overrides: str, work: Callable[[Any], None] = lambda cfg: None) -> Outcome:
+        jobs: list[Any] = []
+
+        def record(cfg: Config) -> None:
+            jobs.append(cfg)
+            work(cfg)
+
+        monkeypatch.setattr(sys, "argv", [f"{entry}.py", *overrides])
+        code = cli._run(record, SCHEMAS[entry], CONF, entry)
+        return Outcome(code, jobs, capsys.readouterr().err)
+
+    yield go
+    root.handlers[:], root.level = handlers, level
+
+
+def test_iterations_follow_each_other_within_a_run(run: Run, tmp_path: Path) -> None:
+    seen = run("loop", "experiment=demo", "+iterations=2", "seed=0,1", "-m")
+    assert seen.code == 0
+    assert [(job.output, job.seed, job.iteration, job.iterations) for job in seen.jobs] == [
+        ("outputs/demo/seed=0", 0, 1, 2),
+        ("outputs/demo/seed=0", 0, 2, 2),
+        ("outputs/demo/seed=1", 1, 1, 2),
+        ("outputs/demo/seed=1", 1, 2, 2),
+    ]
+    assert list(tmp_path.iterdir()) == [], "Hydra leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "outputs"),
+    [
+        (
+            ["advantage.positive_fraction=0.2,0.3"],
+            [f"outputs/demo/advantage.positive_fraction={x}" for x in (0.2, 0.3)],
+        ),
+        (["name=a,b"], ["outputs/a", "outputs/b"]),
+        (["output='some where'", "seed=range(2)"], ["some where/seed=0", "some where/seed=1"]),
+    ],
+)
+def test_each_run_has_its_directory(run: Run, overrides: list[str], outputs: list[str]) -> None:
+    seen = run("loop", "experiment=demo", "iterations=1", *overrides)
+    assert (seen.code, [job.output for job in seen.jobs]) == (0, outputs)
+
+
+def test_stages_of_one_run_share_its_directory(run: Run) -> None:
+    seen = run("train", "experiment=demo", "policy=pi0,value")
+    assert [(job.policy.name, job.output) for job in seen.jobs] == [("pi0", "outputs/demo"), ("value", "outputs/demo")]
+
+
+def test_experiments_sweep(run: Run) -> None:
+    seen = run("loop", "experiment=glob(*)", "iterations=1")
+    assert [job.output for job in seen.jobs] == [f"outputs/{name}" for name in EXPERIMENTS]
+
+
+def test_one_bad_run_stops_all_before_any_work(run: Run) -> None:
+    seen = run("loop", "experiment=demo", "iterations=1", "pi0.n_action_steps=5,50")
+    assert (seen.code, seen.jobs) == (2, [])
+    assert "pi0.n_action_steps=50" in seen.err
+    assert "Traceback" not in seen.err
+
+
+def test_runs_may_not_share_a_directory(run: Run) -> None:
+    seen = run("loop", "experiment=demo,two_pots", "iterations=1", "name=same")
+    assert (seen.code, seen.jobs) == (2, [])
+    assert "outputs/same" in seen.err
+
+
+def test_loop_counts_by_itself(run: Run) -> None:
+    seen = run("loop", "experiment=demo", "iterations=3", "iteration=2")
+    assert (seen.code, seen.jobs) == (2, [])
+    assert "iteration=2" in seen.err
+
+
+def test_a_size_that_is_only_a_name(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsize: tiny\n")
+    seen = run("train", "--config-dir", str(tmp_path), "experiment=mine")
+    assert (seen.code, seen.jobs) == (2, [])
+    assert "override /size: tiny" in seen.err
+
+
+def test_broken_yaml(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: [1\n")
+    seen = run("train", "--config-dir", str(tmp_path), "experiment=mine")
+    assert seen.code == 2
+    assert "mine.yaml" in seen.err
+    assert "Traceback" not in seen.err
+
+
+def test_a_failed_run_leaves_the_others_alone(run: Run) -> None:
+    def work(cfg: Any) -> None:
+        if cfg.seed == 0:
+            raise RecapError("the disk is full")
+        if cfg.seed == 1:
+            raise KeyError("a bug")
+
+    seen = run("loop", "experiment=demo", "iterations=2", "seed=0,1,2", work=work)
+    assert seen.code == 1
+    assert [(job.seed, job.iteration) for job in seen.jobs] == [(0, 1), (1, 1), (2, 1), (2, 2)], "no second iteration"
+    assert "error: outputs/demo/seed=0: the disk is full" in seen.err
+    assert "seed=0: iteration 2 skipped" in seen.err
+    assert seen.err.count("Traceback") == 1
+    assert "KeyError: 'a bug'" in seen.err
+
+
+def test_success_is_silent(run: Run) -> None:
+    seen = run("eval", "experiment=demo", "checkpoint=x", "episodes=3", "record=true")
+    assert (seen.code, seen.err) == (0, "")
+    assert [(job.checkpoint, job.episodes, job.record, job.output) for job in seen.jobs] == [
+        ("x", 3, True, "outputs/demo")
+    ]
+
+
+def test_interrupted(run: Run) -> None:
+    def work(cfg: Any) -> None:
+        raise KeyboardInterrupt
+
+    seen = run("loop", "experiment=demo", "iterations=2", work=work)
+    assert (seen.code, len(seen.jobs)) == (130, 1)
+    assert "continues" in seen.err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (["train.py", "pi0.lr=abc"], 2, "Nearest: pi0.sft.learning_rate"),
+        (["loop.py", "experiment=demo"], 2, "+iterations="),
+        (["eval.py", "--cfg", "job", "experiment=demo"], 0, "n_action_steps: 5"),
+    ],
+)
+def test_entrypoints_answer_without_torch(command: list[str], code: int, says: str, tmp_path: Path) -> None:
+    spy = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
+    spy += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    spy += "finally: assert 'torch' not in sys.modules and 'recap.pipeline' not in sys.modules"
+    arguments = [sys.executable, "-c", spy, str(ROOT / command[0]), *command[1:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_that_do_not_go_together(run: Run) -> None:
+    seen = run("train", "-m", "--cfg", "job")
+    assert (seen.code, seen.jobs) == (2, [])
+    assert "Only one of" in seen.err
+
+
+def test_an_entrypoint_is_short() -> None:
+    for entry in SCHEMAS:
+        assert len((ROOT / f"{entry}.py").read_text().splitlines()) <= 60

@@ -1,0 +1,301 @@
+"""Every configuration composes, every mistake is named, and sweeps become the runs that they should."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from recap import cli
+from recap.config import (
+    AdvantageJob,
+    Config,
+    ConfigError,
+    EnvKind,
+    EvalJob,
+    IndicatorMode,
+    LoopJob,
+    Normalization,
+    PolicyKind,
+    Prompt,
+    SourceKind,
+    StageKind,
+    TrainJob,
+    difference,
+    keys,
+    leaves,
+    plain,
+    problems,
+    shared,
+    typed,
+)
+from recap.errors import RecapError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+SCHEMAS: dict[str, type[Config]] = {"train": TrainJob, "eval": EvalJob, "advantage": AdvantageJob, "loop": LoopJob}
+REQUIRED = {"loop": ["iterations=1"], "eval": ["checkpoint=somewhere"]}
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+OPTIONS = [(g, file.stem) for g in GROUPS if g != "experiment" for file in sorted((CONF / g).glob("*.yaml"))]
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+def load(entry: str, *overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose(entry, list(overrides)), SCHEMAS[entry])
+
+
+def complaint(entry: str, *overrides: str) -> str:
+    """What the command line would say."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  Hydra's, OmegaConf's and ours; `explain` tells them apart
+        load(entry, *overrides)
+    return cli.explain(caught.value, SCHEMAS[entry])
+
+
+# -------------------------------------------------------------------------------- what is there composes
+@pytest.mark.parametrize("entry", SCHEMAS)
+def test_the_default_is_the_guide(entry: str) -> None:
+    cfg = load(entry, *REQUIRED.get(entry, []))
+    assert (cfg.size, cfg.env.type, cfg.name, cfg.output) == ("full", EnvKind.libero, "libero", "outputs/libero")
+    assert (cfg.advantage.look_ahead, cfg.value.bins, cfg.advantage.c_fail, cfg.advantage.normalizer) == (
+        50,
+        201,
+        1000,
+        1600,
+    )
+    assert (cfg.advantage.positive_fraction, cfg.advantage.threshold.name) == (0.3, "all")
+    assert (cfg.pi0.sft.indicator, cfg.pi0.finetune.indicator) == (IndicatorMode.on, IndicatorMode.use)
+    assert (cfg.pi0.indicator_dropout, cfg.rollout.beta, cfg.rollout.episodes) == (0, 1, 300)
+    assert cfg.pi0.finetune.demonstration_share == 0.5
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert text[0] == "# @package _global_"
+    assert text[1].startswith(f"# python loop.py experiment={name} ")
+    command = text[1].removeprefix("# python loop.py ").split()
+    assert load("loop", *command).name == name
+
+
+@pytest.mark.parametrize("entry", ["train", "eval", "advantage"])
+def test_experiments_serve_every_entrypoint(entry: str) -> None:
+    assert load(entry, "experiment=demo", *REQUIRED.get(entry, [])).output == "outputs/demo"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_choice(group: str, option: str) -> None:
+    data = ["data=moka"] if option == "moka" else []
+    stage = ["stage=finetune"] if "+rollouts" in option else []
+    assert isinstance(load("train", f"{group}={option}", *data, *stage), TrainJob)
+
+
+def test_every_value_says_what_it_does() -> None:
+    files = [CONF / f"{entry}.yaml" for entry in ("base", *SCHEMAS)]
+    files += [
+        file for group in ("data", "env", "size", "launcher", "tracking") for file in (CONF / group).glob("*.yaml")
+    ]
+    for file in files:
+        for line in file.read_text().splitlines():
+            assert ": " not in line or "#" in line, f"{file.name}: {line}"
+
+
+def test_data_brings_its_environment_and_size() -> None:
+    cfg = load("train", "policy=value", "data=moka", "stage=sft")
+    assert (cfg.policy, cfg.stage) == (PolicyKind.value, StageKind.sft)
+    assert (cfg.env.type, cfg.size, cfg.pi0.vision.width, cfg.name) == (EnvKind.moka, "tiny", 64, "moka")
+    assert cfg.advantage.normalization is Normalization.per_task
+    assert load("train", "data=moka", "size=full").pi0.vision.width == 1152, "the command line wins"
+    assert load("train", "data=moka+rollouts", "stage=finetune").data.rollouts
+    assert load("train", "data=moka+rollouts", "stage=finetune").env.type is EnvKind.moka
+
+
+@pytest.mark.parametrize("given", ["iterations=3", "+iterations=3", "++iterations=3"])
+def test_iterations_with_and_without_plus(given: str) -> None:
+    assert load("loop", "experiment=demo", given).iterations == 3
+
+
+def test_lists_and_nulls() -> None:
+    cfg = load("loop", "experiment=demo", "iterations=1", "advantage.force_positive=[demonstration,correction]")
+    assert cfg.advantage.force_positive == [SourceKind.demonstration, SourceKind.correction]
+    cfg = load("train", "env=moka", "data.demonstrator=null", "data.repo_id=null", "data.root=x")
+    assert cfg.data.demonstrator is None
+
+
+def test_full_size_is_lerobots() -> None:
+    cfg = load("train").pi0
+    assert (cfg.vlm.width, cfg.vlm.depth, cfg.vlm.mlp_dim, cfg.vlm.head_dim) == (2048, 18, 16384, 256)
+    assert (cfg.expert.width, cfg.expert.depth, cfg.expert.mlp_dim, cfg.expert.head_dim) == (1024, 18, 4096, 256)
+    assert (cfg.vision.width, cfg.vision.depth, cfg.vision.mlp_dim, cfg.image_size) == (1152, 27, 4304, 224)
+
+
+def test_plain_and_back() -> None:
+    cfg = load("train", "experiment=demo")
+    assert typed(OmegaConf.create(OmegaConf.to_yaml(plain(cfg))), TrainJob) == cfg  # "on" and "no" survive YAML
+
+
+def test_shared_and_difference() -> None:
+    sft = load("train", "experiment=demo")
+    tune = load(*DEMO, "data=moka+rollouts", "stage=finetune", "iteration=2")
+    assert difference(shared(sft), shared(tune)) == []
+    other = load("train", "experiment=demo", "advantage.c_fail=60", "data.demonstrator.episodes=7")
+    assert difference(shared(sft), shared(other)) == [
+        "data.demonstrator.episodes: 40 -> 7",
+        "advantage.c_fail: 50.0 -> 60.0",
+    ]
+    assert difference({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> (absent)", "b: (absent) -> {'c': 2}"]
+
+
+def test_leaves_and_keys_agree() -> None:
+    names = [key for key, _ in leaves(load("train", "experiment=demo"))]
+    assert set(names) <= set(keys(TrainJob))
+    assert "pi0.sft.learning_rate" in names
+
+
+# -------------------------------------------------------------------------------- what is wrong is named
+DEMO = ("train", "experiment=demo")
+LOOP = ("loop", "experiment=demo", "iterations=1")
+BAD: list[tuple[tuple[str, ...], list[str]]] = [
+    # keys
+    ((*DEMO, "polcy=value"), ["polcy", "Nearest: policy"]),
+    ((*DEMO, "seeed=1"), ["seeed", "Nearest: seed"]),
+    ((*DEMO, "+seeed=1"), ["seeed=1", "Nearest: seed"]),
+    ((*DEMO, "++seeed=1"), ["seeed=1", "Nearest: seed"]),
+    ((*DEMO, "+seed=1"), ["seed", "exists already"]),
+    ((*DEMO, "pi0.lr=1"), ["pi0.lr", "pi0.sft.learning_rate"]),
+    ((*DEMO, "+pi0.sft.lr=1"), ["pi0.sft.lr=1", "Nearest: pi0.sft.learning_rate"]),
+    ((*DEMO, "data.demonstrator.epsiodes=3"), ["Nearest: data.demonstrator.episodes"]),
+    (("loop", "experiment=demo", "itertions=3"), ["itertions", "Nearest: iterations"]),
+    ((*LOOP, "policy=value"), ["policy", "no such choice", "iterations"]),
+    ((*LOOP, "+policy=value"), ["policy=value", "no such key"]),
+    ((*DEMO, "+policy=value"), ["policy", "without +"]),
+    ((*DEMO, "seed"), ["seed", "key=value"]),
+    ((*DEMO, "env.tasks=[put the pot, on"), ["cannot be read", "quote"]),
+    # choices
+    ((*DEMO, "policy=pi1"), ["policy=pi1", "pi0, value", "Nearest: pi0"]),
+    (("loop", "experiment=dmo"), ["experiment=dmo", "two_pots", "Nearest: demo"]),
+    ((*DEMO, "data=mka"), ["data=mka", "libero+rollouts", "Nearest: moka"]),
+    ((*DEMO, "size=tny"), ["size=tny", "full, tiny", "Nearest: tiny"]),
+    ((*DEMO, "launcher=slurm"), ["launcher=slurm", "inline, local"]),
+    ((*DEMO, "device=gpu"), ["device=gpu", "auto, cpu, cuda, mps"]),
+    ((*DEMO, "pi0.sft.indicator=onn"), ["pi0.sft.indicator=onn", "on, use, ignore", "Nearest: on"]),
+    ((*DEMO, "pi0.sft.indicator=true"), ["pi0.sft.indicator=true", "quote"]),
+    ((*LOOP, "controls=[continued]"), ["controls=[continued]", "Nearest: continued_sft"]),
+    ((*LOOP, "controls=continued_sft"), ["controls=continued_sft", "list"]),
+    # types
+    ((*DEMO, "pi0.sft.learning_rate=abc"), ["pi0.sft.learning_rate=abc", "number"]),
+    ((*DEMO, "pi0.sft.steps=1e3"), ["pi0.sft.steps=1000.0", "whole number"]),
+    ((*DEMO, "data.all_succeed=maybe"), ["data.all_succeed=maybe", "true or false"]),
+    ((*DEMO, "seed=null"), ["seed=null", "must not be null"]),
+    ((*DEMO, "env.tasks=foo"), ["env.tasks=foo", "list"]),
+    ((*DEMO, "pi0.sft=3"), ["pi0.sft=3", "steps, batch_size"]),
+    ((*DEMO, "output=${nme}"), ["output", "nme", "Nearest: name"]),
+    # missing
+    (("loop", "experiment=demo"), ["iterations: missing", "+iterations="]),
+    (("eval", "experiment=demo"), ["checkpoint: missing", "checkpoint=outputs/"]),
+    ((*DEMO, "~pi0"), ["pi0: missing"]),
+    # values
+    (("loop", "experiment=demo", "iterations=0"), ["iterations=0", "at least 1"]),
+    (("train", "advantage.normalizer=400"), ["advantage.normalizer=400", "-1520", "Fix: advantage.normalizer=1520"]),
+    (("train", "env=moka"), ["data.repo_id=lerobot/libero", "Fix: data=moka"]),
+    (("eval", "checkpoint=x", "policy=value"), ["policy=value", "Fix: policy=pi0"]),
+]
+
+
+@pytest.mark.parametrize(("command", "says"), BAD, ids=[" ".join(command) for command, _ in BAD])
+def test_a_bad_command(command: tuple[str, ...], says: list[str]) -> None:
+    message = complaint(*command)
+    for words in says:
+        assert words in message
+    assert len(message) < 700, "one screen"
+
+
+WRONG: list[tuple[str, Any, list[str]]] = [
+    # ranges
+    ("pi0.sft.steps", 0, ["at least 1"]),
+    ("value.finetune.batch_size", -4, ["at least 1"]),
+    ("eval.episodes", 0, ["at least 1"]),
+    ("advantage.look_ahead", 0, ["at least 1"]),
+    ("value.bins", 1, ["at least 2"]),
+    ("seed", -1, ["at least 0"]),
+    ("rollout.beta", -1.0, ["at least 0"]),
+    ("advantage.c_fail", -5.0, ["at least 0"]),
+    ("pi0.sft.learning_rate", 0.0, ["greater than 0"]),
+    ("pi0.sft.learning_rate", float("nan"), ["finite"]),
+    ("pi0.sft.grad_clip", float("inf"), ["finite"]),
+    ("advantage.positive_fraction", 30.0, ["between 0 and 1"]),
+    ("advantage.positive_fraction", 0.0, ["between 0 and 1"]),
+    ("pi0.indicator_dropout", 1.0, ["below 1"]),
+    ("pi0.finetune.demonstration_share", 1.5, ["between 0 and 1"]),
+    ("data.demonstrator.miss", 1.1, ["between 0 and 1"]),
+    ("name", "a/b", ["directory"]),
+    ("name", "..", ["directory"]),
+    ("output", " ", ["directory"]),
+    ("env.tasks", [], ["at least one"]),
+    ("env.tasks", ["a", " "], ["at least one"]),
+    ("env.tasks", ["a", "a"], ["twice"]),
+    # contradictions
+    ("pi0.n_action_steps", 11, ["pi0.chunk_size=10", "Fix: pi0.n_action_steps=10"]),
+    ("pi0.image_size", 65, ["pi0.vision.patch_size=8"]),
+    ("value.vision.width", 65, ["value.vision.num_heads=4"]),
+    ("value.text.head_dim", 15, ["even"]),
+    ("value.text.num_kv_heads", 3, ["value.text.num_heads=4"]),
+    ("pi0.expert.depth", 5, ["pi0.vlm.depth=3"]),
+    ("pi0.expert.head_dim", 32, ["pi0.vlm.head_dim=16"]),
+    ("pi0.vlm.num_heads", 8, ["pi0.expert.num_heads=4"]),
+    ("pi0.sft.warmup_steps", 9999, ["pi0.sft.steps=1400"]),
+    ("pi0.sft.demonstration_share", 0.5, ["Fix: 1, or pi0.finetune"]),
+    ("workers.processes", 99, ["workers.slots=50"]),
+    ("eval.videos", 999, ["eval.episodes=150"]),
+    ("advantage.normalization", Normalization.constant, ["advantage.normalizer=null", "Fix: advantage.normalizer=150"]),
+    ("advantage.normalizer", 100.0, ["per_task", "Fix: advantage.normalizer=null"]),
+    ("data.rollouts", True, ["stage=sft", "data.rollouts=true", "Fix: stage=finetune"]),
+    ("env.type", EnvKind.libero, ["Fix: env=moka"]),
+    ("data.root", "x", ["Fix: data.root=null"]),
+    ("data.demonstrator", None, ["data.root=null", "Fix: data=moka"]),
+    ("rollout.prompt", Prompt.none, ["rollout.beta=1.5", "Fix: rollout.beta=1"]),
+    ("pi0.indicator_dropout", 0.0, ["rollout.beta=1.5", "pi0.indicator_dropout=0.3"]),
+    ("pi0.finetune.indicator", IndicatorMode.ignore, ["indicator=ignore", "Fix: eval.prompt=none"]),
+]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return load("train", "experiment=demo", "rollout.beta=1.5", "pi0.sft.indicator=ignore")
+
+
+@pytest.mark.parametrize(("key", "value", "says"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG])
+def test_a_wrong_value(demo: Any, key: str, value: Any, says: list[str]) -> None:
+    assert problems(demo) == []
+    cfg = copy.deepcopy(demo)
+    *path, last = key.split(".")
+    setattr(functools.reduce(getattr, path, cfg), last, value)
+    message = "; ".join(problems(cfg))
+    for words in says:
+        assert words in message
+    assert last in message or path[-1] in message
+
+
+def test_all_problems_at_once() -> None:
+    message = complaint("train", "experiment=demo", "+typo=1", "seed=x", "pi0.sft.steps=y")
+    assert message.count("\n- ") == 3
+    for words in ("typo=1", "seed=x", "pi0.sft.steps=y"):
+        assert words in message
+
+
+def test_keys_in_files_are_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nadvantage: {c_fial: 3}\n")
+    mine = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    assert "Nearest: advantage.c_fail" in complaint("train", *mine)
+
+
+def test_config_error_is_a_recap_error() -> None:
+    assert issubclass(ConfigError, RecapError)
+    assert str(ConfigError(["only one"])) == "only one"
+    assert str(ConfigError([str(i) for i in range(20)])).endswith("... and 8 more")
