@@ -82,7 +82,7 @@ def _table(head: list[str], rows: list[str]) -> str:
 
 def _breakable(node: str) -> str:
     """A node's name that a narrow card may break after a slash or an underscore."""
-    return escape(node.removeprefix("controls/")).replace("/", "/<wbr>").replace("_", "_<wbr>")
+    return escape(node.replace("controls/", "")).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _number(value: float | None, digits: int = 0) -> str:

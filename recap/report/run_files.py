@@ -53,7 +53,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def _stage_rank(node: str) -> tuple[int, int, int, str]:
     head, _, tail = node.partition("/")
     found = ITERATION.match(head)
-    group = 2 if head == "controls" else 1 if found else 0
+    group = 1 if found else 0
     word = tail if found else node
     rank = STAGE_ORDER.index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
     if found:  # inside an iteration the rollouts come first
@@ -64,8 +64,8 @@ def _stage_rank(node: str) -> tuple[int, int, int, str]:
 
 
 def finished_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Manifest of every finished node ("sft", "iter_01/rollout", "controls/<arm>/eval"), in the run's order."""
-    paths = [path for depth in ("*", "*/*", "*/*/*") for path in run_dir.glob(f"{depth}/manifest.json")]
+    """Manifest of every finished node ("sft", "iter_01/rollout", "iter_01/controls/<arm>/eval"), in the run's order."""
+    paths = [path for depth in ("*", "*/*", "*/*/*/*") for path in run_dir.glob(f"{depth}/manifest.json")]
     nodes = sorted((path.parent.relative_to(run_dir).as_posix() for path in paths), key=_stage_rank)
     return {node: read_json(run_dir / node / "manifest.json") for node in nodes}
 

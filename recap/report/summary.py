@@ -123,16 +123,13 @@ def _demonstrations(run_dir: Path, nodes: dict[str, Any]) -> int | None:
 
 
 def _controls(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
-    arms = {node.split("/")[1] for node in nodes if node.startswith("controls/") and node.endswith("/eval")}
-    ordered = [arm for arm in ARMS if arm in arms] + sorted(arms - set(ARMS))
+    """The arms of the last iteration; those of earlier ones stay in their directories."""
     last = max(files.iterations(nodes), default=0)
+    head = f"{files.iteration_dir(last)}/controls/"
+    arms = {node.removeprefix(head).split("/")[0] for node in nodes if node.startswith(head) and node.endswith("/eval")}
+    ordered = [arm for arm in ARMS if arm in arms] + sorted(arms - set(ARMS))
     return [
-        {
-            "arm": arm,
-            "iteration": int(nodes[f"controls/{arm}/eval"].get("iteration") or last),
-            "eval": _evaluation(run_dir, nodes, f"controls/{arm}/eval"),
-        }
-        for arm in ordered
+        {"arm": arm, "iteration": last, "eval": _evaluation(run_dir, nodes, f"{head}{arm}/eval")} for arm in ordered
     ]
 
 
