@@ -1,10 +1,10 @@
 """The graph of a run: which stages there are, what each reads, and which part of the configuration decides its result.
 
-    demonstrations ─┬─ sft ──────────────┬─ sft/eval
-                    └─ value             │
-    iter_k:  rollout ─ value ─ advantage ─ policy ─ eval        value and policy restart from the pre-trained ones,
-                                                                on the demonstrations and the rollouts of iterations 1..k
-    iter_N/controls/<arm>/{policy,eval}
+demonstrations ─┬─ sft ──────────────┬─ sft/eval
+                └─ value             │
+iter_k:  rollout ─ value ─ advantage ─ policy ─ eval        value and policy restart from the pre-trained ones,
+                                                            on the demonstrations and the rollouts of iterations 1..k
+iter_N/controls/<arm>/{policy,eval}
 """
 
 from __future__ import annotations
@@ -99,21 +99,28 @@ def advantage_node(cfg: Config, iteration: int) -> Node:
 
 
 def rollout_node(cfg: Config, iteration: int) -> Node:
-    source, training = ("sft", cfg.pi0.sft) if iteration == 1 else (f"{iteration_dir(iteration - 1)}/policy", cfg.pi0.finetune)
+    source, training = (
+        ("sft", cfg.pi0.sft) if iteration == 1 else (f"{iteration_dir(iteration - 1)}/policy", cfg.pi0.finetune)
+    )
     prompt = prompt_for(cfg.rollout.prompt, training)
     options = {
-        "iteration": iteration, "episodes": cfg.rollout.episodes, "videos": cfg.rollout.videos,
-        "prompt": prompt, "beta": 1.0 if prompt is Prompt.none else cfg.rollout.beta,
-    }  # fmt: skip
+        "iteration": iteration,
+        "episodes": cfg.rollout.episodes,
+        "videos": cfg.rollout.videos,
+        "prompt": prompt,
+        "beta": 1.0 if prompt is Prompt.none else cfg.rollout.beta,
+    }
     return Node(f"{iteration_dir(iteration)}/rollout", "rollout", {"policy": source}, options)
 
 
 def eval_node(cfg: Config, path: str, policy: str, training: PolicyTrainConfig, prompt: Prompt | None = None) -> Node:
     prompt = prompt_for(prompt or cfg.eval.prompt, training)
     options = {
-        "episodes": cfg.eval.episodes, "videos": cfg.eval.videos, "prompt": prompt,
+        "episodes": cfg.eval.episodes,
+        "videos": cfg.eval.videos,
+        "prompt": prompt,
         "beta": 1.0 if prompt is not cfg.eval.prompt else cfg.eval.beta,
-    }  # fmt: skip
+    }
     return Node(path, "evaluate", {"policy": policy}, options)
 
 

@@ -50,7 +50,9 @@ def launch(cfg: Config, node: Node, run: Run) -> None:
     except submitit.core.utils.FailedJobError as error:
         raise RecapError(f"{node.path} failed:\n{error}\nLog: {job.paths.stderr}") from error
     except submitit.core.utils.UncompletedJobError as error:
-        raise RecapError(f"{node.path}: its job ended without a result (killed?). Log: {job.paths.stderr}. The same command again resumes it.") from error
+        raise RecapError(
+            f"{node.path}: its job ended without a result (killed?). Log: {job.paths.stderr}. The same command again resumes it."
+        ) from error
     except KeyboardInterrupt:
         job.cancel()
         raise

@@ -8,14 +8,22 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from recap.config import AdvantageJob, Config, EvalJob, LoopJob, PolicyKind, Prompt, TrainJob, plain, shared
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob, shared
 from recap.errors import RecapError
 from recap.graph import (
-    DEMONSTRATIONS, Node, advantage_node, control_nodes, eval_node, iteration_dir, iteration_nodes, pretraining, prompt_for, train_node,
-)  # fmt: skip
+    DEMONSTRATIONS,
+    Node,
+    advantage_node,
+    control_nodes,
+    eval_node,
+    iteration_nodes,
+    pretraining,
+    prompt_for,
+    train_node,
+)
 from recap.launch import launch
 from recap.preflight import preflight
-from recap.report import build_summary, print_table, write_html, write_summary
+from recap.report import print_table, write_html, write_summary
 from recap.rundir import claim, finished, lock, verify, write_manifest
 
 COMMANDS = {
@@ -65,7 +73,9 @@ def run_node(cfg: Config, node: Node, given: dict[str, Path] | None = None) -> N
             try:
                 STAGES[node.kind](cfg, inputs, out, say, **node.options)
             except OSError as error:
-                raise RecapError(f"{node.path}: {error.strerror or error} ({error.filename or out}). {_space(out)}") from error
+                raise RecapError(
+                    f"{node.path}: {error.strerror or error} ({error.filename or out}). {_space(out)}"
+                ) from error
         own = {role: path for role, path in inputs.items() if finished(path)}
         write_manifest(out, node=node.path, seed=cfg.seed, inputs=own, began=began)
 
@@ -84,7 +94,9 @@ def _command(path: str) -> str:
 
 def _space(path: Path) -> str:
     free = shutil.disk_usage(path).free
-    return f"Free space there: {free / 1e9:.1f} GB. Fix: free some space or choose output=<a folder that can be written>."
+    return (
+        f"Free space there: {free / 1e9:.1f} GB. Fix: free some space or choose output=<a folder that can be written>."
+    )
 
 
 def run_nodes(cfg: Config, nodes: Iterable[Node], show: Callable[[str], None] = print) -> None:
@@ -140,7 +152,11 @@ def run_advantage(cfg: AdvantageJob) -> None:
     if cfg.checkpoint is None:
         run_nodes(cfg, [node])
         return
-    run_node(cfg, dataclasses.replace(node, inputs={k: v for k, v in node.inputs.items() if k != "value"}), {"value": _folder(cfg.checkpoint)})
+    run_node(
+        cfg,
+        dataclasses.replace(node, inputs={k: v for k, v in node.inputs.items() if k != "value"}),
+        {"value": _folder(cfg.checkpoint)},
+    )
 
 
 def run_eval(cfg: EvalJob) -> None:
@@ -168,5 +184,7 @@ def run_eval(cfg: EvalJob) -> None:
 def _folder(checkpoint: str) -> Path:
     path = Path(checkpoint)
     if not path.is_dir():
-        raise RecapError(f"checkpoint={checkpoint}: there is no such folder. Fix: name one, such as outputs/demo/sft/checkpoints/last.")
+        raise RecapError(
+            f"checkpoint={checkpoint}: there is no such folder. Fix: name one, such as outputs/demo/sft/checkpoints/last."
+        )
     return path

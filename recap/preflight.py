@@ -10,14 +10,19 @@ from pathlib import Path
 from recap.config import Config, EnvKind
 from recap.errors import RecapError
 
-GIGABYTES = {"tiny": 1, "full": 200}  # a run's checkpoints and data: 3 full-size checkpoints with optimiser state, and rollouts
+GIGABYTES = {
+    "tiny": 1,
+    "full": 200,
+}  # a run's checkpoints and data: 3 full-size checkpoints with optimiser state, and rollouts
 
 
 def preflight(cfg: Config) -> None:
     """Raises RecapError with everything that would stop the run later."""
     found = list(_problems(cfg))
     if found:
-        raise RecapError(found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found))
+        raise RecapError(
+            found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
+        )
 
 
 def _problems(cfg: Config) -> Iterator[str]:
@@ -63,4 +68,6 @@ def _environment(cfg: Config) -> None:
 
 def _data(cfg: Config) -> None:
     if cfg.data.demonstrator is None and cfg.data.root is None:
-        raise RecapError(f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. Fix: download it and set data.root=<its folder>.")
+        raise RecapError(
+            f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. Fix: download it and set data.root=<its folder>."
+        )

@@ -23,9 +23,14 @@ class Progress:
         self._start = start
         if not quiet and sys.stderr.isatty():
             self._rich = RichProgress(
-                TextColumn("{task.description:<28}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
-            )  # fmt: skip
+                TextColumn("{task.description:<28}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
             self._task = self._rich.add_task(label, total=total, completed=start, note="")
 
     def __enter__(self) -> Progress:
@@ -39,8 +44,14 @@ class Progress:
             self._rich.update(self._task, completed=self.done, note=note)
         elif not self.quiet and (time.monotonic() - self._printed > EVERY or self.done == self.total):
             self._printed = time.monotonic()
-            print(f"{self.label}: {self.done}/{self.total}  {note}  {self._printed - self._began:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total}  {note}  {self._printed - self._began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._rich:
             self._rich.stop()

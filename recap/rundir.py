@@ -53,7 +53,9 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         try:
             old = yaml.safe_load(path.read_text())
         except yaml.YAMLError as error:
-            raise RecapError(f"{path} cannot be read ({error}). Fix: delete {directory}, or choose another name=…") from error
+            raise RecapError(
+                f"{path} cannot be read ({error}). Fix: delete {directory}, or choose another name=…"
+            ) from error
         changed = difference(old or {}, config)
         if changed:
             shown = "\n  ".join(changed[:12]) + (f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else "")
@@ -71,12 +73,18 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
     outputs = {
         str(path.relative_to(stage)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(stage.rglob("*"))
-        if path.suffix in VERIFIED and path.is_file() and "last" not in path.relative_to(stage).parts and not _nested(path, stage)
+        if path.suffix in VERIFIED
+        and path.is_file()
+        and "last" not in path.relative_to(stage).parts
+        and not _nested(path, stage)
     }
     manifest = {
         "stage": node,
         "seed": seed,
-        "inputs": {name: {"path": os.path.relpath(path, stage), "sha256": sha256(path / MANIFEST)} for name, path in inputs.items()},
+        "inputs": {
+            name: {"path": os.path.relpath(path, stage), "sha256": sha256(path / MANIFEST)}
+            for name, path in inputs.items()
+        },
         "outputs": outputs,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -97,7 +105,9 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     try:
         return json.loads((stage / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise RecapError(f"{stage / MANIFEST} cannot be read ({error}). Fix: delete {stage} and run the command again.") from error
+        raise RecapError(
+            f"{stage / MANIFEST} cannot be read ({error}). Fix: delete {stage} and run the command again."
+        ) from error
 
 
 def verify(stage: Path) -> None:
@@ -116,7 +126,9 @@ def verify(stage: Path) -> None:
             problem = "was changed (its SHA-256 differs)"
         else:
             continue
-        raise RecapError(f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run the command again.")
+        raise RecapError(
+            f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run the command again."
+        )
 
 
 def sha256(path: Path) -> str:
@@ -130,7 +142,10 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

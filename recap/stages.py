@@ -16,8 +16,17 @@ import torch
 
 from recap import advantage as equations
 from recap.config import (
-    Config, IndicatorMode, Normalization, PI0Config, PolicyKind, PolicyTrainConfig, Prompt, SourceKind, StageKind, ValueConfig,
-)  # fmt: skip
+    Config,
+    IndicatorMode,
+    Normalization,
+    PI0Config,
+    PolicyKind,
+    PolicyTrainConfig,
+    Prompt,
+    SourceKind,
+    StageKind,
+    ValueConfig,
+)
 from recap.data.frames import Frames, load_frames
 from recap.data.labels import Labels, Thresholds, read_labels, write_labels, write_thresholds
 from recap.data.mixture import Mixture, Picked
@@ -63,10 +72,16 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: Path | None)
     """Turns the finished episode files into the stage's data set."""
     env = make_env(cfg.env)
     assemble(
-        out / "episodes", out / "dataset", fps=env.fps, source=source.name, checkpoint=None if checkpoint is None else str(checkpoint),
-        env={"type": cfg.env.type.name, "tasks": list(cfg.env.tasks), "max_steps": cfg.env.max_steps}, robot_type=cfg.env.type.name,
-        state_names=env.state_names, action_names=env.action_names,
-    )  # fmt: skip
+        out / "episodes",
+        out / "dataset",
+        fps=env.fps,
+        source=source.name,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        env={"type": cfg.env.type.name, "tasks": list(cfg.env.tasks), "max_steps": cfg.env.max_steps},
+        robot_type=cfg.env.type.name,
+        state_names=env.state_names,
+        action_names=env.action_names,
+    )
     env.close()
     shutil.rmtree(out / "episodes")
 
@@ -76,7 +91,9 @@ def sources(cfg: Config, inputs: Inputs) -> list[Frames]:
     found = []
     if DEMONSTRATIONS not in inputs:
         if cfg.data.root is None:
-            raise RecapError(f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. Fix: data.root=<its folder>")
+            raise RecapError(
+                f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. Fix: data.root=<its folder>"
+            )
         found.append(load_frames(Path(cfg.data.root), DEMONSTRATIONS, SourceKind.demonstration, cfg.data.all_succeed))
     for role, stage in inputs.items():
         if role == DEMONSTRATIONS or role.startswith("rollouts_"):
@@ -100,7 +117,9 @@ def task_normalizers(cfg: Config, data: list[Frames]) -> dict[str, float]:
 def normalized_returns(frames: Frames, norm: dict[str, float], c_fail: float) -> np.ndarray:
     """R_t of every frame, in [-1, 0]: float64 [N]."""
     episodes = zip(*episodes_of(frames), strict=True)
-    return np.concatenate([normalize(returns(rewards(length, success, c_fail)), norm[task]) for task, length, success in episodes])
+    return np.concatenate(
+        [normalize(returns(rewards(length, success, c_fail)), norm[task]) for task, length, success in episodes]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- stages
@@ -117,7 +136,14 @@ def demonstrations(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
 
 
 def train_stage(
-    cfg: Config, inputs: Inputs, out: Path, say: Say, *, policy: PolicyKind, stage: StageKind, indicator: IndicatorMode | None = None
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    policy: PolicyKind,
+    stage: StageKind,
+    indicator: IndicatorMode | None = None,
 ) -> None:
     """SFT or fine-tuning of either policy; fine-tuning restarts from the pre-trained checkpoint."""
     data = sources(cfg, inputs)
@@ -141,7 +167,14 @@ def train_stage(
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
         batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
-    last = train(checkpoint, batches, settings, out, label=out.name if policy.name == out.name else f"{policy.name} {stage.name}", precision=cfg.precision)
+    last = train(
+        checkpoint,
+        batches,
+        settings,
+        out,
+        label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
+        precision=cfg.precision,
+    )
     say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
 
 
@@ -152,7 +185,9 @@ def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
     if size.pretrained is not None:
         kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
         return Checkpoint.load(Path(size.pretrained), kind, device)
-    spec = features({key: shape[:2] for key, shape in data.image_shapes.items()}, data.state.shape[1], data.action.shape[1])
+    spec = features(
+        {key: shape[:2] for key, shape in data.image_shapes.items()}, data.state.shape[1], data.action.shape[1]
+    )
     torch.manual_seed(cfg.seed)
     model = build_pi0(size, spec, device) if isinstance(size, PI0Config) else build_value(size, spec, device)
     return Checkpoint.new(model, data.stats())
@@ -161,7 +196,9 @@ def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
 def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
     """Raises RecapError where the data set has other cameras, state or action sizes than the policy."""
     config = checkpoint.policy.config
-    wanted = {key: feature.shape for key, feature in {**config.input_features, **(config.output_features or {})}.items()}
+    wanted = {
+        key: feature.shape for key, feature in {**config.input_features, **(config.output_features or {})}.items()
+    }
     for key, size in (("observation.state", data.state.shape[1]), ("action", data.action.shape[1])):
         if key in wanted and wanted[key] != (size,):
             raise RecapError(
@@ -170,7 +207,9 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
             )
     missing = [key for key in config.image_features if key not in data.cameras]
     if missing:
-        raise RecapError(f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}.")
+        raise RecapError(
+            f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}."
+        )
 
 
 def indicators(inputs: Inputs, frames: Frames) -> np.ndarray:
@@ -179,36 +218,72 @@ def indicators(inputs: Inputs, frames: Frames) -> np.ndarray:
     return labels.lookup(frames.episode_index, frames.frame_index)["indicator"]
 
 
-def rollout(cfg: Config, inputs: Inputs, out: Path, say: Say, *, iteration: int, episodes: int, videos: int, prompt: Prompt, beta: float) -> None:
+def rollout(
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    iteration: int,
+    episodes: int,
+    videos: int,
+    prompt: Prompt,
+    beta: float,
+) -> None:
     """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
     if (out / "dataset").is_dir():
         return
     episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration)
     results = _act(
-        cfg, inputs, episode_plan, "collection", prompt, beta, record=out / "episodes", videos=out / "videos", video_episodes=videos,
+        cfg,
+        inputs,
+        episode_plan,
+        "collection",
+        prompt,
+        beta,
+        record=out / "episodes",
+        videos=out / "videos",
+        video_episodes=videos,
         progress="rollout",
-    )  # fmt: skip
+    )
     say(f"{sum(r.success for r in results)} of {len(results)} rollouts succeeded")
     publish(cfg, out, SourceKind.rollout, checkpoint_of(inputs["policy"]))
 
 
-def evaluate(cfg: Config, inputs: Inputs, out: Path, say: Say, *, episodes: int, videos: int, prompt: Prompt, beta: float) -> None:
+def evaluate(
+    cfg: Config, inputs: Inputs, out: Path, say: Say, *, episodes: int, videos: int, prompt: Prompt, beta: float
+) -> None:
     """Held-out initial states, the same ones and the same noise for every policy of the run."""
     results = _act(
-        cfg, inputs, plan(cfg, episodes, 0, stream=1_000_000), "evaluation", prompt, beta, journal=out / "episodes.jsonl",
-        videos=out / "videos", video_episodes=videos, progress="evaluation",
-    )  # fmt: skip
+        cfg,
+        inputs,
+        plan(cfg, episodes, 0, stream=1_000_000),
+        "evaluation",
+        prompt,
+        beta,
+        journal=out / "episodes.jsonl",
+        videos=out / "videos",
+        video_episodes=videos,
+        progress="evaluation",
+    )
     listed = [vars(result) for result in results]
     numbers = summarize(listed, cfg.env.fps)
     result = {
-        "checkpoint": str(checkpoint_of(inputs["policy"])), "prompt": prompt.name, "beta": beta, "fps": cfg.env.fps, **numbers, "episodes": listed,
-    }  # fmt: skip
+        "checkpoint": str(checkpoint_of(inputs["policy"])),
+        "prompt": prompt.name,
+        "beta": beta,
+        "fps": cfg.env.fps,
+        **numbers,
+        "episodes": listed,
+    }
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     low, high = numbers["ci95"]
     say(f"success {numbers['successes']}/{numbers['n']} = {numbers['success_rate']:.0%} [{low:.0%}, {high:.0%}]")
 
 
-def _act(cfg: Config, inputs: Inputs, episodes: list[EpisodeSpec], split: str, prompt: Prompt, beta: float, **options: Any) -> list[Any]:
+def _act(
+    cfg: Config, inputs: Inputs, episodes: list[EpisodeSpec], split: str, prompt: Prompt, beta: float, **options: Any
+) -> list[Any]:
     with Pool(cfg.env, cfg.workers.processes, cfg.workers.slots) as pool:
         checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
         config = checkpoint.policy.config
@@ -224,7 +299,9 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
     check_fit(checkpoint, data[0])
     norm = _normalizers(cfg, inputs["value"], data)
     settings = cfg.advantage
-    tables = [_advantages(frames, values(checkpoint, frames), norm, settings.look_ahead, settings.c_fail) for frames in data]
+    tables = [
+        _advantages(frames, values(checkpoint, frames), norm, settings.look_ahead, settings.c_fail) for frames in data
+    ]
     pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
     epsilon = equations.thresholds(pooled["advantage"], tasks, settings.positive_fraction, settings.threshold.name)
@@ -238,11 +315,15 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
         write_labels(out / frames.name, table, frames.fps)
     success = pooled["success"]
     thresholds = Thresholds(
-        epsilon=epsilon, wanted_positive=settings.positive_fraction,
+        epsilon=epsilon,
+        wanted_positive=settings.positive_fraction,
         achieved_positive=equations.positive_shares(pooled["indicator"], kinds, success),
         achieved_positive_per_task=equations.positive_shares_per_task(pooled["indicator"], tasks, kinds, success),
-        look_ahead=settings.look_ahead, normalizer=norm, c_fail=settings.c_fail, percentiles=equations.percentiles(pooled["advantage"]),
-    )  # fmt: skip
+        look_ahead=settings.look_ahead,
+        normalizer=norm,
+        c_fail=settings.c_fail,
+        percentiles=equations.percentiles(pooled["advantage"]),
+    )
     write_thresholds(out, thresholds)
     for warning in _warnings(cfg, data, norm):
         say(f"warning: {warning}")
@@ -255,7 +336,9 @@ def _normalizers(cfg: Config, value: Path, data: list[Frames]) -> dict[str, floa
     norm = json.loads(path.read_text()) if path.is_file() else task_normalizers(cfg, data)
     missing = {task for frames in data for task in episodes_of(frames)[0]} - set(norm)
     if missing:
-        raise RecapError(f"{path} has no normalizer for task {sorted(missing)[0]!r}: the value function never saw it. Fix: fine-tune it on this data.")
+        raise RecapError(
+            f"{path} has no normalizer for task {sorted(missing)[0]!r}: the value function never saw it. Fix: fine-tune it on this data."
+        )
     return norm
 
 
@@ -270,7 +353,9 @@ def values(checkpoint: Checkpoint, frames: Frames) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _advantages(frames: Frames, value: np.ndarray, norm: dict[str, float], look_ahead: int, c_fail: float) -> dict[str, np.ndarray]:
+def _advantages(
+    frames: Frames, value: np.ndarray, norm: dict[str, float], look_ahead: int, c_fail: float
+) -> dict[str, np.ndarray]:
     """The label columns of one data set, but for the indicator."""
     tasks, lengths, success = episodes_of(frames)
     found = [
@@ -279,11 +364,16 @@ def _advantages(frames: Frames, value: np.ndarray, norm: dict[str, float], look_
     ]
     of_episode = frames.episode_index
     return {
-        "dataset": np.full(len(frames), frames.name, dtype=object), "episode_index": of_episode, "frame_index": frames.frame_index,
-        "value": value, "return": normalized_returns(frames, norm, c_fail), "advantage": np.concatenate(found),
-        "source": np.full(len(frames), frames.kind.name, dtype=object), "success": frames.success[of_episode],
+        "dataset": np.full(len(frames), frames.name, dtype=object),
+        "episode_index": of_episode,
+        "frame_index": frames.frame_index,
+        "value": value,
+        "return": normalized_returns(frames, norm, c_fail),
+        "advantage": np.concatenate(found),
+        "source": np.full(len(frames), frames.kind.name, dtype=object),
+        "success": frames.success[of_episode],
         "task": np.asarray(tasks, dtype=object)[of_episode],
-    }  # fmt: skip
+    }
 
 
 def _warnings(cfg: Config, data: list[Frames], norm: dict[str, float]) -> list[str]:
@@ -308,5 +398,9 @@ def describe(thresholds: Thresholds) -> str:
 
 
 STAGES: dict[str, Callable[..., None]] = {
-    "demonstrations": demonstrations, "train": train_stage, "rollout": rollout, "advantage": advantage, "evaluate": evaluate,
-}  # fmt: skip
+    "demonstrations": demonstrations,
+    "train": train_stage,
+    "rollout": rollout,
+    "advantage": advantage,
+    "evaluate": evaluate,
+}

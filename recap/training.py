@@ -39,7 +39,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (config.decay_to + (1 - config.decay_to) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def policy_batches(mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[np.ndarray] | None) -> Callable[[int], Batch]:
+def policy_batches(
+    mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[np.ndarray] | None
+) -> Callable[[int], Batch]:
     """Batches of π0: action chunks, the indicator of each frame (after dropout), flow noise and time.
 
     Args:
@@ -70,20 +72,30 @@ def policy_batches(mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, 
     return batch
 
 
-def value_batches(mixture: Mixture, train: TrainConfig, seed: int, return_bins: list[np.ndarray]) -> Callable[[int], Batch]:
+def value_batches(
+    mixture: Mixture, train: TrainConfig, seed: int, return_bins: list[np.ndarray]
+) -> Callable[[int], Batch]:
     """Batches of the value function: observations and the bin of each frame's normalised return (int [frames] per source)."""
 
     def batch(step: int) -> Batch:
         picked = mixture.pick(seed, step, train.batch_size)
         data = mixture.gather(picked)
-        data["return_bin"] = np.array([return_bins[s][f] for s, f in zip(picked.source, picked.frame, strict=True)], dtype=np.int64)
+        data["return_bin"] = np.array(
+            [return_bins[s][f] for s, f in zip(picked.source, picked.frame, strict=True)], dtype=np.int64
+        )
         return data
 
     return batch
 
 
 def train(
-    checkpoint: Checkpoint, batches: Callable[[int], Batch], config: TrainConfig, out: Path, *, label: str, precision: Precision = Precision.no
+    checkpoint: Checkpoint,
+    batches: Callable[[int], Batch],
+    config: TrainConfig,
+    out: Path,
+    *,
+    label: str,
+    precision: Precision = Precision.no,
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
@@ -96,19 +108,27 @@ def train(
         RecapError: the loss is NaN or infinite, naming the step.
     """
     accelerator = Accelerator(
-        mixed_precision=precision.value, cpu=checkpoint.policy.config.device == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # π0's last prefix layer has unread outputs
-    )  # fmt: skip
+        mixed_precision=precision.value,
+        cpu=checkpoint.policy.config.device == "cpu",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True)
+        ],  # π0's last prefix layer has unread outputs
+    )
     policy = checkpoint.policy
     policy.train()
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
     folder = out / "checkpoints"
     start = _resume(checkpoint, optimizer, folder)
     model, optimizer = accelerator.prepare(policy, optimizer)
     main = accelerator.is_main_process
     began, loss = time.perf_counter(), float("nan")
-    with Tracker(out / "metrics.jsonl" if main else Path(os.devnull), start) as tracker, Progress(label, config.steps, start, quiet=not main) as bar:
+    with (
+        Tracker(out / "metrics.jsonl" if main else Path(os.devnull), start) as tracker,
+        Progress(label, config.steps, start, quiet=not main) as bar,
+    ):
         for step in range(start, config.steps):
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
@@ -125,7 +145,9 @@ def train(
             if done % config.log_every == 0 or done % config.save_every == 0 or last:
                 loss = accelerator.reduce(total.detach(), "mean").item()
                 if not math.isfinite(loss):
-                    raise RecapError(f"{label}: the loss is {loss} at step {done}. Fix: lower learning_rate ({config.learning_rate:g}) or look for bad data.")
+                    raise RecapError(
+                        f"{label}: the loss is {loss} at step {done}. Fix: lower learning_rate ({config.learning_rate:g}) or look for bad data."
+                    )
                 speed = (done - start) * config.batch_size / (time.perf_counter() - began)
                 tracker.log(done, loss=loss, lr=rate, grad_norm=float(norm), samples_per_second=speed)
             if main and (last or done % config.save_every == 0):
@@ -160,11 +182,15 @@ def _resume(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Pa
     try:
         optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise RecapError(f"{path / OPTIMIZER}: damaged ({error}). Fix: delete {path} and run the command again.") from error
+        raise RecapError(
+            f"{path / OPTIMIZER}: damaged ({error}). Fix: delete {path} and run the command again."
+        ) from error
     return steps[0]
 
 
-def _save(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int, *, last: bool) -> None:
+def _save(
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int, *, last: bool
+) -> None:
     """Writes a checkpoint beside its place, moves it there, points `last` at it, and prunes older ones.
 
     The optimiser's state is for resuming only: a finished training does not keep it.

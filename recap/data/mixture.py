@@ -33,7 +33,9 @@ class Mixture:
         RecapError: nothing to draw from, or sources that do not fit together.
     """
 
-    def __init__(self, sources: Sequence[Frames], demonstration_share: float, outcomes: Outcomes = Outcomes.all) -> None:
+    def __init__(
+        self, sources: Sequence[Frames], demonstration_share: float, outcomes: Outcomes = Outcomes.all
+    ) -> None:
         self.sources = list(sources)
         first = self.sources[0]
         for other in self.sources[1:]:
@@ -44,7 +46,9 @@ class Mixture:
                 ("fps", first.fps, other.fps),
             ):
                 if a != b:
-                    raise RecapError(f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. Fix: record one of them again.")
+                    raise RecapError(
+                        f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. Fix: record one of them again."
+                    )
         sides: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for number, source in enumerate(self.sources):
             demonstration = source.kind is SourceKind.demonstration
@@ -55,7 +59,9 @@ class Mixture:
             sides[demonstration].append(np.stack([np.full(len(frames), number), frames], axis=1))
         self._sides = {side: np.concatenate(parts) for side, parts in sides.items() if parts and sum(map(len, parts))}
         if not self._sides:
-            raise RecapError("there is no frame to train on: the data sets are empty, or outcomes=success and no rollout succeeded.")
+            raise RecapError(
+                "there is no frame to train on: the data sets are empty, or outcomes=success and no rollout succeeded."
+            )
         self._share = demonstration_share
 
     def pick(self, seed: int, step: int, size: int) -> Picked:
@@ -66,7 +72,9 @@ class Mixture:
         else:
             demonstrations = round(self._share * size)
             counts = {True: demonstrations, False: size - demonstrations}
-        rows = np.concatenate([self._sides[side][rng.integers(len(self._sides[side]), size=n)] for side, n in counts.items()])
+        rows = np.concatenate(
+            [self._sides[side][rng.integers(len(self._sides[side]), size=n)] for side, n in counts.items()]
+        )
         return Picked(rows[:, 0], rows[:, 1])
 
     def gather(self, picked: Picked, chunk: int | None = None) -> dict[str, Any]:

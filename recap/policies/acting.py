@@ -33,10 +33,14 @@ class ActionChunks:
         """
         shape = (self.config.chunk_size, self.config.max_action_dim)
         noise = np.stack([np.random.default_rng(key).standard_normal(shape, dtype=np.float32) for key in noise_keys])
-        batch = {key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()}
+        batch = {
+            key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
+        }
         missing = [key for key in self.config.image_features if key not in batch]
         if missing:
-            raise RecapError(f"the policy was trained with camera {missing[0]}, which the environment does not have ({sorted(observation)}).")
+            raise RecapError(
+                f"the policy was trained with camera {missing[0]}, which the environment does not have ({sorted(observation)})."
+            )
         with torch.no_grad():
             batch["noise"] = torch.from_numpy(noise)
             actions = self.checkpoint.policy.predict_action_chunk(self.checkpoint.prepare(batch))

@@ -9,7 +9,6 @@ from transformers import SiglipVisionConfig
 
 from recap.config import SiglipSize
 
-
 STEM_STRIDE = 4
 
 
@@ -37,7 +36,10 @@ def make_stem(size: SiglipSize) -> nn.Module | None:
     if not size.stem:
         return None
     return nn.Sequential(
-        nn.Conv2d(3, size.stem, 5, stride=2, padding=2), nn.GELU(), nn.Conv2d(size.stem, size.stem, 3, stride=2, padding=1), nn.GELU()
+        nn.Conv2d(3, size.stem, 5, stride=2, padding=2),
+        nn.GELU(),
+        nn.Conv2d(size.stem, size.stem, 3, stride=2, padding=1),
+        nn.GELU(),
     )
 
 
@@ -77,4 +79,6 @@ def init_from_scratch(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, nn.Embedding):
             scaled = hasattr(child, "embed_scale")  # Gemma multiplies its embeddings by √width
-            nn.init.normal_(child.weight, std=child.embedding_dim**-0.5 if scaled else (0.02 if "position" in name else 1.0))
+            nn.init.normal_(
+                child.weight, std=child.embedding_dim**-0.5 if scaled else (0.02 if "position" in name else 1.0)
+            )

@@ -73,9 +73,13 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         vision.projection_dim = config.vlm.width
         text = gemma_config(config.vlm, config.vocab_size)
         paligemma = PaliGemmaConfig(
-            vision_config=vision, text_config=text, image_token_index=config.vocab_size, vocab_size=config.vocab_size,
-            projection_dim=config.vlm.width, hidden_size=config.vlm.width,
-        )  # fmt: skip
+            vision_config=vision,
+            text_config=text,
+            image_token_index=config.vocab_size,
+            vocab_size=config.vocab_size,
+            projection_dim=config.vlm.width,
+            hidden_size=config.vlm.width,
+        )
         self.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(config=paligemma)
         self.stem = make_stem(config.vision)
         self.gemma_expert = PiGemmaForCausalLM(config=gemma_config(config.expert, config.vocab_size))
@@ -94,7 +98,9 @@ def _project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normed, _ = layer.input_layernorm(hidden)
     attention = layer.self_attn
     shape = (*normed.shape[:-1], -1, attention.head_dim)
-    q, k, v = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+    q, k, v = (
+        proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     return q, k, v
 
 
@@ -171,7 +177,9 @@ class PI0Model(PI0Pytorch):
         hidden, _ = expert.norm(hidden)
         return self.action_out_proj(hidden[:, 1:].to(torch.float32))
 
-    def flow_loss(self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def flow_loss(
+        self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor
+    ) -> Tensor:
         """Flow matching: |v_θ(x_t, t) − (noise − actions)|² with x_t = t · noise + (1 − t) · actions.
 
         Args:
@@ -186,15 +194,25 @@ class PI0Model(PI0Pytorch):
         t = time[:, :, None, None]
         x_t = t * noise + (1 - t) * actions[:, None]
         v_t = self.velocity(
-            state.repeat_interleave(samples, 0), x_t.flatten(0, 1), time.flatten(), cache, valid.repeat_interleave(samples, 0)
+            state.repeat_interleave(samples, 0),
+            x_t.flatten(0, 1),
+            time.flatten(),
+            cache,
+            valid.repeat_interleave(samples, 0),
         )
         return F.mse_loss(v_t.view_as(noise), noise - actions[:, None], reduction="none")
 
     @torch.no_grad()
     def sample_actions(  # type: ignore[override]
-        self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, noise: Tensor, beta: float = 1.0,
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        beta: float = 1.0,
         unconditional: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Euler steps from `noise` at t = 1 to actions [B, chunk, max_action_dim] at t = 0.
 
         With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; `unconditional` is the prompt (tokens, mask) without
@@ -202,7 +220,9 @@ class PI0Model(PI0Pytorch):
         """
         if beta == 1.0 or unconditional is None:
             cache, valid = self.encode_prefix(images, tokens, mask)
-            return euler_integrate(lambda x, t: self.velocity(state, x, t, cache, valid), noise, self.config.num_inference_steps)
+            return euler_integrate(
+                lambda x, t: self.velocity(state, x, t, cache, valid), noise, self.config.num_inference_steps
+            )
         plain_tokens, plain_mask = unconditional
         pad = tokens.shape[1] - plain_tokens.shape[1]
         cache, valid = self.encode_prefix(
@@ -238,7 +258,12 @@ class RecapPI0Policy(PI0Policy):
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])
-        return images, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK], pad_vector(batch[OBS_STATE], self.config.max_state_dim)
+        return (
+            images,
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK],
+            pad_vector(batch[OBS_STATE], self.config.max_state_dim),
+        )
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
         """Flow-matching loss over the real action dimensions and the real frames of the chunk.
@@ -250,8 +275,16 @@ class RecapPI0Policy(PI0Policy):
         tokens, mask = trim(tokens, mask)
         actions = pad_vector(batch[ACTION], self.config.max_action_dim)
         size, samples = actions.shape[0], self.config.flow_samples
-        noise = batch["noise"] if "noise" in batch else self.model.sample_noise((size, samples, *actions.shape[1:]), actions.device)
-        time = batch["time"] if "time" in batch else self.model.sample_time(size * samples, actions.device).view(size, samples)
+        noise = (
+            batch["noise"]
+            if "noise" in batch
+            else self.model.sample_noise((size, samples, *actions.shape[1:]), actions.device)
+        )
+        time = (
+            batch["time"]
+            if "time" in batch
+            else self.model.sample_time(size * samples, actions.device).view(size, samples)
+        )
         losses = self.model.flow_loss(images, tokens, mask, state, actions, noise, time)
         losses = losses[..., : self.config.output_features[ACTION].shape[0]].mean(dim=(1, 3))
         real = torch.ones_like(losses) if "action_is_pad" not in batch else (~batch["action_is_pad"]).to(losses.dtype)
@@ -269,7 +302,9 @@ class RecapPI0Policy(PI0Policy):
         images, tokens, mask, state = self._inputs(batch)
         shape = (state.shape[0], self.config.chunk_size, self.config.max_action_dim)
         noise = batch["noise"] if "noise" in batch else self.model.sample_noise(shape, state.device)
-        unconditional = (batch[UNCONDITIONAL_TOKENS], batch[UNCONDITIONAL_MASK]) if UNCONDITIONAL_TOKENS in batch else None
+        unconditional = (
+            (batch[UNCONDITIONAL_TOKENS], batch[UNCONDITIONAL_MASK]) if UNCONDITIONAL_TOKENS in batch else None
+        )
         actions = self.model.sample_actions(images, tokens, mask, state, noise, self.config.beta, unconditional)
         return actions[:, :, : self.config.output_features[ACTION].shape[0]]
 

@@ -64,11 +64,16 @@ class RecapValuePolicy(PreTrainedPolicy):
         self.projector = nn.Linear(config.vision.width, size.width)
         self.language_model = Gemma3TextModel(
             Gemma3TextConfig(
-                vocab_size=config.vocab_size, hidden_size=size.width, intermediate_size=size.mlp_dim, num_hidden_layers=size.depth,
-                num_attention_heads=size.num_heads, num_key_value_heads=size.num_kv_heads, head_dim=size.head_dim,
+                vocab_size=config.vocab_size,
+                hidden_size=size.width,
+                intermediate_size=size.mlp_dim,
+                num_hidden_layers=size.depth,
+                num_attention_heads=size.num_heads,
+                num_key_value_heads=size.num_kv_heads,
+                head_dim=size.head_dim,
                 query_pre_attn_scalar=size.head_dim,
             )
-        )  # fmt: skip
+        )
         self.state_proj = nn.Linear(config.input_features[OBS_STATE].shape[0], size.width) if config.use_state else None
         self.head = nn.Linear(size.width, config.bins)
         init_from_scratch(self)
@@ -93,7 +98,9 @@ class RecapValuePolicy(PreTrainedPolicy):
         tail = hidden.shape[1] - features.shape[1] - tokens.shape[1]
         valid = torch.cat([mask.new_ones(size, features.shape[1]), mask, mask.new_ones(size, tail)], dim=1)
         positions = (torch.cumsum(valid, dim=1) - 1).clamp(min=0)
-        out = self.language_model(inputs_embeds=hidden, attention_mask=valid.long(), position_ids=positions, use_cache=False)
+        out = self.language_model(
+            inputs_embeds=hidden, attention_mask=valid.long(), position_ids=positions, use_cache=False
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(out.last_hidden_state[:, -1].float())
 
