@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recap.config import Config, ConfigError, keys, nearest, typed
-from recap.errors import RecapError
+from recap.errors import RecapError, disk_error
 
 GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "tracking", "experiment")
 
@@ -53,6 +53,16 @@ def _run[C: Config](function: Callable[[C], None], schema: type[C], conf: Path, 
         except RecapError as error:
             failed.add(config.output)
             _say(f"{config.output}: {error}")
+        except BrokenPipeError:  # of `… | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise KeyboardInterrupt from None
+        except OSError as error:
+            failed.add(config.output)
+            refusal = disk_error(error, config.output)
+            if refusal:
+                _say(f"{config.output}: {refusal}")
+            else:
+                traceback.print_exc()
         except Exception:  # noqa: BLE001  a bug: its traceback is wanted, and so are the other runs
             failed.add(config.output)
             traceback.print_exc()

@@ -1,5 +1,38 @@
-"""The one exception that users see."""
+"""The one exception that users see, and the disk's refusals in its words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+BROKEN = {errno.EIO, errno.ENOENT, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 
 
 class RecapError(Exception):
-    """A problem the user can fix. The message names the key, its value, the choices and the fix; it is printed without a traceback."""
+    """A problem the user can fix; printed without a traceback.
+
+    The message names the key, its value, the choices and the fix.
+    """
+
+
+def disk_error(error: BaseException, where: Path | str, problem: str = "cannot use") -> RecapError | None:
+    """What the user is told when the disk refuses; None for an error that is no word of the disk.
+
+    where: the file or folder that was being worked on, if the error itself names none. problem: with it.
+    """
+    number, said = getattr(error, "errno", None), re.search(r"\b(?:os error|errno) (\d+)", str(error))
+    if number is None and said:  # safetensors and pyarrow put it into the text
+        number = int(said[1])
+    if number in NO_SPACE:
+        fix = "Fix: free some space, or choose output=<a folder on another disk>. The same command again continues."
+    elif number in NO_PERMISSION:
+        fix = "Fix: make it writable, or choose output=<a folder that can be written>."
+    elif number in BROKEN:
+        fix = "Fix: check the disk and that nobody else moves files there. The same command again continues."
+    else:
+        return None
+    return RecapError(f"{problem} {getattr(error, 'filename', None) or where}: {os.strerror(number)}. {fix}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recap.config import Config, Control, IndicatorMode, PolicyKind, PolicyTrainConfig, Prompt, StageKind, plain
@@ -22,7 +23,8 @@ DEMONSTRATIONS = "demonstrations"
 class Node:
     """One stage. `path`: its directory below the run directory; `inputs`: role -> path of the stage it reads.
 
-    `kind` names the function in `recap.stages`; `options` are its arguments beside the configuration.
+    `kind` names the function in `recap.stages`; `options` are its arguments beside the configuration. Absolute paths
+    are those given by hand: a result directory elsewhere, a checkpoint folder instead of a stage.
     """
 
     path: str
@@ -31,9 +33,10 @@ class Node:
     options: dict[str, Any] = field(default_factory=dict)
 
     def config(self, cfg: Config) -> dict[str, Any]:
-        """The resolved values that decide this stage's result: its config.yaml, and what a finished stage is compared by."""
+        """The resolved values that decide this stage's result, as in its config.yaml."""
         values = plain(cfg)
         used: dict[str, Any] = {"stage": self.kind, **plain_options(self.options), "seed": cfg.seed}
+        used |= {f"input_{role}": path for role, path in self.inputs.items() if Path(path).is_absolute()}
         for key in USES[self.kind]:
             used[key] = values[key]
         used.get("data", {}).pop("rollouts", None)
@@ -125,7 +128,7 @@ def eval_node(cfg: Config, path: str, policy: str, training: PolicyTrainConfig, 
 
 
 def control_nodes(cfg: Config, arm: Control, iteration: int) -> Iterable[Node]:
-    """An arm trained with the same number of steps as the last policy, and its evaluation on the same initial states."""
+    """An arm trained for as many steps as the last policy, and its evaluation on the same initial states."""
     head = f"{iteration_dir(iteration)}/controls/{arm.name}"
     last = f"{iteration_dir(iteration)}/policy"
     if arm is Control.negative_prompt:

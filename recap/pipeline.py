@@ -1,133 +1,193 @@
-"""Runs stages: each once, under a lock, checked against its configuration and its inputs, finished when its manifest is there."""
+"""Runs stages: each once, under a lock, checked against its configuration and inputs, finished by its manifest."""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
+import json
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
+from recap.by_hand import advantage_job, eval_job
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob, shared
-from recap.errors import RecapError
-from recap.graph import (
-    DEMONSTRATIONS,
-    Node,
-    advantage_node,
-    control_nodes,
-    eval_node,
-    iteration_nodes,
-    pretraining,
-    prompt_for,
-    train_node,
-)
+from recap.errors import RecapError, disk_error
+from recap.graph import DEMONSTRATIONS, Node, control_nodes, iteration_nodes, pretraining, train_node
 from recap.launch import launch
 from recap.preflight import preflight
-from recap.report import print_table, write_html, write_summary
-from recap.rundir import claim, finished, lock, verify, write_manifest
+from recap.report import build_summary, print_table, write_html, write_summary
+from recap.rundir import (
+    check,
+    claim,
+    clear_leftovers,
+    finished,
+    is_main_process,
+    lock,
+    read_manifest,
+    results_digest,
+    stage_of,
+    verify,
+    write_manifest,
+)
 
-COMMANDS = {
-    DEMONSTRATIONS: "python train.py policy=pi0 stage=sft",
-    "sft": "python train.py policy=pi0 stage=sft",
-    "value": "python train.py policy=value stage=sft",
-}
+ELSEWHERE = "result=<another directory> writes there"  # for somebody who wants other values by hand
 
 
-def run_node(cfg: Config, node: Node, given: dict[str, Path] | None = None) -> None:
+# ---------------------------------------------------------------------------------------------------- one stage
+def run_node(cfg: Config, node: Node) -> None:
     """Runs one stage of the run directory `cfg.output`, or does nothing if it is finished.
 
-    Args:
-        given: role -> folder that stands in for an input of the graph (a checkpoint named by hand).
-
     Raises:
-        RecapError: an input is missing or damaged, the directory belongs to another configuration, or another process works in it.
+        RecapError: an input is missing or damaged, the directory belongs to another configuration, or another process
+            works in it; and whatever the stage itself reports.
     """
-    run, out = Path(cfg.output), Path(cfg.output) / node.path
-    inputs = {role: run / path for role, path in node.inputs.items()} | (given or {})
-    config = node.config(cfg) | ({f"input_{role}": str(path) for role, path in given.items()} if given else {})
-    if out.is_dir() and (out / "config.yaml").is_file():
-        claim(out, config)
-        if finished(out):
-            return
+    out = Path(cfg.output) / node.path
+    inputs = {role: Path(cfg.output) / path for role, path in node.inputs.items()}
+    if not is_main_process():
+        _assist(cfg, node, inputs, out)
+        return
+    config = node.config(cfg)
+    check(out, config)
+    if finished(out):
+        _check_kept(node, out, inputs)
+        return
     for role, path in inputs.items():
-        if given and role in given:
-            continue
-        if not finished(path):
-            raise RecapError(
-                f"{node.path} needs {node.inputs[role]}, which is not finished in {run}. Fix: `{_command(node.inputs[role])}` first, or let loop.py run it all."
-            )
-        verify(path)
+        _check_input(cfg, node, role, path)
     from recap.stages import STAGES  # torch and lerobot take seconds that finished stages should not cost
 
     with lock(out):
         if finished(out):  # another process finished it while this one looked
             return
         claim(out, config)
+        clear_leftovers(out)
         began = time.time()
-        with (out / "log.txt").open("a", buffering=1) as log:
+        with (out / "log.txt").open("a", buffering=1, encoding="utf-8") as log, _reported(node, out, log):
 
             def say(text: str) -> None:
                 print(text, flush=True)
                 log.write(text + "\n")
 
-            try:
-                STAGES[node.kind](cfg, inputs, out, say, **node.options)
-            except OSError as error:
-                raise RecapError(
-                    f"{node.path}: {error.strerror or error} ({error.filename or out}). {_space(out)}"
-                ) from error
-        own = {role: path for role, path in inputs.items() if finished(path)}
-        write_manifest(out, node=node.path, seed=cfg.seed, inputs=own, began=began)
+            STAGES[node.kind](cfg, inputs, out, say, **node.options)
+            write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
 
 
-def _command(path: str) -> str:
-    head, _, stage = path.rpartition("/")
-    number = f" iteration={int(head[5:])}" if head.startswith("iter_") and head[5:].isdigit() else ""
-    by_stage = {
-        "rollout": "python eval.py checkpoint=… record=true",
-        "value": "python train.py policy=value stage=finetune",
-        "advantage": "python advantage.py",
-        "policy": "python train.py policy=pi0 stage=finetune",
-    }
-    return (COMMANDS.get(path) or by_stage.get(stage, "python loop.py")) + number
+def _assist(cfg: Config, node: Node, inputs: dict[str, Path], out: Path) -> None:
+    """What a process beside the main one does: its share of a training; any other stage it only waits for.
+
+    If the main process fails, whoever started the processes ends them all.
+    """
+    if finished(out):
+        return
+    if node.kind == "train":
+        from recap.stages import STAGES
+
+        STAGES[node.kind](cfg, inputs, out, lambda _: None, **node.options)
+    while not finished(out):
+        time.sleep(0.5)
 
 
-def _space(path: Path) -> str:
-    free = shutil.disk_usage(path).free
-    return (
-        f"Free space there: {free / 1e9:.1f} GB. Fix: free some space or choose output=<a folder that can be written>."
+@contextmanager
+def _reported(node: Node, out: Path, log: TextIO) -> Iterator[None]:
+    """Errors go to the stage's log with their traceback; what the disk or the device refuses becomes a RecapError."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):
+            log.write(traceback.format_exc())
+        if not isinstance(error, RecapError) and (refusal := disk_error(error, out)):
+            raise RecapError(f"{node.path}: {refusal}") from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch is not imported here
+            raise RecapError(
+                f"{node.path}: the device is out of memory ({str(error).splitlines()[0]}). "
+                "Fix: a smaller batch_size, or a larger device."
+            ) from error
+        raise
+
+
+def _check_kept(node: Node, out: Path, inputs: dict[str, Path]) -> None:
+    """Raises RecapError if a finished stage was damaged since, or was made from other inputs than there are now."""
+    verify(out, _command(node.path), quick=True)
+    recorded = read_manifest(out)["inputs"]
+    for role, path in inputs.items():
+        if role in recorded and finished(stage_of(path)) and recorded[role]["sha256"] != results_digest(path):
+            raise RecapError(
+                f"{out} was made from another {node.inputs[role]} than there is now. "
+                f"Fix: delete {out} and run the command again."
+            )
+
+
+def _check_input(cfg: Config, node: Node, role: str, path: Path) -> None:
+    if finished(stage_of(path)):
+        verify(stage_of(path), _command(node.inputs[role]))
+    elif not (path / "config.json").is_file():  # a checkpoint folder by hand needs no finished stage
+        raise _missing(cfg, node, role)
+
+
+def _missing(cfg: Config, node: Node, role: str) -> RecapError:
+    return RecapError(
+        f"{node.path} needs {node.inputs[role]}, which is not finished in {cfg.output}. "
+        f"Fix: {_command(node.inputs[role])} with the same settings first, or let loop.py run it all."
     )
 
 
-def run_nodes(cfg: Config, nodes: Iterable[Node], show: Callable[[str], None] = print) -> None:
-    """Runs stages one after the other through the launcher, and says what each did."""
+def _command(path: str) -> str:
+    """The command that runs a stage by hand."""
+    head, _, stage = path.rpartition("/")
+    iteration = int(head[5:]) if head.startswith("iter_") and head[5:].isdigit() else None
+    before = "sft" if iteration == 1 else f"iter_{(iteration or 0) - 1:02d}/policy"
+    known = {
+        (DEMONSTRATIONS, True): "python train.py policy=pi0 stage=sft",
+        ("sft", True): "python train.py policy=pi0 stage=sft",
+        ("value", True): "python train.py policy=value stage=sft",
+        ("rollout", False): f"python eval.py record=true checkpoint=…/{before}/checkpoints/last",
+        ("value", False): f"python train.py policy=value stage=finetune iteration={iteration}",
+        ("advantage", False): f"python advantage.py iteration={iteration}",
+        ("policy", False): f"python train.py policy=pi0 stage=finetune iteration={iteration}",
+    }
+    fallback = "the command" if Path(path).is_absolute() else "python loop.py"
+    found = known.get((stage, iteration is None), fallback) if not head or iteration else fallback
+    return found if found == "the command" else f"`{found}`"
+
+
+# ---------------------------------------------------------------------------------------------------- several stages
+def run_nodes(cfg: Config, nodes: Sequence[Node], identity: bool = True) -> None:
+    """Runs stages one after the other through the launcher, and says what each did.
+
+    identity: whether they are stages of the run `cfg.output`, which then has to have this configuration as a whole.
+
+    Raises:
+        RecapError: before any work, for whatever can be known by then; and what a stage reports.
+    """
+    run = Path(cfg.output)
+    if is_main_process():
+        if identity:
+            check(run, _identity(cfg))
+        for node in nodes:
+            check(run / node.path, node.config(cfg), "name=<another> starts a new run" if identity else ELSEWHERE)
+        if to_do := {node.kind for node in nodes if not finished(run / node.path)}:
+            _check_order(cfg, nodes)
+            preflight(cfg, to_do)
+        if identity:
+            claim(run, _identity(cfg))
+    show: Callable[[str], None] = print if is_main_process() else lambda _: None
     for node in nodes:
-        out = Path(cfg.output) / node.path
-        kept, began = finished(out), time.perf_counter()
+        kept, began = finished(run / node.path), time.perf_counter()
         if not kept:
             show(f"── {node.path}")
         launch(cfg, node, run_node)
         show(f"── {node.path}  kept" if kept else f"── {node.path}  done in {time.perf_counter() - began:.0f} s")
 
 
-# ---------------------------------------------------------------------------------------------------- what the entrypoints call
-def run_loop(cfg: LoopJob) -> None:
-    """Iteration `cfg.iteration` of a run; the first one also pre-trains, the last one also runs the controls and reports."""
-    assert cfg.iteration is not None
-    run = Path(cfg.output)
-    last = cfg.iteration == cfg.iterations
-    nodes = (pretraining(cfg) if cfg.iteration == 1 else []) + iteration_nodes(cfg, cfg.iteration)
-    for arm in cfg.controls if last else []:
-        nodes += control_nodes(cfg, arm, cfg.iteration)
-    if cfg.iteration == 1:
-        preflight(cfg)
-        claim(run, _identity(cfg))
-    run_nodes(cfg, nodes)
-    summary = write_summary(run)
-    page = write_html(run, summary)
-    if last:
-        print_table(summary)
-        print(f"{run / 'summary.json'}\n{page}")
+def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
+    """Raises RecapError for an input that is neither there nor made by an earlier one of these stages."""
+    made: set[str] = set()
+    for node in nodes:
+        for role, path in node.inputs.items():
+            there = finished(stage_of(Path(cfg.output) / path)) or Path(path).is_absolute()
+            if path not in made and not there and not finished(Path(cfg.output) / node.path):
+                raise _missing(cfg, node, role)
+        made.add(node.path)
 
 
 def _identity(cfg: Config) -> dict:
@@ -139,52 +199,52 @@ def _identity(cfg: Config) -> dict:
     return values
 
 
+# ---------------------------------------------------------------------------------------------------- entrypoints
+def run_loop(cfg: LoopJob) -> None:
+    """Iteration `cfg.iteration` of a run; the first also pre-trains, the last also runs the controls and reports."""
+    assert cfg.iteration is not None
+    last = cfg.iteration == cfg.iterations
+    nodes = (pretraining(cfg) if cfg.iteration == 1 else []) + iteration_nodes(cfg, cfg.iteration)
+    for arm in cfg.controls if last else []:
+        nodes += control_nodes(cfg, arm, cfg.iteration)
+    run_nodes(cfg, nodes)
+    if is_main_process():
+        _report(Path(cfg.output), show=last)
+
+
+def _report(run: Path, show: bool) -> None:
+    """summary.json and report.html, written anew only when the run has something new; the summary last."""
+    summary, page = build_summary(run), run / "report.html"
+    if not page.is_file() or _read(run / "summary.json") != json.loads(json.dumps(summary)):
+        write_html(run, summary)
+        write_summary(run, summary)
+    if show:
+        print_table(summary)
+        print(f"{run / 'summary.json'}\n{page}")
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # missing or damaged: it is written anew
+
+
 def run_train(cfg: TrainJob) -> None:
-    preflight(cfg)
-    if cfg.data.demonstrator is not None:
-        run_nodes(cfg, [Node(DEMONSTRATIONS, "demonstrations")])
-    run_nodes(cfg, [train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)])
+    """One training; the demonstrations first, if they are to be recorded."""
+    recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
+    run_nodes(cfg, [*recorded, train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)])
 
 
 def run_advantage(cfg: AdvantageJob) -> None:
-    """Labels of an iteration; with `checkpoint` those of another value function, beside it."""
-    node = advantage_node(cfg, cfg.iteration)
-    if cfg.checkpoint is None:
-        run_nodes(cfg, [node])
-        return
-    run_node(
-        cfg,
-        dataclasses.replace(node, inputs={k: v for k, v in node.inputs.items() if k != "value"}),
-        {"value": _folder(cfg.checkpoint)},
-    )
+    """Labels of an iteration, by the run's own value function or the one in `checkpoint`."""
+    node, identity = advantage_job(cfg)
+    run_nodes(cfg, [node], identity)
 
 
 def run_eval(cfg: EvalJob) -> None:
-    """Evaluates a checkpoint beside it, or records rollouts with it (`record=true`); `result` names another directory."""
-    preflight(cfg)
-    stage = _folder(cfg.checkpoint)
-    own = stage.parent.parent if stage.parent.name == "checkpoints" else stage
-    settings = cfg.rollout if cfg.record else cfg.eval
-    episodes = cfg.episodes or settings.episodes
-    training = cfg.pi0.sft if own.name == "sft" else cfg.pi0.finetune
-    if cfg.record:
-        path = cfg.result or str(own / "rollout")
-        options = {"iteration": 1, "prompt": prompt_for(settings.prompt, training), "beta": settings.beta}
-        node = Node(path, "rollout", {}, options | {"episodes": episodes, "videos": min(settings.videos, episodes)})
-    else:
-        node = eval_node(cfg, cfg.result or str(own / "eval"), "", training)
-        node.inputs.clear()
-        node.options.update(episodes=episodes, videos=min(settings.videos, episodes))
-    with_output = dataclasses.replace(cfg, output="")  # paths by hand are relative to where the command is typed
-    run_node(with_output, node, {"policy": stage})
-    if not cfg.record:
-        print(Path(node.path) / "result.json")
-
-
-def _folder(checkpoint: str) -> Path:
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise RecapError(
-            f"checkpoint={checkpoint}: there is no such folder. Fix: name one, such as outputs/demo/sft/checkpoints/last."
-        )
-    return path
+    """Evaluates a checkpoint, or records rollouts with it (`record=true`)."""
+    cfg, node, identity = eval_job(cfg)
+    run_nodes(cfg, [node], identity)
+    if is_main_process():
+        print(Path(cfg.output) / node.path / ("dataset" if cfg.record else "result.json"))

@@ -1,7 +1,7 @@
-"""The run directory: manifests that say a stage is finished, the identity that says with what, and the lock that keeps others out.
+"""The run directory: manifests say that a stage is finished, config.yaml says with what, a lock keeps others out.
 
-A stage directory holds config.yaml (written first), its results, and manifest.json (written last, by rename). The manifest lists every
-result with its size and SHA-256, so a damaged or exchanged file is found before it is used.
+A stage directory holds config.yaml (written first), its results, and manifest.json (written last, by rename). The
+manifest lists every result with its size and SHA-256, so a damaged or exchanged file is found before it is used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -29,6 +30,13 @@ from recap.errors import RecapError
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 VERIFIED = (".safetensors", ".parquet", ".json")  # results that later stages read
+SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
+LOCK_SECONDS = 2.0  # what a killed process may take to go
+
+
+def is_main_process() -> bool:
+    """False in all but one of the processes that `accelerate launch`, torchrun or SLURM start together."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def finished(stage: Path) -> bool:
@@ -37,53 +45,70 @@ def finished(stage: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """By rename: readers see the old file or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def claim(directory: Path, config: dict[str, Any]) -> None:
-    """Makes the directory this configuration's, or checks that it is.
+# ---------------------------------------------------------------------------------------------------- identity
+def check(directory: Path, config: dict[str, Any], start_new: str = "name=<another> starts a new run") -> bool:
+    """Whether the directory is this configuration's already; False if it is nobody's. Writes nothing.
+
+    start_new: what the message offers to somebody who wants the new values.
 
     Raises:
         RecapError: it belongs to another configuration; the message lists what differs.
     """
     path = directory / CONFIG
-    if path.is_file():
-        try:
-            old = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise RecapError(
-                f"{path} cannot be read ({error}). Fix: delete {directory}, or choose another name=…"
-            ) from error
-        changed = difference(old or {}, config)
-        if changed:
-            shown = "\n  ".join(changed[:12]) + (f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else "")
-            raise RecapError(
-                f"{directory} holds results of another configuration:\n  {shown}\n"
-                f"Fix: name=<another> starts a new run, the old values continue this one, or delete {directory}."
-            )
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if not path.is_file():
+        return False
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(old, dict):
+            raise ValueError("it holds no keys")
+    except (yaml.YAMLError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise RecapError(f"{path} cannot be read ({problem}). Fix: restore it, or delete {directory}.") from error
+    if changed := difference(old, config):
+        shown = "\n  ".join(changed[:12]) + (f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else "")
+        raise RecapError(
+            f"{directory} holds results of another configuration:\n  {shown}\n"
+            f"Fix: {start_new}, the old values continue this one, or delete {directory}."
+        )
+    return True
+
+
+def claim(directory: Path, config: dict[str, Any]) -> None:
+    """Makes the directory this configuration's. Raises RecapError as `check` does."""
+    if not check(directory, config):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+# ---------------------------------------------------------------------------------------------------- manifests
 
 
 def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path], began: float) -> None:
-    """Marks a stage as finished. `inputs`: node name -> stage directory, each finished itself; `began`: time.time() at the start."""
+    """Marks a stage as finished.
+
+    Args:
+        inputs: role -> directory of a finished stage, or a checkpoint folder.
+        began: time.time() at the start.
+    """
     outputs = {
         str(path.relative_to(stage)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(stage.rglob("*"))
+        for path in own_files(stage)
         if path.suffix in VERIFIED
-        and path.is_file()
-        and "last" not in path.relative_to(stage).parts
-        and not _nested(path, stage)
     }
     manifest = {
         "stage": node,
         "seed": seed,
         "inputs": {
-            name: {"path": os.path.relpath(path, stage), "sha256": sha256(path / MANIFEST)}
-            for name, path in inputs.items()
+            role: {"path": os.path.relpath(path, stage), "sha256": results_digest(path)}
+            for role, path in inputs.items()
         },
         "outputs": outputs,
         "git_commit": git_commit(),
@@ -96,22 +121,54 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
     write_text(stage / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
-def _nested(path: Path, stage: Path) -> bool:
-    """The file belongs to a stage inside this one (sft/eval)."""
-    return any((parent / CONFIG).is_file() for parent in path.parents if stage in parent.parents)
+def own_files(stage: Path) -> list[Path]:
+    """The files of a stage, without those of stages inside it (sft/eval), half-written ones and other names (last)."""
+    return sorted(
+        folder / name
+        for folder, _, files in _walk(stage)
+        for name in files
+        if not name.startswith(".") and not name.endswith(".tmp")
+    )
+
+
+def clear_leftovers(stage: Path) -> None:
+    """Deletes what a killed process had not finished writing. Only under the stage's lock."""
+    for folder, folders, files in [*_walk(stage)]:
+        for name in [name for name in (*folders, *files) if name.endswith(".tmp")]:
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _walk(stage: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """os.walk that does not enter stages inside this one, links, and what is half written."""
+    for here, folders, files in os.walk(stage):
+        folder = Path(here)
+        found = [name for name in folders if not ((folder / name).is_symlink() or (folder / name / CONFIG).is_file())]
+        folders[:] = [name for name in found if not name.endswith(".tmp")]
+        yield folder, found, files
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
+    """Raises RecapError when it cannot be read or says too little."""
+    path = stage / MANIFEST
+    again = f"Fix: restore it, or delete {stage} and run the command again."
     try:
-        return json.loads((stage / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise RecapError(
-            f"{stage / MANIFEST} cannot be read ({error}). Fix: delete {stage} and run the command again."
-        ) from error
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        entries = [*manifest["inputs"].values(), *manifest["outputs"].values()]
+        complete = all("sha256" in entry for entry in entries) and all("bytes" in e for e in manifest["outputs"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecapError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
+    if not complete:
+        raise RecapError(f"{path} is damaged (hashes are missing). {again}")
+    return manifest
 
 
-def verify(stage: Path) -> None:
+def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> None:
     """Checks the results of a finished stage against its manifest.
+
+    again: the command that makes the stage. quick: large files by their size only.
 
     Raises:
         RecapError: naming the first file that is missing, truncated or changed.
@@ -122,16 +179,41 @@ def verify(stage: Path) -> None:
             problem = "is missing"
         elif path.stat().st_size != expected["bytes"]:
             problem = f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        elif sha256(path) != expected["sha256"]:
+        elif not (quick and expected["bytes"] > SMALL) and sha256(path) != expected["sha256"]:
             problem = "was changed (its SHA-256 differs)"
         else:
             continue
         raise RecapError(
-            f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run the command again."
+            f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run {again} again."
         )
 
 
+def stage_of(path: Path) -> Path:
+    """The stage that a checkpoint folder (<stage>/checkpoints/<step>) belongs to; a stage stands for itself."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def results_digest(path: Path) -> str:
+    """SHA-256 over the results of a finished stage, or over the files of a checkpoint folder of none.
+
+    Equal results have equal digests, whenever and wherever they were made.
+    """
+    stage = stage_of(path)
+    if finished(stage):
+        hashes = {name: expected["sha256"] for name, expected in read_manifest(stage)["outputs"].items()}
+    else:
+        hashes = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.suffix in VERIFIED}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
+    state = path.stat()
+    return _sha256(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@cache
+def _sha256(path: Path, *_: int) -> str:
+    """Once for each state of a file: every stage of a run verifies the same inputs."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -146,28 +228,37 @@ def git_commit() -> str | None:
             capture_output=True,
             text=True,
             timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() or None if run.returncode == 0 else None
 
 
+# ---------------------------------------------------------------------------------------------------- lock
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """One process at a time works in a run directory. The lock goes with the process, however that ends.
+    """One process at a time works in a stage directory. The lock goes with the process, however that ends.
 
     Raises:
         RecapError: another process holds it, naming which.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RecapError(
-                f"{directory} is busy: {file.read().strip() or 'another process'} works in it. Fix: wait for it, stop it, or choose another name=…"
-            ) from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                file.seek(0)
+                raise RecapError(
+                    f"{directory} is busy: {file.read().strip() or 'another process'} works in it. "
+                    "Fix: wait for it, stop it, or choose another name=…"
+                ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

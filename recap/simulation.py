@@ -15,7 +15,7 @@ import numpy as np
 
 from recap.config import DemonstratorConfig, EnvConfig, EnvKind
 from recap.envs import Env, EpisodeSpec, make_env
-from recap.errors import RecapError
+from recap.errors import RecapError, disk_error
 
 Observation = dict[str, np.ndarray]
 
@@ -108,7 +108,8 @@ def _failure(error: Exception, spec: EpisodeSpec | None) -> Failure:
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = str(error)
     if not isinstance(error, RecapError):
-        what = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        refusal = disk_error(error, "its files")
+        what = str(refusal) if refusal else f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
     where = f"{describe(spec)} failed" if spec else "the environment could not be started"
     return Failure(f"{where}: {what}", traceback.format_exc())
 

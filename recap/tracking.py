@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 
 class Tracker:
     """Appends one JSON object a record to `metrics.jsonl`.
 
     Args:
-        path: the file; created with its folder.
+        path: the file; created with its folder. None: nothing is written (all processes but the main one).
         resume_step: records of later steps are dropped, because the resumed training writes them again.
     """
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    def __init__(self, path: Path | None, resume_step: int = 0) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _records(path) if line["step"] <= resume_step]
         temporary = path.with_suffix(".tmp")
@@ -24,7 +28,8 @@ class Tracker:
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, **metrics: float) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._file:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def __enter__(self) -> Tracker:
         return self
@@ -32,7 +37,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def _records(path: Path) -> list[dict[str, float]]:

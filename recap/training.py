@@ -1,13 +1,12 @@
 """The one training loop, for both policies and both stages, on 1..n processes.
 
-Everything random is a function of (seed, step): the frames of a batch, the dropped indicators, the flow noise. So a training that was
-killed goes on with the losses it would have had, and n processes see the batch that one process would have seen.
+Everything random is a function of (seed, step): the frames of a batch, the dropped indicators, the flow noise. So a
+training that was killed goes on with the losses it would have had, and n processes see the batch of one process.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from recap.config import IndicatorMode, PI0Config, PolicyTrainConfig, Precision,
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
 from recap.policies.acting import to_tensor
-from recap.policies.checkpoint import Checkpoint
+from recap.policies.checkpoint import WEIGHTS, Checkpoint, load_weights
 from recap.progress import Progress
 from recap.tracking import Tracker
 
@@ -52,17 +51,18 @@ def policy_batches(
         if train.indicator is IndicatorMode.ignore:
             return [None] * len(picked.frame)
         if train.indicator is IndicatorMode.on:
-            given = np.ones(len(picked.frame), dtype=bool)
+            given = [True] * len(picked.frame)
         else:
             assert labels is not None
-            given = np.array([labels[s][f] for s, f in zip(picked.source, picked.frame, strict=True)])
+            given = [bool(labels[s][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
         dropped = rng.random(len(given)) < size.indicator_dropout
-        return [None if gone else bool(positive) for gone, positive in zip(dropped, given, strict=True)]
+        return [None if gone else positive for gone, positive in zip(dropped, given, strict=True)]
 
     def batch(step: int) -> Batch:
         picked = mixture.pick(seed, step, train.batch_size)
         data = mixture.gather(picked, chunk=size.chunk_size)
         rng = np.random.default_rng([seed, step, 1])
+        shift_images(data, train.image_shift, rng)
         shape = (train.batch_size, size.flow_samples)
         data["indicator"] = indicators(picked, rng)
         data["noise"] = rng.standard_normal((*shape, size.chunk_size, size.max_action_dim), dtype=np.float32)
@@ -72,14 +72,28 @@ def policy_batches(
     return batch
 
 
+def shift_images(batch: Batch, pixels: int, rng: np.random.Generator) -> None:
+    """Moves every image [B, H, W, 3] by up to `pixels` in each direction, repeating the edge; what pixels a pot covers is then no
+    longer worth remembering. In place."""
+    for key, images in batch.items():
+        if pixels == 0 or not key.startswith("observation.images."):
+            continue
+        size, height, width = images.shape[:3]
+        rows = np.arange(height) + rng.integers(-pixels, pixels + 1, (size, 1))
+        columns = np.arange(width) + rng.integers(-pixels, pixels + 1, (size, 1))
+        rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+        batch[key] = images[np.arange(size)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def value_batches(
     mixture: Mixture, train: TrainConfig, seed: int, return_bins: list[np.ndarray]
 ) -> Callable[[int], Batch]:
-    """Batches of the value function: observations and the bin of each frame's normalised return (int [frames] per source)."""
+    """Batches of the value function: observations and the bin of each frame's return (int [frames] per source)."""
 
     def batch(step: int) -> Batch:
         picked = mixture.pick(seed, step, train.batch_size)
         data = mixture.gather(picked)
+        shift_images(data, train.image_shift, np.random.default_rng([seed, step, 1]))
         data["return_bin"] = np.array(
             [return_bins[s][f] for s, f in zip(picked.source, picked.frame, strict=True)], dtype=np.int64
         )
@@ -99,21 +113,28 @@ def train(
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
-    Writes `metrics.jsonl` and `checkpoints/<step>/`, `checkpoints/last` under `out`; each checkpoint appears whole or not at all.
+    Writes `metrics.jsonl`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint appears whole or
+    not at all.
 
     Returns:
         `out/checkpoints/last`.
 
     Raises:
-        RecapError: the loss is NaN or infinite, naming the step.
+        RecapError: loss or gradient is NaN or infinite, naming the step; the newest checkpoint is damaged; there are
+            more processes than samples in a batch.
     """
+    # π0's last prefix layer has outputs that nothing reads
+    unread = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision=precision.value,
         cpu=checkpoint.policy.config.device == "cpu",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True)
-        ],  # π0's last prefix layer has unread outputs
+        kwargs_handlers=[unread],
     )
+    if accelerator.num_processes > config.batch_size:
+        raise RecapError(
+            f"{label}: batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes. "
+            "Fix: a larger batch_size, or fewer processes."
+        )
     policy = checkpoint.policy
     policy.train()
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -121,49 +142,69 @@ def train(
         trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     folder = out / "checkpoints"
-    start = _resume(checkpoint, optimizer, folder)
-    model, optimizer = accelerator.prepare(policy, optimizer)
+    start = _resume(checkpoint, optimizer, folder, config.steps)
     main = accelerator.is_main_process
+    if main and start:
+        _tidy(folder, start, config)
+    model, optimizer = accelerator.prepare(policy, optimizer)
     began, loss = time.perf_counter(), float("nan")
+    unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
-        Tracker(out / "metrics.jsonl" if main else Path(os.devnull), start) as tracker,
+        Tracker(out / "metrics.jsonl" if main else None, start) as tracker,
         Progress(label, config.steps, start, quiet=not main) as bar,
     ):
         for step in range(start, config.steps):
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = checkpoint.prepare(tensors(_share(batches(step), accelerator)))
+            rows, weight = _share(batches(step), accelerator.process_index, accelerator.num_processes)
+            batch = checkpoint.prepare(tensors(rows))
             with accelerator.autocast():
                 total, _ = model(batch)
+            total = total * weight
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(trainable, config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
+            unchecked.append(torch.stack([total.detach().float(), norm.detach().float()]))
             done = step + 1
             last = done == config.steps
-            if done % config.log_every == 0 or done % config.save_every == 0 or last:
-                loss = accelerator.reduce(total.detach(), "mean").item()
-                if not math.isfinite(loss):
-                    raise RecapError(
-                        f"{label}: the loss is {loss} at step {done}. Fix: lower learning_rate ({config.learning_rate:g}) or look for bad data."
-                    )
+            save = last or done % config.save_every == 0
+            if save or done % config.log_every == 0:
+                loss, size = _check(accelerator.reduce(torch.stack(unchecked), "mean").tolist(), done, label, config)
+                unchecked.clear()
                 speed = (done - start) * config.batch_size / (time.perf_counter() - began)
-                tracker.log(done, loss=loss, lr=rate, grad_norm=float(norm), samples_per_second=speed)
-            if main and (last or done % config.save_every == 0):
-                _save(checkpoint, optimizer, folder, done, config.keep_checkpoints, last=last)
+                tracker.log(done, loss=loss, lr=rate, grad_norm=size, samples_per_second=speed)
+            if main and save:
+                _save(checkpoint, None if last else optimizer, folder, done)
+                _tidy(folder, done, config)
             bar.advance(f"loss {loss:.4f}")
     accelerator.wait_for_everyone()
     policy.eval()
     return folder / "last"
 
 
-def _share(batch: Batch, accelerator: Accelerator) -> Batch:
-    """This process's rows of a global batch."""
-    if accelerator.num_processes == 1:
-        return batch
-    rows = slice(accelerator.process_index, None, accelerator.num_processes)
-    return {key: value[rows] for key, value in batch.items()}
+def _check(numbers: list[list[float]], done: int, label: str, config: TrainConfig) -> tuple[float, float]:
+    """(loss, gradient norm) of step `done`, the last of `numbers`; RecapError at the first that is not finite."""
+    for step, (loss, norm) in enumerate(numbers, done - len(numbers) + 1):
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise RecapError(
+                    f"{label}: the {what} is {value} at step {step}. "
+                    f"Fix: lower learning_rate ({config.learning_rate:g}) or look for bad data."
+                )
+    return loss, norm
+
+
+def _share(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:
+    """A process's rows of a global batch, and their weight: the mean of weighted losses is the loss of the whole."""
+    if processes == 1:
+        return batch, 1.0
+    rows = slice(process, None, processes)
+    size = len(batch["task"])
+    pad = batch.get("action_is_pad", np.zeros((size, 1), dtype=bool))
+    weight = processes * np.sum(~pad[rows]) / np.sum(~pad)
+    return {key: value[rows] for key, value in batch.items()}, float(weight)
 
 
 def tensors(batch: Batch) -> Batch:
@@ -171,42 +212,63 @@ def tensors(batch: Batch) -> Batch:
     return {key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
 
 
-def _resume(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Loads the newest whole checkpoint into policy and optimizer; the step to go on from."""
-    steps = sorted((int(path.name) for path in folder.glob("[0-9]*") if (path / OPTIMIZER).is_file()), reverse=True)
-    if not steps:
-        return 0
-    path = folder / f"{steps[0]:07d}"
-    saved = Checkpoint.load(path, type(checkpoint.policy), checkpoint.policy.config.device or "cpu")
-    checkpoint.policy.load_state_dict(saved.policy.state_dict())
-    try:
-        optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise RecapError(
-            f"{path / OPTIMIZER}: damaged ({error}). Fix: delete {path} and run the command again."
-        ) from error
-    return steps[0]
+def _resume(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path, steps: int) -> int:
+    """Loads the newest checkpoint that can be gone on from; the step to go on from.
 
-
-def _save(
-    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path, step: int, keep: int, *, last: bool
-) -> None:
-    """Writes a checkpoint beside its place, moves it there, points `last` at it, and prunes older ones.
-
-    The optimiser's state is for resuming only: a finished training does not keep it.
+    Only a finished training needs no optimiser state: an earlier checkpoint without it is passed over.
     """
+    found = {int(path.name): path for path in folder.glob("[0-9]*")}
+    usable = [step for step, path in found.items() if step == steps or (path / OPTIMIZER).is_file()]
+    if not usable:
+        return 0
+    newest = max(usable)
+    path = found[newest]
+    load_weights(checkpoint.policy, path / WEIGHTS)
+    if newest < steps:
+        try:
+            optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise RecapError(
+                f"{path / OPTIMIZER}: damaged ({error}). Fix: delete {path} and run the command again."
+            ) from error
+    return newest
+
+
+def _save(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None, folder: Path, step: int) -> None:
+    """Writes a checkpoint beside its place and moves it there at once; with the optimiser's state if it is given."""
     final = folder / f"{step:07d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     checkpoint.save(temporary)
-    torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
-    shutil.rmtree(final, ignore_errors=True)
+    if optimizer is not None:
+        torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
+    _remove(final)  # nothing is lost: training got here from an older one, so this one could not be gone on from
     temporary.rename(final)
+
+
+def _tidy(folder: Path, newest: int, config: TrainConfig) -> None:
+    """Points `last` at checkpoint `newest` and deletes what is older than `keep_checkpoints` or was left behind.
+
+    A finished training keeps its last checkpoint only.
+    """
+    final = folder / f"{newest:07d}"
     link = folder / ".last.tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     link.replace(folder / "last")
-    numbered = sorted(folder.glob("[0-9]*"))
-    for old in numbered[: -1 if last else -keep]:
-        shutil.rmtree(old)
+    keep = 1 if newest == config.steps else config.keep_checkpoints
+    older = sorted(path for path in folder.glob("[0-9]*") if path.name <= final.name)
+    for path in older[:-keep]:
+        _remove(path)
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a folder that is either there whole or not at all, whenever this is interrupted."""
+    if path.is_dir():
+        trash = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        shutil.rmtree(trash)

@@ -46,7 +46,7 @@ for words, rule in {
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples": at_least(1),
     "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
     "fps max_steps episodes look_ahead processes slots": at_least(1),
-    "seed warmup_steps weight_decay videos beta noise c_fail": at_least(0),
+    "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),
     "learning_rate grad_clip normalizer": POSITIVE,
     "demonstration_share slow hesitate miss decay_to": FRACTION,
 }.items():

@@ -122,6 +122,7 @@ class TrainConfig:
     keep_checkpoints: int = MISSING
     log_every: int = MISSING
     demonstration_share: float = MISSING
+    image_shift: int = MISSING
 
 
 @dataclass
@@ -286,7 +287,7 @@ class EvalJob(Config):
     checkpoint: str = MISSING
     episodes: int | None = None
     record: bool = False
-    result: str | None = None  # the stage directory to write; by default beside the checkpoint
+    result: str | None = None  # the stage directory to write; by default where loop.py has it
 
 
 @dataclass
@@ -295,6 +296,7 @@ class AdvantageJob(Config):
 
     checkpoint: str | None = None
     iteration: int = 1
+    result: str | None = None  # the stage directory to write; by default where loop.py has it
 
 
 @dataclass

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap.data.encoding import encode_png, feature_stats, image_stats
-from recap.errors import RecapError
+from recap.errors import RecapError, disk_error
 
 if TYPE_CHECKING:
     from recap.envs import EpisodeSpec
@@ -84,7 +84,7 @@ def write_episode(folder: Path, episode: Episode) -> Path:
         writer.write_table(table)
 
     path = Path(folder) / f"{spec.index:06d}.parquet"
-    partial = path.with_suffix(".parquet.tmp")  # one name an index: a rerun overwrites what a killed worker left
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # a worker that outlives its killed run has another
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -176,10 +176,8 @@ def disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RecapError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "free some space, or choose an output folder that you may write to"
-        ) from error
+        refusal = disk_error(error, path, "cannot write")
+        raise refusal or RecapError(f"cannot write {path}: {error}. Fix: choose another output folder.") from error
 
 
 def sync(path: Path) -> None:

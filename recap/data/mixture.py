@@ -1,4 +1,4 @@
-"""Which frames make up batch number k: a pure function of (seed, k), so that a resumed training sees exactly what it would have seen."""
+"""Which frames make up batch number k: a pure function of (seed, k), so that a resumed training sees the same ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mixture:
     """Data sets whose demonstrations keep a fixed share of each batch; within each side all frames are equally likely.
 
     Args:
-        sources: demonstrations first or last, it does not matter; every source has the same cameras, state and action sizes.
+        sources: in any order; all have the same cameras, state and action sizes.
         demonstration_share: share of the batch drawn from demonstrations where there are both kinds.
         outcomes: `success` leaves out the frames of failed rollouts.
 
@@ -41,13 +41,15 @@ class Mixture:
         for other in self.sources[1:]:
             for what, a, b in (
                 ("cameras", tuple(sorted(first.cameras)), tuple(sorted(other.cameras))),
+                ("image sizes", sorted(first.image_shapes.items()), sorted(other.image_shapes.items())),
                 ("state size", first.state.shape[1], other.state.shape[1]),
                 ("action size", first.action.shape[1], other.action.shape[1]),
                 ("fps", first.fps, other.fps),
             ):
                 if a != b:
                     raise RecapError(
-                        f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. Fix: record one of them again."
+                        f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. "
+                        "Fix: record one of them again."
                     )
         sides: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for number, source in enumerate(self.sources):
@@ -78,8 +80,10 @@ class Mixture:
         return Picked(rows[:, 0], rows[:, 1])
 
     def gather(self, picked: Picked, chunk: int | None = None) -> dict[str, Any]:
-        """The data of a batch: images uint8 [B, H, W, 3], `observation.state`, `task`, and with `chunk` also `action` [B, chunk, A] and
-        `action_is_pad` bool [B, chunk] (True past the end of the episode)."""
+        """The data of a batch: images uint8 [B, H, W, 3], `observation.state`, `task`.
+
+        With `chunk` also `action` [B, chunk, A] and `action_is_pad` bool [B, chunk], True past the end of the episode.
+        """
         batch: dict[str, Any] = {}
         size = len(picked.source)
         task = np.empty(size, dtype=object)

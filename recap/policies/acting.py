@@ -15,8 +15,8 @@ from recap.policies.checkpoint import Checkpoint
 class ActionChunks:
     """`act(observation, noise_keys)` for rollouts.
 
-    The flow noise of a row is a function of (episode seed, chunk number) alone, so an episode does not depend on its slot, on its
-    neighbours in the batch, or on how often the run was interrupted.
+    The flow noise of a row is a function of (episode seed, chunk number) alone, so an episode does not depend on its
+    slot, on its neighbours in the batch, or on how often the run was interrupted.
     """
 
     def __init__(self, checkpoint: Checkpoint, indicator: bool | None, beta: float = 1.0) -> None:
@@ -39,7 +39,8 @@ class ActionChunks:
         missing = [key for key in self.config.image_features if key not in batch]
         if missing:
             raise RecapError(
-                f"the policy was trained with camera {missing[0]}, which the environment does not have ({sorted(observation)})."
+                f"the policy was trained with camera {missing[0]}, which the environment does not have "
+                f"({sorted(observation)})."
             )
         with torch.no_grad():
             batch["noise"] = torch.from_numpy(noise)
@@ -48,6 +49,6 @@ class ActionChunks:
 
 
 def to_tensor(value: np.ndarray) -> torch.Tensor:
-    """Images uint8 [..., H, W, 3] become float [..., 3, H, W] in [0, 1], as lerobot's data sets give them; the rest stays."""
+    """Images uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1], as lerobot gives them; the rest stays."""
     tensor = torch.from_numpy(value)
     return tensor.movedim(-1, -3).float().div_(255) if value.dtype == np.uint8 else tensor

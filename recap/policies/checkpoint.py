@@ -1,4 +1,4 @@
-"""Policies on disk: a lerobot checkpoint folder (config.json, model.safetensors, processors), written whole and read strictly."""
+"""Policies on disk: lerobot checkpoint folders (config.json, model.safetensors, processors), read strictly."""
 
 from __future__ import annotations
 
@@ -117,9 +117,10 @@ class Checkpoint:
         self.policy, self.preprocess, self.postprocess = policy, preprocess, postprocess
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Images in [0, 1], raw state and action, `task`, optional `indicator` (True | False | None a sample) -> the policy's batch.
+        """Images in [0, 1], raw state and action, `task`, maybe `indicator` (True | False | None each) -> model inputs.
 
-        lerobot's pipeline keeps only the keys that it knows, so what else training needs (flow noise, return bins) goes around it.
+        lerobot's pipeline keeps only the keys that it knows; what else training needs (flow noise, return bins) goes
+        around it.
         """
         known = {
             key: value
@@ -166,12 +167,12 @@ class Checkpoint:
         """Reads a checkpoint folder strictly.
 
         Raises:
-            RecapError: it is missing, of another kind, truncated, or its weights do not fit name by name and shape by shape.
+            RecapError: it is missing, of another kind, truncated, or its weights do not fit by name and shape.
         """
         config = _read_config(path, kind)
         config.device = device
         policy = kind(config)
-        _load_weights(policy, path / WEIGHTS)
+        load_weights(policy, path / WEIGHTS)
         try:
             from lerobot.policies.factory import make_pre_post_processors
 
@@ -180,7 +181,8 @@ class Checkpoint:
             )
         except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
             raise RecapError(
-                f"checkpoint {path}: its processors cannot be read ({error}). Fix: train it again, or copy it again whole."
+                f"checkpoint {path}: its processors cannot be read ({error}). "
+                "Fix: train it again, or copy it again whole."
             ) from error
         return cls(policy, pre, post)
 
@@ -190,7 +192,7 @@ class Checkpoint:
         self.postprocess.save_pretrained(path)
 
     def set_prompt(self, indicator: bool | None, beta: float = 1.0) -> None:
-        """What every observation is prompted with from now on, and the guidance β (kept when the checkpoint is saved)."""
+        """What every observation is prompted with from now on, and the guidance β; saved with the checkpoint."""
         step = next(step for step in self.preprocess.steps if isinstance(step, PromptTokenizer))
         step.default_indicator, step.beta = indicator, beta if indicator is not None else 1.0
         if isinstance(self.policy.config, RecapPI0Config):
@@ -205,7 +207,8 @@ def _read_config(path: Path, kind: type[Policy]) -> Any:
     missing = [name for name in ("config.json", WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise RecapError(
-            f"checkpoint {path}: {' and '.join(missing)} missing. Fix: name the folder of one step, such as …/checkpoints/last."
+            f"checkpoint {path}: {' and '.join(missing)} missing. "
+            "Fix: name the folder of one step, such as …/checkpoints/last."
         )
     try:
         config = PreTrainedConfig.from_pretrained(path)
@@ -215,17 +218,18 @@ def _read_config(path: Path, kind: type[Policy]) -> Any:
         ) from error
     if POLICIES.get(type(config)) is not kind:
         raise RecapError(
-            f"checkpoint {path} is a '{config.type}', but a '{kind.name}' is needed here. Fix: name the other checkpoint."
+            f"checkpoint {path} is a '{config.type}', but a '{kind.name}' is needed here. "
+            "Fix: name the other checkpoint."
         )
-    for name in ("vision", "vlm", "expert", "text"):
-        sizes = getattr(config, name, None)
-        if isinstance(sizes, dict):
-            setattr(config, name, (schema.SiglipSize if name == "vision" else schema.GemmaSize)(**sizes))
     return config
 
 
-def _load_weights(policy: torch.nn.Module, file: Path) -> None:
-    """Strict: every weight by name and shape, in float32 (bfloat16 would round small updates away)."""
+def load_weights(policy: torch.nn.Module, file: Path) -> None:
+    """Strict: every weight by name and shape, in float32 (bfloat16 would round small updates away).
+
+    Raises:
+        RecapError: the file is damaged, does not fit, or holds NaN.
+    """
     try:
         with safe_open(file, framework="pt") as handle:
             state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)

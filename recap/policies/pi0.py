@@ -1,14 +1,15 @@
 """π0: flow matching with a PaliGemma prefix and a Gemma action expert, as a lerobot policy of any size.
 
-State-dict keys and shapes are those of lerobot's `PI0Policy`; at full size its weights load here and ours load there. The forward pass is
-ours: prefix and suffix are computed apart (the prefix never looks at the suffix), so that several flow samples share one prefix, the last
-prefix layer is only keys and values, and guidance is one batched pass.
+State-dict keys and shapes are those of lerobot's `PI0Policy`; at full size its weights load here and ours load there.
+The forward pass is ours: prefix and suffix are computed apart (the prefix never looks at the suffix), so that several
+flow samples share one prefix, the last prefix layer is only keys and values, and guidance is one batched pass.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         return features.reshape(images.shape[0], -1, features.shape[-1])
 
 
-def _project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised hidden states [B, L, D] -> q [B, heads, L, d], k and v [B, kv heads, L, d]."""
     normed, _ = layer.input_layernorm(hidden)
     attention = layer.self_attn
@@ -104,8 +105,11 @@ def _project(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _attend(layer: nn.Module, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention and MLP of one Gemma layer around given queries, keys and values; mask bool, broadcastable to [B, heads, L, keys]."""
+def _attend(layer: Any, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention and MLP of one Gemma layer around given queries, keys and values.
+
+    mask: bool, broadcastable to [B, heads, L, keys].
+    """
     heads = q.shape[1] // k.shape[1]
     out = F.scaled_dot_product_attention(
         q, k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1), attn_mask=mask, scale=layer.self_attn.scaling
@@ -116,7 +120,7 @@ def _attend(layer: nn.Module, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, m
 
 
 class PI0Model(PI0Pytorch):
-    """lerobot's PI0Pytorch (its projections, time embedding and noise) with the joint attention computed in two parts."""
+    """lerobot's PI0Pytorch (its projections, time embedding, noise) with the joint attention in two parts."""
 
     def __init__(self, config: RecapPI0Config) -> None:
         nn.Module.__init__(self)
@@ -161,7 +165,10 @@ class PI0Model(PI0Pytorch):
         return cache, valid
 
     def velocity(self, state: Tensor, x_t: Tensor, time: Tensor, cache: KeysValues, valid: Tensor) -> Tensor:
-        """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim]. state [B, max_state_dim], x_t like the result, time [B] (1 = noise)."""
+        """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim].
+
+        state [B, max_state_dim], x_t like the result, time [B] (1 = noise).
+        """
         hidden, _, _, _ = self.embed_suffix(state, x_t, time)
         batch, length = hidden.shape[:2]
         positions = valid.sum(dim=1, keepdim=True) + torch.arange(length, device=valid.device)
@@ -203,7 +210,7 @@ class PI0Model(PI0Pytorch):
         return F.mse_loss(v_t.view_as(noise), noise - actions[:, None], reduction="none")
 
     @torch.no_grad()
-    def sample_actions(  # type: ignore[override]
+    def sample_actions(
         self,
         images: Tensor,
         tokens: Tensor,
@@ -215,8 +222,8 @@ class PI0Model(PI0Pytorch):
     ) -> Tensor:
         """Euler steps from `noise` at t = 1 to actions [B, chunk, max_action_dim] at t = 0.
 
-        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; `unconditional` is the prompt (tokens, mask) without
-        the indicator.
+        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; `unconditional` is the prompt
+        (tokens, mask) without the indicator.
         """
         if beta == 1.0 or unconditional is None:
             cache, valid = self.encode_prefix(images, tokens, mask)
@@ -240,11 +247,13 @@ class PI0Model(PI0Pytorch):
 
 
 class RecapPI0Policy(PI0Policy):
-    """π0 of any size behind lerobot's policy interface. Batches come from the saved preprocessor (`recap.policies.checkpoint`)."""
+    """π0 of any size behind lerobot's policy interface.
+
+    Batches come from the saved preprocessor (`recap.policies.checkpoint`).
+    """
 
     config_class = RecapPI0Config
     name = "recap_pi0"
-    from_pretrained = PreTrainedPolicy.from_pretrained  # lerobot's π0 override swallows loading errors
 
     def __init__(self, config: RecapPI0Config, **_: Any) -> None:
         PreTrainedPolicy.__init__(self, config)
@@ -255,6 +264,11 @@ class RecapPI0Policy(PI0Policy):
         init_from_scratch(self.model)
         self.model.to(config.device)
         self.reset()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, strict: bool = True, **options: Any) -> RecapPI0Policy:
+        """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors."""
+        return super(PI0Policy, cls).from_pretrained(path, strict=strict, **options)
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])
@@ -297,7 +311,10 @@ class RecapPI0Policy(PI0Policy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Normalised actions [B, chunk, A]. `noise` [B, chunk, max_action_dim] may be given in the batch, for repeatable rollouts."""
+        """Normalised actions [B, chunk, A].
+
+        The batch may bring its own `noise` [B, chunk, max_action_dim], for repeatable rollouts.
+        """
         self.eval()
         images, tokens, mask, state = self._inputs(batch)
         shape = (state.shape[0], self.config.chunk_size, self.config.max_action_dim)

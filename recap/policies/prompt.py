@@ -1,4 +1,4 @@
-"""The prompt: instruction, then the advantage indicator I_t as text, then the actions (RECAP, section IV-C; OpenTau's `advantage: on|use|ignore`)."""
+"""The prompt: instruction, then the advantage indicator I_t as text, then the actions (RECAP, section IV-C)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
 
 
 def prompt(task: str, indicator: bool | None) -> str:
-    """The text that the policy reads: `indicator` None leaves the unconditional prompt, which is lerobot's own π0 prompt."""
+    """The text that the policy reads; `indicator` None gives the unconditional prompt, lerobot's own for π0."""
     text = task if task.endswith("\n") else f"{task}\n"
     return text if indicator is None else f"{text}Advantage: {'positive' if indicator else 'negative'}\n"
 
@@ -30,12 +30,16 @@ def prompt(task: str, indicator: bool | None) -> str:
 def builtin_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE made on the spot, so that the tiny sizes fetch nothing.
 
-    It is trained on words of instructions only: common words are one token, everything else falls back to bytes. The words of the
-    indicator are left out on purpose: a small model from scratch overlooks one token, and reads an indicator that is spelt out.
+    It is trained on words of instructions only: common words are one token, everything else falls back to bytes. The
+    words of the indicator are left out on purpose: a small model from scratch overlooks one token, and reads an
+    indicator that is spelt out.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    words = "put the moka pot on the stove\nput both moka pots on the stove\n push pick place open close turn and in it plate bowl cup mug front left right of to"
+    words = (
+        "put the moka pot on the stove\nput both moka pots on the stove\n "
+        "push pick place open close turn and in it plate bowl cup mug front left right of to"
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,7 +66,8 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise RecapError(
             f"tokenizer '{name}' cannot be loaded: {str(error).splitlines()[0]}\n"
-            f"Fix: accept its licence on huggingface.co/{name} and run `hf auth login` once, or name a local folder; size=tiny needs none."
+            f"Fix: accept its licence on huggingface.co/{name} and run `hf auth login` once, or name a local folder; "
+            "size=tiny needs none."
         ) from error
 
 
@@ -71,8 +76,12 @@ def load_tokenizer(name: str) -> Any:
 class PromptTokenizer(TokenizerProcessorStep):
     """lerobot's tokenizer step, preceded by `prompt`.
 
-    The batch may carry `info["indicator"]`, a list of True | False | None per sample (training); without it every sample gets
-    `default_indicator` (deployment: positive). With `beta` ≠ 1 the unconditional prompt is tokenized too, for guidance.
+    The batch may carry `info["indicator"]`, a list of True | False | None per sample (training); without it every
+    sample gets `default_indicator` (deployment: positive). With `beta` ≠ 1 the unconditional prompt is tokenized too,
+    for guidance. A prompt that does not fit is refused: the indicator stands at its end and would be cut off unseen.
+
+    Raises:
+        RecapError: the batch has no `task`, or a prompt is longer than `max_length` tokens.
     """
 
     default_indicator: bool | None = True
@@ -87,11 +96,21 @@ class PromptTokenizer(TokenizerProcessorStep):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "default_indicator": self.default_indicator, "beta": self.beta}
 
+    def _tokenize_text(self, text: list[str]) -> dict[str, torch.Tensor]:
+        result = super()._tokenize_text(text)
+        for row in result["attention_mask"].bool().all(dim=1).nonzero().flatten().tolist():
+            length = len(self.input_tokenizer(text[row])["input_ids"])
+            if length > self.max_length:
+                raise RecapError(
+                    f"tokenizer_max_length={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
+                    f"Fix: tokenizer_max_length={length} or more, and train from SFT on."
+                )
+        return result
+
     def _tasks(self, transition: EnvTransition) -> list[str]:
-        tasks = super().get_task(transition)
-        if tasks is None:
-            raise RecapError("the batch has no `task`: every frame needs its instruction")
-        return tasks
+        if (transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}).get(self.task_key) is None:
+            raise RecapError("the batch has no `task`. Fix: give every sample its instruction.")
+        return super().get_task(transition)
 
     def get_task(self, transition: EnvTransition) -> list[str]:
         tasks = self._tasks(transition)

@@ -1,4 +1,4 @@
-"""The value function V(o, l): SigLIP and Gemma 3 with a learned read-out token and a distribution over return bins (RECAP, section IV-B)."""
+"""The value function V(o, l): SigLIP and Gemma 3, a learned read-out token, return bins (RECAP, section IV-B)."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class MokaEnv(gym.Env):
     Raises RecapError for unknown tasks and splits, and for numbers out of range.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (as gymnasium declares it)
 
     def __init__(
         self,
@@ -223,13 +223,14 @@ class MokaEnv(gym.Env):
         sim.data.qpos[sim.hand_qpos] = self.command
         sim.data.qpos[sim.finger_qpos] = scene.FINGER_OPEN
         placed: list[np.ndarray] = []
+        low, high = scene.POT_AREA[pots]
         for address in sim.pot_qpos:
             while True:
-                xy = rng.uniform([-0.11, -0.12], [0.11, 0.03])
+                xy = rng.uniform(low, high)
                 if all(np.hypot(*(xy - other)) > 0.10 for other in placed):
                     break
             placed.append(xy)
-            half_yaw = rng.uniform(-0.6, 0.6) / 2
+            half_yaw = rng.uniform(-scene.POT_YAW, scene.POT_YAW) / 2
             sim.data.qpos[address : address + 7] = [
                 *xy,
                 scene.POT_HALF_HEIGHT,
@@ -240,7 +241,7 @@ class MokaEnv(gym.Env):
             ]
         self.closed = False
         self.steps = 0
-        self._light(False)
+        self._light(on=False)
         self._control()
         sim.mujoco.mj_forward(sim.model, sim.data)
 
@@ -257,13 +258,13 @@ class MokaEnv(gym.Env):
         self._control()
         sim.mujoco.mj_step(sim.model, sim.data, self.substeps)
         if not self.stove_on and sim.data.qpos[sim.button_qpos] < -0.6 * scene.BUTTON_TRAVEL:
-            self._light(True)
+            self._light(on=True)
 
     def _control(self) -> None:
         self.sim.data.ctrl[:4] = self.command
         self.sim.data.ctrl[4:] = -0.01 if self.closed else scene.FINGER_OPEN
 
-    def _light(self, on: bool) -> None:
+    def _light(self, *, on: bool) -> None:
         self.stove_on = on
         self.sim.model.geom_rgba[self.sim.burner_geoms] = (0.98, 0.35, 0.05, 1.0) if on else (0.05, 0.05, 0.06, 1.0)
 

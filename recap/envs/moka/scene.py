@@ -22,7 +22,11 @@ BUTTON_TRAVEL = 0.012
 TRIVET_CENTER = np.array([0.0, -0.215])
 TRIVET_TOP = 0.010
 GOAL_RADIUS = 0.045  # of a burner and of the trivet: how far from its centre a pot may stand
-FINGER_OPEN = 0.040  # of one finger
+FINGER_OPEN = 0.055  # of one finger
+# Where pots start, by their number: (low, high) of (x, y), and the largest turn to either side.
+# A wider area needs more demonstrations.
+POT_AREA = {1: ([-0.08, -0.10], [0.08, 0.02]), 2: ([-0.11, -0.12], [0.11, 0.03])}
+POT_YAW = 0.3
 WORKSPACE_LOW = np.array([-0.22, -0.30, 0.028])
 WORKSPACE_HIGH = np.array([0.22, 0.27, 0.30])
 EEF_HOME = np.array([-0.12, -0.03, 0.22])
@@ -61,9 +65,9 @@ def scene_xml(pots: int) -> str:
     hx, hy = STOVE_HALF
     tx, ty = TRIVET_CENTER
     finger = """
-        <geom name="pad{side}" type="box" size="0.011 0.005 0.024" pos="0 {y} 0.004" mass="0.05"
+        <geom name="pad{side}" type="box" size="0.022 0.005 0.024" pos="0 {y} 0.004" mass="0.05"
               friction="1.5 0.05 0.001" condim="4" rgba="0.93 0.93 0.95 1"/>
-        <geom class="seen" type="box" size="0.009 0.006 0.014" pos="0 {y} 0.040" rgba="0.3 0.3 0.33 1"/>"""
+        <geom class="seen" type="box" size="0.016 0.006 0.014" pos="0 {y} 0.040" rgba="0.3 0.3 0.33 1"/>"""
     return f"""
 <mujoco model="moka">
   <compiler angle="radian" autolimits="true"/>
@@ -106,7 +110,7 @@ def scene_xml(pots: int) -> str:
       <joint name="z" type="slide" axis="0 0 1" armature="0.5"/>
       <joint name="yaw" type="hinge" axis="0 0 1" armature="0.02"/>
       <camera name="wrist" pos="0.085 0 0.10" xyaxes="0 1 0 -0.94 0 0.34" fovy="82"/>
-      <geom name="palm" type="box" size="0.018 0.052 0.014" pos="0 0 0.072" mass="0.6"
+      <geom name="palm" type="box" size="0.022 0.064 0.014" pos="0 0 0.072" mass="0.6"
             rgba="0.35 0.36 0.40 1"/>
       <geom class="seen" type="cylinder" size="0.014 0.10" pos="0 0 0.186" rgba="0.55 0.56 0.60 1"/>
       <body name="left" gravcomp="1">

@@ -1,0 +1,122 @@
+"""What a command given by hand stands for in the graph of a run: eval.py and advantage.py with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from recap.config import AdvantageJob, EvalJob, PolicyKind
+from recap.errors import RecapError
+from recap.graph import Node, advantage_node, eval_node, iteration_dir, prompt_for
+from recap.rundir import stage_of
+
+TYPES = {PolicyKind.pi0: "recap_pi0", PolicyKind.value: "recap_value"}  # as their config.json says
+TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/policy")
+FILES = ("config.json", "model.safetensors")
+
+
+def checkpoint_folder(checkpoint: str, kind: PolicyKind) -> Path:
+    """The folder of one checkpoint; that of a training stands for its last.
+
+    Raises:
+        RecapError: it is missing, incomplete or unreadable, or holds another kind of policy.
+    """
+    path = Path(checkpoint)
+    if not path.is_dir():
+        raise RecapError(
+            f"checkpoint={checkpoint}: there is no such folder. "
+            "Fix: name one, such as outputs/demo/sft/checkpoints/last."
+        )
+    if (path / "checkpoints" / "last").is_dir():
+        path = path / "checkpoints" / "last"
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        below = next(iter(sorted(path.glob("**/checkpoints/*/config.json"))), None)
+        hint = f"checkpoint={below.parent}" if below else "the folder of one step, such as …/checkpoints/last"
+        raise RecapError(f"checkpoint={checkpoint}: {' and '.join(missing)} missing there. Fix: name {hint}.")
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))["type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecapError(
+            f"checkpoint={checkpoint}: config.json is damaged ({type(error).__name__}: {error}). "
+            "Fix: copy it again whole, or train it again."
+        ) from error
+    if found != TYPES[kind]:
+        wanted = {PolicyKind.pi0: "a policy (…/sft or …/policy)", PolicyKind.value: "a value function (…/value)"}
+        raise RecapError(f"checkpoint={checkpoint}: is a '{found}', not a '{TYPES[kind]}'. Fix: name {wanted[kind]}.")
+    return path
+
+
+def origin(checkpoint: Path) -> tuple[Path, str] | None:
+    """(run directory, path of the stage in it) of the last checkpoint of a run's training; None for any other."""
+    stage = stage_of(checkpoint)
+    if stage == checkpoint or checkpoint.resolve() != (stage / "checkpoints" / "last").resolve():
+        return None
+    for run in stage.parents:
+        path = stage.relative_to(run).as_posix()
+        if TRAININGS.fullmatch(path) and not re.fullmatch(r"iter_\d+", run.resolve().name):
+            return run, path
+    return None
+
+
+def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
+    """What eval.py does: (configuration, stage, whether the stage is one of the run `cfg.output` itself).
+
+    The last checkpoint of a run's training is evaluated where loop.py does it, and collects the rollouts of the next
+    iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory.
+    """
+    checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.pi0)
+    found = origin(checkpoint)
+    run, source = found or (Path(cfg.output), "")
+    head = source.rpartition("/")[0]  # iter_01, or that of a control
+    if cfg.result is not None:
+        place = str(Path(cfg.result).absolute())
+    elif not found:
+        stage = stage_of(checkpoint)
+        tag = checkpoint.resolve().name if stage == checkpoint else f"{stage.resolve().name}_{checkpoint.name}"
+        place = f"{'rollout' if cfg.record else 'eval'}/{tag}"
+    elif not cfg.record:
+        place = "sft/eval" if source == "sft" else f"{head}/eval"
+    else:
+        place = f"{head}/rollout" if "/controls/" in source else f"{iteration_dir(_next(source))}/rollout"
+    as_graph = found is not None and cfg.result is None
+    policy = source if as_graph else str((stage_of(checkpoint) if found else checkpoint).absolute())
+    training = cfg.pi0.sft if source == "sft" or "/continued_sft/" in source else cfg.pi0.finetune
+    settings = cfg.rollout if cfg.record else cfg.eval
+    episodes = settings.episodes if cfg.episodes is None else cfg.episodes
+    options = {"episodes": episodes, "videos": min(settings.videos, episodes)}
+    if cfg.record:
+        prompt = prompt_for(settings.prompt, training)
+        beta = settings.beta if prompt is settings.prompt else 1.0
+        options = {"iteration": _next(source), "prompt": prompt, "beta": beta, **options}
+        node = Node(place, "rollout", {"policy": policy}, options)
+    else:
+        node = eval_node(cfg, place, policy, training)
+        node.options.update(options)
+    own = as_graph and run.resolve() == Path(cfg.output).resolve()
+    return replace(cfg, output=str(run)), node, own
+
+
+def _next(source: str) -> int:
+    """The iteration whose rollouts a policy collects."""
+    found = re.match(r"iter_(\d+)/", source)
+    return int(found[1]) + 1 if found else 1
+
+
+def advantage_job(cfg: AdvantageJob) -> tuple[Node, bool]:
+    """What advantage.py does: (stage, whether it is one of the run itself); `result` names another directory."""
+    node = advantage_node(cfg, cfg.iteration)
+    inputs = dict(node.inputs)
+    if cfg.checkpoint is not None:
+        checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.value)
+        found = origin(checkpoint)
+        if found is None:
+            inputs["value"] = str(checkpoint.absolute())
+        elif (found[0] / found[1]).resolve() != (Path(cfg.output) / inputs["value"]).resolve():
+            inputs["value"] = str(stage_of(checkpoint).absolute())
+    if cfg.result is None:
+        return replace(node, inputs=inputs), True
+    inputs = {role: str((Path(cfg.output) / path).absolute()) for role, path in inputs.items()}
+    return replace(node, path=str(Path(cfg.result).absolute()), inputs=inputs), False

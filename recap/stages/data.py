@@ -1,0 +1,105 @@
+"""What stages read and record: the inputs of a stage, its data sets, and the plan of its episodes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from recap.config import Config, Normalization, SourceKind
+from recap.data.frames import Frames, load_frames
+from recap.data.recorder import assemble
+from recap.envs import EpisodeSpec, make_env
+from recap.errors import RecapError
+from recap.graph import DEMONSTRATIONS
+from recap.returns import normalize, normalizers, returns, rewards
+
+Inputs = Mapping[str, Path]  # role -> directory of a finished stage
+Say = Callable[[str], None]
+
+STATES_PER_SEED = 10_000_000  # runs with different seeds never share an initial state
+
+
+def checkpoint_of(stage: Path) -> Path:
+    """The newest checkpoint of a training stage; a checkpoint folder given by hand stands for itself."""
+    return stage / "checkpoints" / "last" if (stage / "checkpoints").is_dir() else stage
+
+
+def plan(cfg: Config, episodes: int, first_state: int, stream: int) -> list[EpisodeSpec]:
+    """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone."""
+    seeds = np.random.SeedSequence([cfg.seed, stream]).generate_state(episodes, np.uint32)
+    tasks = cfg.env.tasks
+    start = cfg.seed * STATES_PER_SEED + first_state
+    return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // len(tasks), int(seed)) for i, seed in enumerate(seeds)]
+
+
+def published(out: Path) -> bool:
+    """Whether the stage's data set is there, whole; episode files that it was made of are removed."""
+    there = (out / "dataset").is_dir()
+    if there:
+        shutil.rmtree(out / "episodes", ignore_errors=True)
+    return there
+
+
+def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) -> None:
+    """Turns the finished episode files into the stage's data set."""
+    env = make_env(cfg.env)
+    assemble(
+        out / "episodes",
+        out / "dataset",
+        fps=env.fps,
+        source=source.name,
+        checkpoint=checkpoint,
+        env={"type": cfg.env.type.name, "tasks": list(cfg.env.tasks), "max_steps": cfg.env.max_steps},
+        robot_type=cfg.env.type.name,
+        state_names=env.state_names,
+        action_names=env.action_names,
+    )
+    env.close()
+    published(out)
+
+
+def sources(cfg: Config, inputs: Inputs) -> list[Frames]:
+    """The data sets a stage reads: demonstrations first, then rollouts by iteration."""
+    found = []
+    if DEMONSTRATIONS not in inputs:
+        if cfg.data.root is None:
+            raise RecapError(
+                f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. "
+                "Fix: data.root=<its folder>"
+            )
+        found.append(load_frames(Path(cfg.data.root), DEMONSTRATIONS, SourceKind.demonstration, cfg.data.all_succeed))
+    for role, stage in inputs.items():
+        if role == DEMONSTRATIONS or role.startswith("rollouts_"):
+            kind = SourceKind.demonstration if role == DEMONSTRATIONS else SourceKind.rollout
+            found.append(load_frames(stage / "dataset", role, kind))
+    return found
+
+
+def episodes_of(frames: Frames) -> tuple[list[str], list[int], list[bool]]:
+    """Task, length and success of every episode."""
+    return [frames.tasks[t] for t in frames.task], [int(n) for n in frames.length], [bool(s) for s in frames.success]
+
+
+def pooled_episodes(data: list[Frames]) -> tuple[list[str], list[int], list[bool]]:
+    """`episodes_of` several data sets, one after the other."""
+    tasks, lengths, success = zip(*map(episodes_of, data), strict=True)
+    return list(chain(*tasks)), list(chain(*lengths)), list(chain(*success))
+
+
+def task_normalizers(cfg: Config, data: list[Frames]) -> dict[str, float]:
+    """Steps by which returns are divided, per task."""
+    tasks, lengths, _ = pooled_episodes(data)
+    constant = cfg.advantage.normalizer if cfg.advantage.normalization is Normalization.constant else None
+    return normalizers(tasks, lengths, constant)
+
+
+def normalized_returns(frames: Frames, norm: dict[str, float], c_fail: float) -> np.ndarray:
+    """R_t of every frame, in [-1, 0]: float64 [N]."""
+    episodes = zip(*episodes_of(frames), strict=True)
+    return np.concatenate(
+        [normalize(returns(rewards(length, success, c_fail)), norm[task]) for task, length, success in episodes]
+    )

@@ -1,0 +1,106 @@
+"""Training stages: SFT and fine-tuning of π0 and of the value function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recap.config import Config, IndicatorMode, PI0Config, PolicyKind, PolicyTrainConfig, StageKind, ValueConfig
+from recap.data.frames import Frames
+from recap.data.labels import Labels, read_labels
+from recap.data.mixture import Mixture
+from recap.errors import RecapError
+from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, device_name, features
+from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.value import RecapValuePolicy
+from recap.returns import Bins
+from recap.rundir import is_main_process, write_text
+from recap.stages.data import Inputs, Say, checkpoint_of, normalized_returns, sources, task_normalizers
+from recap.training import policy_batches, train, value_batches
+
+
+def train_stage(
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    policy: PolicyKind,
+    stage: StageKind,
+    indicator: IndicatorMode | None = None,
+) -> None:
+    """SFT or fine-tuning of either policy; fine-tuning restarts from the pre-trained checkpoint."""
+    data = sources(cfg, inputs)
+    settings: PolicyTrainConfig | Any = getattr(getattr(cfg, policy.name), stage.name)
+    if indicator is not None:
+        settings = type(settings)(**{**vars(settings), "indicator": indicator})
+    kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
+    if "pretrained" in inputs:
+        checkpoint = Checkpoint.load(checkpoint_of(inputs["pretrained"]), kind, device_name(cfg.device))
+    else:
+        checkpoint = _new(cfg, policy, data[0])
+    check_fit(checkpoint, data[0])
+    share = settings.demonstration_share if len(data) > 1 else 1.0
+    if policy is PolicyKind.pi0:
+        mixture = Mixture(data, share, settings.outcomes)
+        labels = [indicators(inputs, source) for source in data] if settings.indicator is IndicatorMode.use else None
+        batches = policy_batches(mixture, cfg.pi0, settings, cfg.seed, labels)
+    else:
+        norm = task_normalizers(cfg, data)
+        if is_main_process():
+            write_text(out / "normalizers.json", json.dumps(norm, indent=2) + "\n")
+        bins = Bins(cfg.value.bins)
+        targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
+        batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
+    last = train(
+        checkpoint,
+        batches,
+        settings,
+        out,
+        label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
+        precision=cfg.precision,
+    )
+    say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
+
+
+def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
+    """A policy to pre-train: from given weights, or from scratch."""
+    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+    device = device_name(cfg.device)
+    if size.pretrained is not None:
+        kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
+        return Checkpoint.load(Path(size.pretrained), kind, device)
+    sizes = {key: (height, width) for key, (height, width, _) in data.image_shapes.items()}
+    spec = features(sizes, data.state.shape[1], data.action.shape[1])
+    torch.manual_seed(cfg.seed)
+    model = build_pi0(size, spec, device) if isinstance(size, PI0Config) else build_value(size, spec, device)
+    return Checkpoint.new(model, data.stats())
+
+
+def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
+    """Raises RecapError where the data set has other cameras, state or action sizes than the policy."""
+    config = checkpoint.policy.config
+    wanted = {
+        key: feature.shape for key, feature in {**config.input_features, **(config.output_features or {})}.items()
+    }
+    for key, size in (("observation.state", data.state.shape[1]), ("action", data.action.shape[1])):
+        if key in wanted and wanted[key] != (size,):
+            raise RecapError(
+                f"data set '{data.name}' has {key} of dimension {size}, the checkpoint was trained with "
+                f"{wanted[key][0]}. Fix: use data of the same robot, or train from SFT on."
+            )
+    missing = [key for key in config.image_features if key not in data.cameras]
+    if missing:
+        raise RecapError(
+            f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}."
+        )
+
+
+def indicators(inputs: Inputs, frames: Frames) -> np.ndarray:
+    """I_t of every frame of a data set, from the advantage stage's file."""
+    labels: Labels = read_labels(inputs["labels"] / frames.name)
+    return labels.lookup(frames.episode_index, frames.frame_index)["indicator"]
