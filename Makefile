@@ -19,8 +19,9 @@ demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind the numbers in docs/ (hours)
-	$(PY) -m recap.study $(ARGS)
+study: setup ## Repeat the runs behind docs/results.md: five seeds with all control arms, about an hour on two cores
+	$(PY) loop.py experiment=study +iterations=1 seed=11,12,13,14,15 -m $(ARGS)
+	$(PY) -m recap.study outputs/study docs
 
 test: setup ## Fast tests
 	$(PY) -m pytest -m "not slow" $(ARGS)

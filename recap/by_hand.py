@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, PolicyKind
 from recap.errors import RecapError
@@ -86,7 +87,7 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     training = cfg.pi0.sft if source == "sft" or "/continued_sft/" in source else cfg.pi0.finetune
     settings = cfg.rollout if cfg.record else cfg.eval
     episodes = settings.episodes if cfg.episodes is None else cfg.episodes
-    options = {"episodes": episodes, "videos": min(settings.videos, episodes)}
+    options: dict[str, Any] = {"episodes": episodes, "videos": min(settings.videos, episodes)}
     if cfg.record:
         prompt = prompt_for(settings.prompt, training)
         beta = settings.beta if prompt is settings.prompt else 1.0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from recap.config import Config, LauncherKind
 from recap.errors import RecapError
@@ -59,7 +60,7 @@ def launch(cfg: Config, node: Node, run: Run) -> None:
     executor: Any = submitit.LocalExecutor(folder=folder, python=_python())
     executor.update_parameters(timeout_min=MINUTES)
     with _locked(folder / ".alive") as alive:
-        job = executor.submit(StageJob(run, cfg, node, alive))
+        job = _submit(executor, StageJob(run, cfg, node, Path(alive.name).absolute()))
         print(f"   log: {job.paths.stderr}", flush=True)
         try:
             problem = job.result()
@@ -71,13 +72,26 @@ def launch(cfg: Config, node: Node, run: Run) -> None:
                 "The same command again resumes it."
             ) from error
         except KeyboardInterrupt:
-            job.cancel()
-            deadline = time.monotonic() + CANCEL_SECONDS
-            while not job.done() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            alive.close()  # and with it the job
+            _wait(job)
             raise
     if problem is not None:
         raise RecapError(f"{problem}\nLog: {job.paths.stderr}")
+
+
+def _submit(executor: Any, job: StageJob) -> Any:
+    """The keyboard's Ctrl-C reaches this process alone, which then ends the job: submitit would show a traceback."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a new process inherits
+    try:
+        return executor.submit(job)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _wait(job: Any) -> None:
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while not job.done() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _python() -> str:
@@ -89,14 +103,14 @@ def _python() -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[Path]:
+def _locked(path: Path) -> Iterator[TextIO]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield path.absolute()
+        yield file
 
 
 def _end_with(alive: Path) -> None:
-    """Waits until the submitting process has gone, however it ended, and ends this one at once."""
+    """Waits until the submitting process has gone or lets go of the file, however that comes, and ends this one."""
     with alive.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os._exit(1)

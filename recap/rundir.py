@@ -157,7 +157,8 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         entries = [*manifest["inputs"].values(), *manifest["outputs"].values()]
-        complete = all("sha256" in entry for entry in entries) and all("bytes" in e for e in manifest["outputs"].values())
+        sized = all("bytes" in entry for entry in manifest["outputs"].values())
+        complete = sized and all("sha256" in entry for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecapError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
     if not complete:

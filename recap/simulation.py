@@ -109,7 +109,8 @@ def _failure(error: Exception, spec: EpisodeSpec | None) -> Failure:
     what = str(error)
     if not isinstance(error, RecapError):
         refusal = disk_error(error, "its files")
-        what = str(refusal) if refusal else f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        line = f"{Path(place.filename).name}:{place.lineno}"
+        what = str(refusal) if refusal else f"{type(error).__name__}: {error} ({line})"
     where = f"{describe(spec)} failed" if spec else "the environment could not be started"
     return Failure(f"{where}: {what}", traceback.format_exc())
 

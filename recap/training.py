@@ -73,8 +73,10 @@ def policy_batches(
 
 
 def shift_images(batch: Batch, pixels: int, rng: np.random.Generator) -> None:
-    """Moves every image [B, H, W, 3] by up to `pixels` in each direction, repeating the edge; what pixels a pot covers is then no
-    longer worth remembering. In place."""
+    """Moves every image [B, H, W, 3] by up to `pixels` in each direction, repeating the edge, in place.
+
+    Which pixels a pot covers is then no longer worth remembering.
+    """
     for key, images in batch.items():
         if pixels == 0 or not key.startswith("observation.images."):
             continue

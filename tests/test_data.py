@@ -292,6 +292,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(episode_files.os, "fsync", no_space)
-    with pytest.raises(RecapError, match=r"cannot write .*000000.parquet.*: No space left on device. Fix: free some space"):
+    message = r"cannot write .*000000.parquet.*: No space left on device. Fix: free some space"
+    with pytest.raises(RecapError, match=message):
         write_episode(tmp_path, EPISODES[0])
     assert finished(tmp_path) == {}

@@ -25,7 +25,7 @@ from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import RecapPI0Policy
 from recap.tracking import Tracker
-from recap.training import OPTIMIZER, learning_rate, policy_batches, train, value_batches
+from recap.training import OPTIMIZER, learning_rate, policy_batches, shift_images, train, value_batches
 
 SEED = 5
 
@@ -42,6 +42,7 @@ def settings(**changes: Any) -> PolicyTrainConfig:
         "save_every": 3,
         "keep_checkpoints": 2,
         "log_every": 2,
+        "image_shift": 1,
         "demonstration_share": 0.5,
         "indicator": IndicatorMode.on,
         "outcomes": Outcomes.all,
@@ -110,7 +111,8 @@ def test_outcomes_success_leaves_failed_rollouts_out(data: list[Frames]) -> None
     assert failed(Outcomes.all) > 20
 
 
-def test_batches_hold_the_frames_that_were_picked(data: list[Frames], batches: Callable[[int], Any]) -> None:
+def test_batches_hold_the_frames_that_were_picked(data: list[Frames]) -> None:
+    batches = policy_batches(Mixture(data, 0.5), pi0_size(), settings(image_shift=0), SEED, None)
     picked, batch = Mixture(data, 0.5).pick(SEED, 3, 8), batches(3)
     for row, (number, frame) in enumerate(zip(picked.source, picked.frame, strict=True)):
         source = data[number]
@@ -126,6 +128,20 @@ def test_batches_hold_the_frames_that_were_picked(data: list[Frames], batches: C
     again = batches(3)
     assert all(np.array_equal(batch[key], again[key]) for key in batch)
     assert not np.array_equal(batch["noise"], batches(4)["noise"])
+
+
+def test_shifted_images_are_whole_pictures_moved() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 9, 3), np.uint8)
+    batch = {"observation.images.image": images, "observation.state": np.ones((40, 8))}
+    shift_images(batch, 2, np.random.default_rng(1))
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    moves = set()
+    for row, found in enumerate(batch["observation.images.image"]):
+        candidates = {(y, x): padded[row, y : y + 6, x : x + 9] for y in range(5) for x in range(5)}
+        moves |= (own := {move for move, image in candidates.items() if np.array_equal(image, found)})
+        assert len(own) == 1
+    assert {y for y, _ in moves} == {x for _, x in moves} == set(range(5)), "every distance, in both directions"
+    assert (batch["observation.state"] == 1).all()
 
 
 def test_indicators_of_a_batch(data: list[Frames]) -> None:

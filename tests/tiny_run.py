@@ -1,4 +1,4 @@
-"""A whole run in seconds, the entrypoints as functions, and what a run directory holds: for the tests of the machinery."""
+"""A whole run in seconds, the entrypoints as functions, and what a run directory holds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RUN = Path("outputs/demo_small")  # where the experiment puts its run, seen from
 _SMALL = "batch_size=4 log_every=1 save_every=2 warmup_steps=1"
 TINY = [
     "experiment=demo_small",
-    *"data.demonstrator.episodes=3 rollout.episodes=4 eval.episodes=4 eval.videos=1 workers.slots=4".split(),
-    *"env.max_steps=20 pi0.sft.steps=6 pi0.finetune.steps=4 value.sft.steps=4 value.finetune.steps=4".split(),
+    *["data.demonstrator.episodes=3", "rollout.episodes=4", "eval.episodes=4", "eval.videos=1", "workers.slots=4"],
+    *["env.max_steps=20", "pi0.sft.steps=6", "pi0.finetune.steps=4", "value.sft.steps=4", "value.finetune.steps=4"],
     *[f"{model}.{stage}.{x}" for model in ("pi0", "value") for stage in ("sft", "finetune") for x in _SMALL.split()],
 ]
 STAGES = ["demonstrations", "sft", "sft/eval", "value"]
@@ -41,7 +41,8 @@ class Outcome:
 @cache
 def _main(entry: str) -> Callable[[], None]:
     spec = importlib.util.spec_from_file_location(f"entry_{entry}", ROOT / f"{entry}.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
@@ -99,8 +100,6 @@ def summary(run_dir: Path) -> dict[str, Any]:
 def results(run_dir: Path) -> dict[str, dict[str, str]]:
     """{stage: {file: SHA-256}} of all results, by the manifests: equal for two runs that did the same."""
     return {
-        str(path.parent.relative_to(run_dir)): {
-            name: entry["sha256"] for name, entry in read(path)["outputs"].items()
-        }
+        str(path.parent.relative_to(run_dir)): {name: entry["sha256"] for name, entry in read(path)["outputs"].items()}
         for path in sorted(run_dir.rglob("manifest.json"))
     }

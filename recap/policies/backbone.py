@@ -72,7 +72,7 @@ def trim(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sine_positions(size: int, width: int) -> Tensor:
-    """2-D sines and cosines [size², width] of the patch grid: neighbours look alike, which a learned table has yet to find out."""
+    """2-D sines and cosines [size², width] of the patch grid: neighbours look alike, which a table has yet to learn."""
     grid = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     waves = torch.pi / 2 * torch.linspace(0.5, size / 2, width // 4)
@@ -84,8 +84,8 @@ def sine_positions(size: int, width: int) -> Tensor:
 def init_from_scratch(module: nn.Module) -> None:
     """Unit-variance initialisation for small models without pre-trained weights.
 
-    Hugging Face's 0.02 is made for widths in the thousands. With 60 pictures to learn from, sine positions and shifted images
-    (`image_shift`) place a pot to 8 mm where a learned table and unshifted images place it to 67 mm.
+    Hugging Face's 0.02 is made for widths in the thousands. With 60 pictures to learn from, sine positions and shifted
+    images (`image_shift`) place a pot to 8 mm where a learned table and unshifted images place it to 67 mm.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
