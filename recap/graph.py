@@ -50,7 +50,7 @@ class Node:
                 model[self.options["stage"].name]["indicator"] = self.options["indicator"].name
             if self.options["policy"] is PolicyKind.value:
                 used["advantage"] = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
-        if self.kind == "evaluate":
+        if self.kind in ("rollout", "evaluate"):
             used["n_action_steps"], used["num_inference_steps"] = cfg.pi0.n_action_steps, cfg.pi0.num_inference_steps
         return used
 

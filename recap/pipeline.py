@@ -193,7 +193,7 @@ def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
 def _identity(cfg: Config) -> dict:
     """What all stages of a run share. How it is executed may change between two calls of the same run."""
     values = shared(cfg)
-    for key in ("output", "device", "launcher", "tracking"):
+    for key in ("output", "device", "launcher", "tracking", "controls"):
         values.pop(key)
     values["workers"].pop("processes")
     return values

@@ -268,6 +268,7 @@ class Config:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    controls: list[Control] = field(default_factory=list)
 
 
 @dataclass
@@ -305,4 +306,3 @@ class LoopJob(Config):
 
     iterations: int = MISSING
     iteration: int | None = None  # set by the multirun, one job an iteration
-    controls: list[Control] = field(default_factory=list)

@@ -22,9 +22,7 @@ BUTTON_TRAVEL = 0.012
 TRIVET_CENTER = np.array([0.0, -0.215])
 TRIVET_TOP = 0.010
 GOAL_RADIUS = 0.045  # of a burner and of the trivet: how far from its centre a pot may stand
-import os
-TIGHT = os.environ.get('MOKA_TIGHT')
-FINGER_OPEN = 0.040 if TIGHT else 0.055  # of one finger
+FINGER_OPEN = 0.055  # of one finger
 # Where pots start, by their number: (low, high) of (x, y), and the largest turn to either side.
 # A wider area needs more demonstrations.
 POT_AREA = {1: ([-0.08, -0.10], [0.08, 0.02]), 2: ([-0.11, -0.12], [0.11, 0.03])}
@@ -66,9 +64,8 @@ def scene_xml(pots: int) -> str:
     sx, sy = STOVE_CENTER
     hx, hy = STOVE_HALF
     tx, ty = TRIVET_CENTER
-    PAD = "0.014" if TIGHT else "0.022"
     finger = """
-        <geom name="pad{side}" type="box" size="{PAD} 0.005 0.024" pos="0 {y} 0.004" mass="0.05"
+        <geom name="pad{side}" type="box" size="0.022 0.005 0.024" pos="0 {y} 0.004" mass="0.05"
               friction="1.5 0.05 0.001" condim="4" rgba="0.93 0.93 0.95 1"/>
         <geom class="seen" type="box" size="0.016 0.006 0.014" pos="0 {y} 0.040" rgba="0.3 0.3 0.33 1"/>"""
     return f"""
@@ -118,11 +115,11 @@ def scene_xml(pots: int) -> str:
       <geom class="seen" type="cylinder" size="0.014 0.10" pos="0 0 0.186" rgba="0.55 0.56 0.60 1"/>
       <body name="left" gravcomp="1">
         <joint name="left" type="slide" axis="0 1 0" range="0 {FINGER_OPEN}"
-               damping="2" armature="0.05"/>{finger.format(side=0, y=0.005, PAD=PAD)}
+               damping="2" armature="0.05"/>{finger.format(side=0, y=0.005)}
       </body>
       <body name="right" gravcomp="1">
         <joint name="right" type="slide" axis="0 -1 0" range="0 {FINGER_OPEN}"
-               damping="2" armature="0.05"/>{finger.format(side=1, y=-0.005, PAD=PAD)}
+               damping="2" armature="0.05"/>{finger.format(side=1, y=-0.005)}
       </body>
     </body>
   </worldbody>
