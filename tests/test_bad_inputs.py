@@ -76,7 +76,6 @@ def test_a_wrong_command_line_starts_nothing(command: str, says: list[str], tmp_
     ("command", "code", "says"),
     [
         (["loop.py", "experiment=demo", "+iterations=1", "pi0.stf.steps=3"], 2, "pi0.sft.steps"),
-        (["train.py", *TINY, "output=/proc/nowhere"], 1, "output=/proc/nowhere"),
         (["eval.py", "experiment=demo", "checkpoint=outputs/none"], 1, "outputs/none: there is no such folder"),
     ],
 )
@@ -323,7 +322,8 @@ def test_an_unknown_task(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the disk
-def test_an_output_below_a_file(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be(tmp_path: Path) -> None:
+    refuses(tmp_path, "loop", "+iterations=1", "output=/proc/nowhere", says=["output=/proc/nowhere: 0.0 GB free"])
     (tmp_path / "file").write_text("mine")
     refuses(tmp_path, "loop", "+iterations=1", "output=file/run", says=["output=file/run", "is a file"])
 

@@ -161,8 +161,11 @@ def test_after_the_loop_every_command_finds_its_stage(work: Path) -> None:
 
 
 def test_stages_by_hand_make_what_the_loop_makes(finished_run: Path, work: Path) -> None:
-    shutil.rmtree(work / RUN)
-    for stage, (entry, *overrides) in BY_HAND.items():
+    made = [stage for stage in BY_HAND if stage not in ("sft", "sft/eval")]
+    shutil.rmtree(work / RUN / "iter_01")
+    shutil.rmtree(work / RUN / "value")
+    for stage in made:
+        entry, *overrides = BY_HAND[stage]
         seen = tiny(entry, *overrides, cwd=work)
         assert seen.code == 0, f"{stage}: {seen.err}"
         assert f"── {stage}  done" in seen.out
