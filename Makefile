@@ -20,7 +20,7 @@ demo-small: setup ## The same at reduced size: shows that everything works, not 
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
 study: setup ## Repeat the runs behind docs/results.md: five seeds with all control arms, about an hour on two cores
-	$(PY) loop.py experiment=study +iterations=1 seed=21,22,23,24,25 -m $(ARGS)
+	$(PY) loop.py experiment=study +iterations=1 seed=21,22,23,24,25 $(ARGS)
 	$(PY) -m recap.study outputs/study docs
 
 test: setup ## Fast tests
