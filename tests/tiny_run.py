@@ -21,6 +21,7 @@ RUN = Path("outputs/demo_small")  # where the experiment puts its run, seen from
 _SMALL = "batch_size=4 log_every=1 save_every=2 warmup_steps=1"
 TINY = [
     "experiment=demo_small",
+    "controls=[]",
     *["data.demonstrator.episodes=3", "rollout.episodes=4", "eval.episodes=4", "eval.videos=1", "workers.slots=4"],
     *["env.max_steps=20", "pi0.sft.steps=6", "pi0.finetune.steps=4", "value.sft.steps=4", "value.finetune.steps=4"],
     *[f"{model}.{stage}.{x}" for model in ("pi0", "value") for stage in ("sft", "finetune") for x in _SMALL.split()],
