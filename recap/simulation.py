@@ -138,7 +138,7 @@ class Simulation:
         self.stage: Env | None = None  # where demonstrations are given
         self.spare: Env | None = make_env(env_config)  # the first slot takes it
         # Starting the renderer takes a second and shows whether it works at all; nothing of this episode stays.
-        self.spare.reset(task=env_config.tasks[0], split="evaluation", initial_state=0, seed=0)
+        self.spare.reset(task=self.spare.tasks[0], split="evaluation", initial_state=0, seed=0)
 
     def facts(self) -> EnvFacts:
         assert self.spare is not None
@@ -211,7 +211,7 @@ class Simulation:
         return None
 
     def _step(self, slot: Slot, action: np.ndarray, keep: bool, render: bool = True) -> tuple[bool, bool]:
-        action = np.clip(action, -1.0, 1.0)  # here, so that what is recorded is what was executed
+        action = np.clip(action, *slot.env.action_range)  # here, so that what is recorded is what was executed
         if keep:
             slot.frames.append(slot.observation)
             slot.actions.append(action)

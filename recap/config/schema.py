@@ -56,6 +56,11 @@ class SourceKind(Enum):
 class EnvKind(Enum):
     moka = "moka"
     libero = "libero"
+    # others of lerobot's registry, by lerobot's name
+    aloha = "aloha"
+    metaworld = "metaworld"
+    pusht = "pusht"
+    robocasa = "robocasa"
 
 
 class LauncherKind(Enum):
@@ -173,6 +178,7 @@ class ValueConfig:
 @dataclass
 class EnvConfig:
     type: EnvKind = MISSING
+    suite: str | None = None
     tasks: list[str] = MISSING
     image_size: int = MISSING
     fps: int = MISSING

@@ -12,7 +12,7 @@ import numpy as np
 from recap.config import Config, Normalization, SourceKind
 from recap.data.frames import Frames, load_frames
 from recap.data.recorder import assemble
-from recap.envs import EpisodeSpec, make_env
+from recap.envs import EpisodeSpec, instructions, make_env
 from recap.errors import RecapError
 from recap.graph import DEMONSTRATIONS
 from recap.returns import normalize, normalizers, returns, rewards
@@ -31,7 +31,7 @@ def checkpoint_of(stage: Path) -> Path:
 def plan(cfg: Config, episodes: int, first_state: int, stream: int) -> list[EpisodeSpec]:
     """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone."""
     seeds = np.random.SeedSequence([cfg.seed, stream]).generate_state(episodes, np.uint32)
-    tasks = cfg.env.tasks
+    tasks = instructions(cfg.env)
     start = cfg.seed * STATES_PER_SEED + first_state
     return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // len(tasks), int(seed)) for i, seed in enumerate(seeds)]
 
@@ -53,7 +53,7 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) 
         fps=env.fps,
         source=source.name,
         checkpoint=checkpoint,
-        env={"type": cfg.env.type.name, "tasks": list(cfg.env.tasks), "max_steps": cfg.env.max_steps},
+        env={"type": cfg.env.type.name, "tasks": list(env.tasks), "max_steps": cfg.env.max_steps},
         robot_type=cfg.env.type.name,
         state_names=env.state_names,
         action_names=env.action_names,
