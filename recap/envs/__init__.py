@@ -68,6 +68,10 @@ def instructions(config: EnvConfig) -> tuple[str, ...]:
     """The tasks of `config` in words: `env.tasks` may have numbers and names of a suite. Raises as `make_env` does."""
     if config.type is EnvKind.moka:
         return tuple(config.tasks)
+    if config.type is EnvKind.libero:
+        from recap.envs.libero import tasks_of
+
+        return tuple(tasks_of(config))
     env = make_env(config)
     env.close()
     return env.tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -33,7 +33,7 @@ class LerobotEpisodes:
         self.config = config
         made = self._lerobot_config()
         self._processor = made.get_env_processors()[0]
-        self._envs = _chosen(config, _create(config, made))
+        self._envs = self._chosen(_create(config, made))
         self.tasks = tuple(self._envs)
         self.fps = made.fps
         shapes = {made.features_map[key]: feature.shape for key, feature in made.features.items()}
@@ -93,6 +93,13 @@ class LerobotEpisodes:
         return env.reset(seed=state_seed(split, self.tasks.index(self._task_of(env)), initial_state))[0]
 
     # ------------------------------------------------------------------------------------------------ inside
+    def _chosen(self, envs: list[gym.Env[Any, Any]]) -> dict[str, gym.Env[Any, Any]]:
+        described = [(getattr(e.unwrapped, "task", ""), getattr(e.unwrapped, "task_description", "")) for e in envs]
+        tasks = self.config.tasks
+        if len(envs) == len(tasks) == 1 and not described[0][1]:
+            return {tasks[0]: envs[0]}  # the environment has one task and no words for it
+        return {task: envs[number] for task, number in matching(self.config, described).items()}
+
     def _task_of(self, env: gym.Env[Any, Any]) -> str:
         return next(task for task, one in self._envs.items() if one is env)
 
@@ -149,20 +156,22 @@ def _create(config: EnvConfig, made: Any) -> list[gym.Env[Any, Any]]:
     return [vector.envs[0] for suite in vectors.values() for vector in suite.values()]
 
 
-def _chosen(config: EnvConfig, envs: list[gym.Env[Any, Any]]) -> dict[str, gym.Env[Any, Any]]:
-    """{instruction: environment} of `env.tasks`: numbers, names or instructions; in their order."""
-    described = [(getattr(e.unwrapped, "task", ""), getattr(e.unwrapped, "task_description", "")) for e in envs]
-    if not any(instruction for _, instruction in described) and len(envs) == 1 and len(config.tasks) == 1:
-        return {config.tasks[0]: envs[0]}  # the environment has one task and no words for it
-    result: dict[str, gym.Env[Any, Any]] = {}
+def matching(config: EnvConfig, described: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """{instruction: number} of `env.tasks`, in their order, among the (name, instruction) that a suite has.
+
+    Raises RecapError for one that is not there, that fits several tasks, or that is there twice.
+    """
+    result: dict[str, int] = {}
     for task in config.tasks:
         found = [i for i, words in enumerate(described) if task == str(i) or task in words]
         if len(found) != 1:
-            listed = "\n  ".join(f"{i}: {instruction or name}" for i, (name, instruction) in enumerate(described))
+            listed = "\n  ".join(f"{i}: {instruction or name}" for i, (name, instruction) in enumerate(described[:12]))
+            more = f"\n  … up to {len(described) - 1}" if len(described) > 12 else ""
             what = f"tasks {found} have this instruction, name one by its number" if found else "no such task"
-            raise RecapError(f"env.tasks: {task!r}: {what}. {config.suite or config.type.name} has\n  {listed}")
+            has = config.suite or config.type.name
+            raise RecapError(f"env.tasks: {task!r}: {what}. env.suite={has} has\n  {listed}{more}")
         instruction = described[found[0]][1] or task
         if instruction in result:
             raise RecapError(f"env.tasks={config.tasks}: two of them have the instruction {instruction!r}.")
-        result[instruction] = envs[found[0]]
+        result[instruction] = found[0]
     return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +20,13 @@ import numpy as np
 import yaml
 
 from recap.config import EnvConfig
-from recap.envs.lerobot import LerobotEpisodes, state_seed
+from recap.envs.lerobot import LerobotEpisodes, matching, state_seed
+from recap.envs.moka.rendering import choose_gl
 from recap.errors import RecapError
+from recap.hub import download, find
 
 ASSETS = "RECAP_LIBERO_ASSETS"  # environment variable: a folder of assets
-ASSETS_REPO = "lerobot/libero-assets"
+ASSETS_REPO = "lerobot/libero-assets"  # a data set of the hub
 FOLDERS = ("scenes", "textures", "articulated_objects", "turbosquid_objects", "stable_scanned_objects")
 STANDARD_STATES = 50  # initial states that LIBERO ships for each task, and that everybody evaluates on
 SETTLE_STEPS = 10  # as lerobot waits for objects to come to rest after a reset; only the last is looked at
@@ -39,7 +44,8 @@ class LiberoEpisodes(LerobotEpisodes):
     action_names = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
     def __init__(self, config: EnvConfig) -> None:
-        use_assets(find_assets())
+        tasks_of(config)  # before lerobot is imported: this is cheap, and import_libero has to come first
+        choose_gl()
         super().__init__(config)
         from lerobot.envs.libero import get_libero_dummy_action
 
@@ -54,6 +60,7 @@ class LiberoEpisodes(LerobotEpisodes):
         return len(self.state_names)
 
     def _reset(self, env: gym.Env[Any, Any], split: str, initial_state: int) -> Any:
+        use_assets(find_assets())
         one: Any = env.unwrapped
         one.init_states = split == "evaluation"
         one.init_state_id = standard = initial_state % STANDARD_STATES
@@ -73,6 +80,22 @@ class LiberoEpisodes(LerobotEpisodes):
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         _look(self._env.unwrapped, render)
         return super().step(action, render)
+
+
+def tasks_of(config: EnvConfig) -> dict[str, int]:
+    """{instruction: number in the suite} of `env.tasks`; starts no simulator.
+
+    Raises RecapError: hf-libero is not installed; unknown suite or task.
+    """
+    import_libero()
+    from libero.libero.benchmark import get_benchmark_dict
+
+    suites = {name: suite for name, suite in get_benchmark_dict().items() if name != "libero_100"}
+    if config.suite not in suites:
+        raise RecapError(f"env.suite={config.suite}: no such suite. Choose one of {', '.join(suites)}.")
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells the order of its tasks
+        tasks = suites[config.suite]().tasks
+    return matching(config, [(task.name, task.language) for task in tasks])
 
 
 def _look(env: Any, on: bool) -> None:
@@ -115,15 +138,26 @@ def import_libero() -> ModuleType:
         raise RecapError(
             f"env=libero: {file} cannot be written ({error.strerror}). Fix: LIBERO_CONFIG_PATH=<a folder of yours>"
         ) from error
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it recommends a file that nobody needs
+    for chatty in ("robosuite_logs", "OpenGL"):  # they recommend files and modules that nobody needs
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module="robosuite")
     import libero.libero
 
     return libero.libero
 
 
+@functools.cache
 def use_assets(folder: Path) -> None:
     """Makes hf-libero read its assets here, instead of in its package or a download of its own."""
     import_libero()._assets_path_cache = str(folder)
+
+
+def assets_here() -> bool:
+    """Whether they are on this machine, or the user has named a folder (which is checked when it is used)."""
+    try:
+        return bool(os.environ.get(ASSETS)) or find_assets().is_dir()
+    except RecapError:
+        return False
 
 
 def find_assets() -> Path:
@@ -139,12 +173,9 @@ def find_assets() -> Path:
         return Path(named).absolute()
     package = Path(str(import_libero().__file__)).parent / "assets"
     downloaded = Path("~/.cache/libero/assets").expanduser()  # where hf-libero itself puts them
-    from recap.hub import find
-
     for folder in (package, downloaded, find(ASSETS_REPO, "dataset")):
         if folder is not None and all((folder / name).is_dir() for name in FOLDERS):
             return folder
     raise RecapError(
-        f"LIBERO's assets are not here. Fix: {ASSETS}=<their folder>, or, with the hub: "
-        f"hf download --repo-type dataset {ASSETS_REPO}"
+        f"LIBERO's assets are not on this machine. Fix: {download(ASSETS_REPO, 'dataset')}, or {ASSETS}=<their folder>"
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from recap.config import Config, Normalization, SourceKind
 from recap.data.frames import Frames, load_frames
+from recap.data.given import given
 from recap.data.recorder import assemble
 from recap.envs import EpisodeSpec, instructions, make_env
 from recap.errors import RecapError
@@ -63,19 +64,16 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) 
 
 
 def sources(cfg: Config, inputs: Inputs) -> list[Frames]:
-    """The data sets a stage reads: demonstrations first, then rollouts by iteration."""
-    found = []
-    if DEMONSTRATIONS not in inputs:
-        if cfg.data.root is None:
-            raise RecapError(
-                f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. "
-                "Fix: data.root=<its folder>"
-            )
-        found.append(load_frames(Path(cfg.data.root), DEMONSTRATIONS, SourceKind.demonstration, cfg.data.all_succeed))
+    """The data sets a stage reads: recorded demonstrations, the sources of the configuration, rollouts by iteration."""
+    found = (
+        [load_frames(path / "dataset", DEMONSTRATIONS, SourceKind.demonstration)]
+        if (path := inputs.get(DEMONSTRATIONS))
+        else []
+    )
+    found += [given(cfg.data, name) for name in cfg.data.sources]
     for role, stage in inputs.items():
-        if role == DEMONSTRATIONS or role.startswith("rollouts_"):
-            kind = SourceKind.demonstration if role == DEMONSTRATIONS else SourceKind.rollout
-            found.append(load_frames(stage / "dataset", role, kind))
+        if role.startswith("rollouts_"):
+            found.append(load_frames(stage / "dataset", role, SourceKind.rollout))
     return found
 
 

@@ -15,8 +15,9 @@ from recap.config import Config, Normalization, Threshold
 from recap.data.frames import Frames
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.data.mixture import Mixture, Picked
+from recap.device import device_name
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint, device_name
+from recap.policies.checkpoint import Checkpoint
 from recap.policies.value import RecapValuePolicy
 from recap.returns import check_bin_range, check_c_fail, rewards
 from recap.stages.data import (
@@ -107,10 +108,10 @@ def _advantages(
         equations.advantages(rewards(length, won, c_fail), value[start : start + length], look_ahead, norm[task])
         for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
     ]
-    of_episode = frames.episode_index
+    of_episode = frames.episode
     return {
         "dataset": np.full(len(frames), frames.name, dtype=object),
-        "episode_index": of_episode,
+        "episode_index": frames.episode_index,
         "frame_index": frames.frame_index,
         "value": value,
         "return": normalized_returns(frames, norm, c_fail),
