@@ -90,9 +90,10 @@ def write_episode(folder: Path, episode: Episode, film: float | None = None) -> 
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # a worker that outlives its killed run has another
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for key, images in episode.images.items() if film is not None else ():
-            write_video(film_path(folder, spec.index, key), images, film)
-            sync(film_path(folder, spec.index, key))
+        if film is not None:
+            for key, images in episode.images.items():
+                write_video(film_path(folder, spec.index, key), images, film)
+                sync(film_path(folder, spec.index, key))
         with partial.open("wb") as file:
             file.write(sink.getvalue())
             file.flush()

@@ -32,11 +32,11 @@ KEPT_BYTES = 4 * 2**30  # decoded images of a camera that are kept in memory
 class Frames:
     """One data set of N frames in E episodes. The arrays are shared by everyone who loads it, so they are read-only.
 
-    Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this pace), task_index,
-    row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action float32
-    [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed int64 [E],
-    the last two -1 where unknown; success bool [E]. image_shapes: {camera key: (H, W, 3)}; clips: where cameras kept as
-    video have each frame. weight: beside other given data sets; None for what the run collects.
+    Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this pace),
+    task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
+    float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
+    int64 [E], the last two -1 where unknown; success bool [E]. image_shapes: {camera key: (H, W, 3)}; clips: where
+    cameras kept as video have each frame. weight: beside other given data sets; None for what the run collects.
     """
 
     files: DataSetFiles

@@ -1,8 +1,8 @@
 """The recorder: `write_episode` while simulating, `finished` to go on after a kill, `assemble` into one data set.
 
 `assemble` streams the episode files, in index order, into the layout that lerobot 0.6 writes and reads (LeRobotDataset
-v3.0, images inside the parquet files, or one video file an episode and camera). It writes the format itself: lerobot's own recorder would encode every image
-again, and importing it costs seconds.
+v3.0; images inside the parquet files, or one video file for each episode and camera). It writes the format itself:
+lerobot's own recorder would encode every image again, and importing it costs seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any environment that lerobot can make, seen through lerobot's own processors: what a policy sees in `lerobot-eval`."""
+"""Any environment that lerobot can make, through lerobot's own processors: what a policy sees in `lerobot-eval`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class LerobotEpisodes:
         self.state_dim = self._state_dim(shapes)
         space = next(iter(self._envs.values())).action_space
         assert isinstance(space, gym.spaces.Box)
-        self.action_dim, self.action_range = space.shape[0], (space.low, space.high)
+        self.action_dim = space.shape[0]
+        self.action_range: tuple[np.ndarray | float, np.ndarray | float] = (space.low, space.high)
         self._check(shapes)
         self._env: gym.Env[Any, Any] = next(iter(self._envs.values()))
         self._steps = 0

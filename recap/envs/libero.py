@@ -25,6 +25,8 @@ from recap.envs.moka.rendering import choose_gl
 from recap.errors import RecapError
 from recap.hub import download, find
 
+STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "left_finger", "right_finger")
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ASSETS = "RECAP_LIBERO_ASSETS"  # environment variable: a folder of assets
 ASSETS_REPO = "lerobot/libero-assets"  # a data set of the hub
 FOLDERS = ("scenes", "textures", "articulated_objects", "turbosquid_objects", "stable_scanned_objects")
@@ -40,8 +42,8 @@ class LiberoEpisodes(LerobotEpisodes):
     policy's noise. Collection: LIBERO's own random placements from a seed, which are none of the 50.
     """
 
-    state_names = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "left_finger", "right_finger")
-    action_names = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+    state_names: tuple[str, ...] | None = STATE_NAMES
+    action_names: tuple[str, ...] | None = ACTION_NAMES
 
     def __init__(self, config: EnvConfig) -> None:
         tasks_of(config)  # before lerobot is imported: this is cheap, and import_libero has to come first
@@ -57,7 +59,7 @@ class LiberoEpisodes(LerobotEpisodes):
         return made
 
     def _state_dim(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        return len(self.state_names)
+        return len(STATE_NAMES)
 
     def _reset(self, env: gym.Env[Any, Any], split: str, initial_state: int) -> Any:
         use_assets(find_assets())
@@ -149,7 +151,7 @@ def import_libero() -> ModuleType:
 @functools.cache
 def use_assets(folder: Path) -> None:
     """Makes hf-libero read its assets here, instead of in its package or a download of its own."""
-    import_libero()._assets_path_cache = str(folder)
+    vars(import_libero())["_assets_path_cache"] = str(folder)
 
 
 def assets_here() -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from recap.config import Config, Prompt, SourceKind
-from recap.envs import EpisodeSpec
 from recap.device import device_name
+from recap.envs import EpisodeSpec
 from recap.errors import RecapError
 from recap.evaluation import summarize
 from recap.policies.acting import ActionChunks

@@ -14,7 +14,6 @@ from recap.data.frames import Frames, load_frames
 from recap.data.given import given
 from recap.data.recorder import assemble
 from recap.envs import EpisodeSpec, instructions, make_env
-from recap.errors import RecapError
 from recap.graph import DEMONSTRATIONS
 from recap.returns import normalize, normalizers, returns, rewards
 
