@@ -14,6 +14,7 @@ from tiny_run import STAGES, read, run
 from recap.config import EnvConfig, EnvKind, Images
 from recap.envs import instructions, make_env
 from recap.errors import RecapError
+from recap.pool import egl_device
 
 SMALL = ("experiment=libero_small", "+iterations=1")
 
@@ -102,6 +103,16 @@ def test_any_other_environment_of_lerobot() -> None:
             make_env(EnvConfig(**{**vars(config), **change}))
 
 
+def test_processes_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    for visible, devices in (("2,5", ["2", "5", "2"]), ("", [None] * 3), ("MIG-1,MIG-2", [None] * 3)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [egl_device(number).get("MUJOCO_EGL_DEVICE_ID") for number in range(3)] == devices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    assert egl_device(0) == {}, "the user's choice"
+
+
 # ---------------------------------------------------------------------------------------------------- LIBERO itself
 @pytest.mark.slow
 def test_initial_states_and_what_is_seen_of_them() -> None:
@@ -141,7 +152,7 @@ def test_initial_states_and_what_is_seen_of_them() -> None:
 
 @pytest.mark.slow
 def test_the_whole_loop_on_libero(tmp_path: Path) -> None:
-    """Real hf-libero, tiny networks: demonstrations as others record them, rollouts as video, labels, policy, report."""
+    """Real hf-libero, tiny networks: demonstrations as others record them, rollouts as video, labels and policy."""
     needs_assets()
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 

@@ -12,6 +12,7 @@ from data_helpers import CAMERAS, make_episode
 from recap.config import DataConfig, Resample, SourceConfig, SourceKind
 from recap.data import frames as frames_module
 from recap.data import pace
+from recap.data.ahead import ahead
 from recap.data.frames import Frames, Taken, load_frames
 from recap.data.given import given
 from recap.data.mixture import Mixture, merged_stats
@@ -90,6 +91,28 @@ def test_images_too_many_for_memory_are_read_where_they_lie(
     part, rows = take(copy, "part", episodes=(2, 0)), np.array([31, 0, 12, 12])
     assert np.array_equal(part.pixels(CAMERAS[1], rows), whole[[34, 0, 15, 15]])
     assert not part._decoded
+
+
+def test_batches_made_ahead_are_the_same_in_the_same_order(stored: dict[str, Path]) -> None:
+    mixture = Mixture([take(stored["video"])], 1.0)
+    made: list[int] = []
+
+    def make(step: int) -> np.ndarray:
+        made.append(step)
+        return mixture.gather(mixture.pick(0, step, 8))[CAMERAS[0]]
+
+    get = ahead(make, 12)
+    for step in range(3, 12):
+        assert np.array_equal(get(step), mixture.gather(mixture.pick(0, step, 8))[CAMERAS[0]])
+    assert sorted(made) == list(range(3, 12)), "each once, from the first that was asked for"
+
+    def broken(step: int) -> int:
+        return 1 // (step - 2)
+
+    get_broken = ahead(broken, 5)
+    assert [get_broken(0), get_broken(1)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError):
+        get_broken(2)
 
 
 # ---------------------------------------------------------------------------------------------------- what is taken

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Frames:
     seed: np.ndarray
     _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _mapped: list[Any] = field(default_factory=list, repr=False)
+    _once: Lock = field(default_factory=Lock, repr=False)  # several threads read batches
 
     @property
     def root(self) -> Path:
@@ -86,10 +88,11 @@ class Frames:
     def images(self, camera: str) -> np.ndarray:
         """uint8 [N, H, W, 3] RGB of a camera key; decoded by the first call. Raises RecapError for a damaged image."""
         self._shape(camera)
-        if camera not in self._decoded:
-            images = self._filmed(camera, np.arange(len(self))) if camera in self.clips else self._decode(camera)
-            images.flags.writeable = False
-            self._decoded[camera] = images
+        with self._once:
+            if camera not in self._decoded:
+                images = self._filmed(camera, np.arange(len(self))) if camera in self.clips else self._decode(camera)
+                images.flags.writeable = False
+                self._decoded[camera] = images
         return self._decoded[camera]
 
     def _shape(self, camera: str) -> tuple[int, ...]:
@@ -134,11 +137,12 @@ class Frames:
 
     def _stored(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Through the memory-mapped copy that Hugging Face's `datasets` makes of the parquet files, once."""
-        if not self._mapped:
-            from datasets import Dataset
+        from datasets import Dataset
 
-            files = [str(path) for path in self.files.data_files]
-            self._mapped.append(Dataset.from_parquet(files, columns=list(self.cameras)).with_format("arrow"))
+        with self._once:
+            if not self._mapped:
+                files = [str(path) for path in self.files.data_files]
+                self._mapped.append(Dataset.from_parquet(files, columns=list(self.cameras)).with_format("arrow"))
         encoded = self._mapped[0][self.row[rows]][camera].combine_chunks().field("bytes").to_pylist()
         out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,27 +42,14 @@ def video_info(shape: Sequence[int], fps: float) -> dict[str, Any]:
 def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> None:
     """Decodes the frames at `times` [n], in seconds, ascending, into `out`, uint8 [n, H, W, 3].
 
+    Through PyAV, which brings its own FFmpeg and may be called from several threads.
     Raises OSError or ValueError, in whatever words the decoder has, for a file that is missing, truncated or too short.
     """
-    from lerobot.datasets.video_utils import decode_video_frames
+    from lerobot.datasets.video_utils import decode_video_frames_pyav
 
-    backend = _backend()
-    if backend == "torchcodec":
-        runs = [np.arange(len(times))]
-    else:  # it decodes all there is between the first and the last
-        runs = np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > NEAR / fps) + 1)
-    for run in runs:
-        frames = decode_video_frames(path, times[run].tolist(), TOLERANCE, backend, return_uint8=True)
+    # It decodes all there is between the first and the last.
+    for run in np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > NEAR / fps) + 1):
+        frames = decode_video_frames_pyav(path, times[run].tolist(), TOLERANCE, return_uint8=True)
         if frames.shape[2:] != out.shape[1:3]:
             raise ValueError(f"its frames are {tuple(frames.shape[2:])}, but info.json says {out.shape[1:3]}")
         out[run] = frames.permute(0, 2, 3, 1).numpy()
-
-
-@functools.cache
-def _backend() -> str:
-    """torchcodec where it works (it needs FFmpeg's libraries), else PyAV, which brings its own."""
-    try:
-        import torchcodec.decoders  # noqa: F401
-    except (ImportError, RuntimeError, OSError):
-        return "pyav"
-    return "torchcodec"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recap.config import Config, IndicatorMode, PI0Config, PolicyKind, PolicyTrainConfig, StageKind, ValueConfig
+from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
@@ -57,6 +58,8 @@ def train_stage(
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
         batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
+    if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
+        batches = ahead(batches, settings.steps)
     last = train(
         checkpoint,
         batches,
