@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +17,32 @@ SECONDS = 6.0  # for the hub to say something about a repository
 
 @dataclass(frozen=True)
 class Need:
-    """A repository that a configuration names. `key`: where; `files`: those that must be there, as patterns."""
+    """A repository that a configuration names, or a folder.
+
+    key: where; files: patterns of what must be there; only: of what is fetched, None for all.
+    """
 
     key: str
     name: str
     kind: Kind
     files: tuple[str, ...]
     revision: str | None = None
+    only: tuple[str, ...] | None = None
 
     def folder(self) -> Path | None:
         """Where it is on this machine, None if it is not, or not whole."""
-        folder = find(self.name, self.kind, self.revision)
+        folder = find(self.name, self.kind, self.revision, self.files)
         return folder if folder and all(any(folder.glob(pattern)) for pattern in self.files) else None
 
     def command(self) -> str:
         return download(self.name, self.kind, self.revision)
 
 
-def find(name: str, kind: Kind, revision: str | None = None) -> Path | None:
+def find(name: str, kind: Kind, revision: str | None = None, files: Sequence[str] = ()) -> Path | None:
     """The folder of a hub repository or of a local path, None if it is not on this machine; never asks the network.
 
     name: a folder, or `owner/name` of a repository that is in the hub's cache or, a data set, in lerobot's.
+    files: patterns of those that are wanted, by default all: of a repository that was fetched in part.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
@@ -49,7 +55,14 @@ def find(name: str, kind: Kind, revision: str | None = None) -> Path | None:
         return lerobot / name
     for cache in (None, lerobot / "hub") if kind == "dataset" else (None,):
         try:
-            found = snapshot_download(name, repo_type=kind, revision=revision, cache_dir=cache, local_files_only=True)
+            found = snapshot_download(
+                name,
+                repo_type=kind,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=list(files) or None,
+                local_files_only=True,
+            )
         except (LocalEntryNotFoundError, HFValidationError):
             continue
         return Path(found)
@@ -71,13 +84,14 @@ def refusals(needs: Sequence[Need]) -> dict[Need, str]:
         found[need] = _refusal(need)
 
     # Threads of their own, because looking up a name without a network can take a minute, and nobody waits for it.
-    import huggingface_hub  # noqa: F401  once, not in each thread
+    from huggingface_hub import HfApi  # noqa: F401  once, and not in the time that the hub has
 
     threads = [threading.Thread(target=ask, args=(need,), daemon=True) for need in needs]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + SECONDS
     for thread in threads:
-        thread.join(SECONDS / len(threads))
+        thread.join(max(0.0, deadline - time.monotonic()))
     return dict(found)
 
 
@@ -113,4 +127,5 @@ def fetch(need: Need) -> Path:
     from huggingface_hub import snapshot_download
 
     print(f"── fetching {need.name} from the hub ({need.key})", flush=True)
-    return Path(snapshot_download(need.name, repo_type=need.kind, revision=need.revision))
+    only = list(need.only) if need.only else None
+    return Path(snapshot_download(need.name, repo_type=need.kind, revision=need.revision, allow_patterns=only))

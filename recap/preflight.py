@@ -55,6 +55,7 @@ def _problems(cfg: Config, kinds: set[str], absent: set[str]) -> Iterator[str]:
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
     checks: list[Callable[[Config], object]] = [_device] if kinds - {"demonstrations"} else []
+    checks += [_memory] if "train" in kinds else []
     checks += [_names] if kinds & ACTING else []
     checks += [_environment] if kinds & ACTING and ASSETS_KEY not in absent else []
     checks += [_data] if kinds & READING and sources and data_here else []
@@ -66,7 +67,7 @@ def _problems(cfg: Config, kinds: set[str], absent: set[str]) -> Iterator[str]:
         try:
             check(cfg)
         except RecapError as error:
-            failed |= check is not _device
+            failed |= check in (_names, _data)
             yield str(error)
 
 
@@ -80,7 +81,7 @@ def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
             if repository := getattr(size, key, None):
                 yield Need(f"{name}.{key}", repository, "model", weights)
         if size.tokenizer != BUILTIN:
-            yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",))
+            yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if kinds & READING else ():
         if source.root is None and source.repo_id is not None:
             files = ("meta/info.json", "data/*/*.parquet")
@@ -120,20 +121,26 @@ def _disk(cfg: Config) -> Iterator[str]:
 
 
 def _device(cfg: Config) -> None:
-    """The device is there, and large networks are not trained on a processor or in too little memory by accident."""
+    from recap.device import device_name
+
+    device_name(cfg.device)
+
+
+def _memory(cfg: Config) -> None:
+    """Large networks are not trained on a processor, or in too little memory, by accident."""
     from recap.device import device_name, memory
 
-    name = device_name(cfg.device)
     size = cfg.pi0
     need = BYTES_PER_WEIGHT * (weights(size.vision, size.vlm, size.expert) + VOCABULARY * size.vlm.width)
-    there = memory(name)
-    if need < LARGE or cfg.device is Device.cpu or there >= need:
+    if need < LARGE or cfg.device is Device.cpu:
         return
-    raise RecapError(
-        f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
-        f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-        "Fix: a machine with such a GPU, size=tiny, or device=cpu if you mean it."
-    )
+    name = device_name(cfg.device)
+    if (there := memory(name)) < need:
+        raise RecapError(
+            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
+            f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
+            "Fix: a machine with such a GPU, size=tiny, or device=cpu if you mean it."
+        )
 
 
 def weights(vision: SiglipSize, *texts: GemmaSize) -> float:
