@@ -175,10 +175,9 @@ def _data(cfg: Config) -> None:
     data = [given(cfg.data, name) for name in cfg.data.sources]
     Mixture(data, 1.0)
     for frames in data:
-        for clips in frames.clips.values():
-            last = np.unique(clips.file[::-1], return_index=True)[1]
-            for camera in frames.clips:
-                frames.pixels(camera, len(frames) - 1 - last)
+        for camera, clips in frames.clips.items():
+            last = len(frames) - 1 - np.unique(clips.file[::-1], return_index=True)[1]
+            frames.pixels(camera, last)
 
 
 def _fit(cfg: Config) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_helpers import CAMERAS, make_episode
+from tiny_run import run
 
 from recap.config import DataConfig, Resample, SourceConfig, SourceKind
 from recap.data import frames as frames_module
@@ -80,6 +81,33 @@ def test_a_damaged_video_is_named(stored: dict[str, Path], tmp_path: Path, damag
         path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(RecapError, match=r"file-002\.mp4 (is missing|cannot be decoded at 1\.90 to 1\.90 s)"):
         take(root).pixels(CAMERAS[0], np.array([34]))
+
+
+@pytest.mark.parametrize("problem", ["truncated", "other action", "other camera"])
+def test_sources_that_cannot_be_trained_on_stop_before_any_work(
+    stored: dict[str, Path], tmp_path: Path, problem: str
+) -> None:
+    root = Path(shutil.copytree(stored["video"], tmp_path / "copy"))
+    sources = [f"+data.sources.mine.root={root}"]
+    if problem == "truncated":
+        path = root / f"videos/{CAMERAS[1]}/chunk-000/file-001.mp4"
+        path.write_bytes(path.read_bytes()[:-500])
+        says = f"data set 'mine' ({root}): videos/{CAMERAS[1]}/chunk-000/file-001.mp4 cannot be decoded"
+    else:
+        episode = still(0, 5)
+        if problem == "other action":
+            episode = Episode(**{**vars(episode), "action": episode.action[:, :6]})
+            says = "data sets 'mine' and 'theirs' do not mix: action size 7 and 6"
+        else:
+            episode = Episode(**{**vars(episode), "images": {CAMERAS[0]: episode.images[CAMERAS[0]]}})
+            says = "data sets 'mine' and 'theirs' do not mix: cameras"
+        write_episode(tmp_path / "episodes", episode)
+        other = assemble(tmp_path / "episodes", tmp_path / "other", fps=10, source="rollout")
+        sources.append(f"+data.sources.theirs.root={other}")
+    seen = run("train", "experiment=demo_small", "data.demonstrator=null", *sources, cwd=tmp_path)
+    assert (seen.code, seen.err.count("error:")) == (1, 1)
+    assert says in seen.err
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_images_too_many_for_memory_are_read_where_they_lie(
