@@ -41,13 +41,8 @@ def _problems(cfg: Config, kinds: set[str]) -> Iterator[str]:
             yield str(error)
             if check in (_environment, _data):
                 break  # _fit would only say it again
-    for name in ("pi0", "value") if "train" in kinds else ():
-        size = getattr(cfg, name)
-        if size.pretrained is not None and not (Path(size.pretrained) / "model.safetensors").is_file():
-            yield (
-                f"{name}.pretrained={size.pretrained}: not a local checkpoint folder. "
-                "Fix: download it and name the folder, or size=tiny, which needs none."
-            )
+    if "train" in kinds:
+        yield from _weights(cfg)
 
 
 def _disk(cfg: Config) -> Iterator[str]:
@@ -67,6 +62,23 @@ def _disk(cfg: Config) -> Iterator[str]:
                 f"output={cfg.output}: {free / 1e9:.1f} GB free, size={cfg.size} needs about {need / 1e9:.1f} GB. "
                 "Fix: free some, or output=<another disk>."
             )
+
+
+def _weights(cfg: Config) -> Iterator[str]:
+    """What the trainings start from."""
+    from recap.policies.adapters import ADAPTERS
+    from recap.policies.weights import WEIGHTS, folder_of
+
+    starts = {"pi0.pretrained": cfg.pi0.pretrained, "value.pretrained": cfg.value.pretrained}
+    if cfg.value.pretrained is None:
+        starts["value.pretrained_vision"] = cfg.value.pretrained_vision
+        starts["value.pretrained_text"] = cfg.value.pretrained_text
+    for key, name in starts.items():
+        try:
+            if name is not None and not any((folder_of(name, key) / file).is_file() for file in (WEIGHTS, ADAPTERS)):
+                yield f"{key}={name}: holds no {WEIGHTS}. Fix: name a checkpoint's folder, such as …/checkpoints/last."
+        except RecapError as error:
+            yield str(error)
 
 
 def _device(cfg: Config) -> None:

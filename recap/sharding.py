@@ -1,0 +1,93 @@
+"""Weights, gradients and optimiser state over several processes, and how they come together in one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from recap.config import Sharding, TrainConfig
+from recap.errors import RecapError
+
+OPTIMIZER = "training_state.pt"
+LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer")  # gathered one at a time
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def plugins(sharding: Sharding, config: TrainConfig) -> dict[str, Any]:
+    """What accelerate's Accelerator is given. Precision is the policy's own matter, the same for every sharding.
+
+    Raises:
+        RecapError: deepspeed is not installed.
+    """
+    if sharding is Sharding.fsdp:
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=list(LAYERS),
+            cpu_ram_efficient_loading=False,
+        )
+        return {"fsdp_plugin": plugin}
+    if sharding is Sharding.deepspeed:
+        from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
+
+        if not is_deepspeed_available():
+            raise RecapError(
+                "sharding=deepspeed: deepspeed is not installed. Fix: pip install deepspeed, or sharding=fsdp."
+            )
+        zero = {"stage": 2, "contiguous_gradients": True, "overlap_comm": True}
+        settings = {
+            "zero_optimization": zero,
+            "train_micro_batch_size_per_gpu": 1,  # wanted by its checks only: batches are cut by `_share`
+            "gradient_clipping": config.grad_clip,
+        }
+        return {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=settings)}
+    return {}
+
+
+class Store:
+    """The states of a training, whole on the main process, from however many processes share them.
+
+    All processes call these methods together.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.engine = hasattr(model, "save_checkpoint")  # DeepSpeed keeps weights and optimiser to itself
+
+    def weights(self) -> dict[str, Tensor]:
+        """name -> weight on the CPU; empty on other processes than the main one."""
+        return get_model_state_dict(self.model.module if self.engine else self.model, options=WHOLE)
+
+    def save(self, folder: Path, *, main: bool) -> None:
+        """The optimiser's state."""
+        if self.engine:
+            self.model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)
+            if main:
+                torch.save({}, folder / OPTIMIZER)
+            return
+        state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
+        if main:
+            torch.save(state, folder / OPTIMIZER)
+
+    def resume(self, folder: Path) -> None:
+        """Raises RecapError when the state is damaged."""
+        path = folder / OPTIMIZER
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if self.engine:
+                self.model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
+            else:
+                set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=WHOLE)
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise RecapError(f"{path}: damaged ({error}). Fix: delete {folder} and run the command again.") from error
