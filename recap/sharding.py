@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -13,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from recap.config import Sharding, TrainConfig
 from recap.errors import RecapError
@@ -22,37 +27,45 @@ LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def plugins(sharding: Sharding, config: TrainConfig) -> dict[str, Any]:
-    """What accelerate's Accelerator is given. Precision is the policy's own matter, the same for every sharding.
+def make_accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Accelerator:
+    """The processes that train together. Precision is the policy's own matter, the same for every sharding.
 
     Raises:
         RecapError: deepspeed is not installed.
     """
-    if sharding is Sharding.fsdp:
-        from accelerate.utils import FullyShardedDataParallelPlugin
+    if sharding is not Sharding.deepspeed:
+        return Accelerator(cpu=device == "cpu")
+    if not is_deepspeed_available():
+        raise RecapError("sharding=deepspeed: deepspeed is not installed. Fix: pip install deepspeed, or sharding=fsdp")
+    settings = {
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": 1,  # asked for, but batches are made elsewhere
+        "gradient_clipping": config.grad_clip,
+    }
+    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings))
 
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=list(LAYERS),
-            cpu_ram_efficient_loading=False,
-        )
-        return {"fsdp_plugin": plugin}
-    if sharding is Sharding.deepspeed:
-        from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 
-        if not is_deepspeed_available():
-            raise RecapError(
-                "sharding=deepspeed: deepspeed is not installed. Fix: pip install deepspeed, or sharding=fsdp."
-            )
-        zero = {"stage": 2, "contiguous_gradients": True, "overlap_comm": True}
-        settings = {
-            "zero_optimization": zero,
-            "train_micro_batch_size_per_gpu": 1,  # wanted by its checks only: batches are cut by `_share`
-            "gradient_clipping": config.grad_clip,
-        }
-        return {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=settings)}
-    return {}
+def prepare(
+    accelerator: Accelerator,
+    sharding: Sharding,
+    policy: nn.Module,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+) -> tuple[Any, Any]:
+    """(model, optimizer) as these processes use them; in the place of accelerate's `prepare`."""
+    if sharding is not Sharding.fsdp or accelerator.num_processes == 1:
+        return accelerator.prepare(policy, make_optimizer(policy))
+    for module in [*policy.modules()]:
+        if type(module).__name__ in LAYERS:
+            fully_shard(module)
+    fully_shard(policy)
+    return policy, accelerator.prepare(make_optimizer(policy))
+
+
+def whole(number: Any, like: Tensor) -> Tensor:
+    """A number of all processes together, whichever way a sharding gives it, as a plain tensor."""
+    if isinstance(number, DTensor):
+        number = number.full_tensor()
+    return torch.as_tensor(number, dtype=torch.float32, device=like.device).detach()
 
 
 class Store:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
@@ -23,7 +22,7 @@ from recap.errors import RecapError
 from recap.policies.acting import to_tensor
 from recap.policies.checkpoint import Checkpoint
 from recap.progress import Progress
-from recap.sharding import OPTIMIZER, Store, plugins
+from recap.sharding import OPTIMIZER, Store, make_accelerator, prepare, whole
 from recap.tracking import Tracker
 
 Batch = dict[str, Any]
@@ -124,7 +123,7 @@ def train(
         RecapError: loss or gradient is NaN or infinite, naming the step; the newest checkpoint is damaged; there are
             more processes than samples in a batch.
     """
-    accelerator = Accelerator(cpu=checkpoint.policy.config.device == "cpu", **plugins(sharding, config))
+    accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
     if accelerator.num_processes > config.batch_size:
         raise RecapError(
             f"{label}: batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes. "
@@ -136,7 +135,7 @@ def train(
     start = _newest(folder, config.steps)
     if start:
         checkpoint.restore(folder / f"{start:07d}")
-    model, optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
+    model, optimizer = prepare(accelerator, sharding, policy, lambda policy: make_optimizer(policy, config))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     store = Store(model, optimizer)
     if 0 < start < config.steps:
@@ -162,7 +161,7 @@ def train(
             norm = accelerator.clip_grad_norm_(trainable, config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
-            unchecked.append(torch.stack([total.detach().float(), norm.detach().float()]))
+            unchecked.append(torch.stack([total.detach().float(), whole(norm, total)]))
             done = step + 1
             last = done == config.steps
             save = last or done % config.save_every == 0
