@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 from torch import Tensor, nn
@@ -52,13 +53,31 @@ def prepare(
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
 ) -> tuple[Any, Any]:
     """(model, optimizer) as these processes use them; in the place of accelerate's `prepare`."""
-    if sharding is not Sharding.fsdp or accelerator.num_processes == 1:
+    if sharding is not Sharding.fsdp or place()[1] == 1:
         return accelerator.prepare(policy, make_optimizer(policy))
     for module in [*policy.modules()]:
         if type(module).__name__ in LAYERS:
             fully_shard(module)
     fully_shard(policy)
     return policy, accelerator.prepare(make_optimizer(policy))
+
+
+def place() -> tuple[int, int]:
+    """(rank, processes) of this process. Asked of torch: accelerate miscounts DeepSpeed's processes without a GPU."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait_for_all() -> None:
+    if place()[1] > 1:
+        dist.barrier()
+
+
+def mean(numbers: Tensor) -> Tensor:
+    """Over all processes."""
+    numbers, (_, processes) = numbers.clone(), place()
+    if processes > 1:
+        dist.all_reduce(numbers)
+    return numbers / processes
 
 
 def whole(number: Any, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from recap.errors import RecapError
 from recap.policies.acting import to_tensor
 from recap.policies.checkpoint import Checkpoint
 from recap.progress import Progress
-from recap.sharding import OPTIMIZER, Store, make_accelerator, prepare, whole
+from recap.sharding import OPTIMIZER, Store, make_accelerator, mean, place, prepare, wait_for_all, whole
 from recap.tracking import Tracker
 
 Batch = dict[str, Any]
@@ -124,9 +124,10 @@ def train(
             more processes than samples in a batch.
     """
     accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
-    if accelerator.num_processes > config.batch_size:
+    rank, processes = place()
+    if processes > config.batch_size:
         raise RecapError(
-            f"{label}: batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes. "
+            f"{label}: batch_size={config.batch_size} cannot be shared by {processes} processes. "
             "Fix: a larger batch_size, or fewer processes."
         )
     policy = checkpoint.policy
@@ -140,7 +141,7 @@ def train(
     store = Store(model, optimizer)
     if 0 < start < config.steps:
         store.resume(folder / f"{start:07d}")
-    main = accelerator.is_main_process
+    main = rank == 0
     if main and start:
         _tidy(folder, start, config)
     began, loss = time.perf_counter(), float("nan")
@@ -153,7 +154,7 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows, weight = _share(batches(step), accelerator.process_index, accelerator.num_processes)
+            rows, weight = _share(batches(step), rank, processes)
             batch = checkpoint.prepare(tensors(rows))
             total, _ = model(batch)
             total = total * weight
@@ -166,14 +167,14 @@ def train(
             last = done == config.steps
             save = last or done % config.save_every == 0
             if save or done % config.log_every == 0:
-                loss, size = _check(accelerator.reduce(torch.stack(unchecked), "mean").tolist(), done, label, config)
+                loss, size = _check(mean(torch.stack(unchecked)).tolist(), done, label, config)
                 unchecked.clear()
                 speed = (done - start) * config.batch_size / (time.perf_counter() - began)
                 tracker.log(done, loss=loss, lr=rate, grad_norm=size, samples_per_second=speed)
             if save:
                 _save(checkpoint, store, folder, done, config, main=main)
             bar.advance(f"loss {loss:.4f}")
-    accelerator.wait_for_everyone()
+    wait_for_all()
     policy.eval()
     return folder / "last"
 
@@ -248,9 +249,11 @@ def _save(checkpoint: Checkpoint, store: Store, folder: Path, step: int, config:
     if main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+    wait_for_all()
     weights = store.weights()
     if step < config.steps:
         store.save(temporary, main=main)
+    wait_for_all()
     if main:
         checkpoint.save(temporary, weights)
         _remove(final)  # nothing is lost: training got here from an older one, so this could not be gone on from

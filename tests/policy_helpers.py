@@ -23,6 +23,12 @@ VLM = GemmaSize(width=32, depth=2, mlp_dim=48, num_heads=8, num_kv_heads=1, head
 EXPERT = GemmaSize(width=24, depth=2, mlp_dim=40, num_heads=8, num_kv_heads=1, head_dim=8)
 
 
+def numbers_of(config: Any) -> dict[str, Any]:
+    """The sizes of a π0, as `stock_lerobot.shrink` takes them."""
+    sizes = {name: vars(getattr(config, name)) for name in ("vision", "vlm", "expert")}
+    return {**sizes, "vocab_size": config.vocab_size}
+
+
 def pi0_size(**changes: Any) -> PI0Config:
     """π0 of 0.1 M parameters; 8 heads, because lerobot's own code has that number written into it."""
     size: dict[str, Any] = {

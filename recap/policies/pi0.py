@@ -30,7 +30,9 @@ from recap.policies.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 
 KeysValues = list[tuple[Tensor, Tensor]]
-SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)  # written into lerobot's code
+# Written into lerobot's code.
+SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
+VOCABULARY = 257152
 
 
 @PreTrainedConfig.register_subclass("recap_pi0")
@@ -41,7 +43,7 @@ class RecapPI0Config(PI0Config):
     vision: SiglipSize = field(default_factory=SiglipSize)
     vlm: GemmaSize = field(default_factory=GemmaSize)
     expert: GemmaSize = field(default_factory=GemmaSize)
-    vocab_size: int = 257152
+    vocab_size: int = VOCABULARY
     tokenizer: str = "google/paligemma-3b-pt-224"
     flow_samples: int = 1  # noise and time samples per observation in training; they share the prefix
     beta: float = 1.0  # guidance β at inference
@@ -50,7 +52,8 @@ class RecapPI0Config(PI0Config):
     def of(cls, config: PI0Config) -> RecapPI0Config:
         """A configuration of lerobot's own, with the sizes that its variant names stand for."""
         vlm, expert = (sizes(name) for name in (config.paligemma_variant, config.action_expert_variant))
-        return cls(**{f.name: getattr(config, f.name) for f in fields(PI0Config)}, vision=SIGLIP, vlm=vlm, expert=expert)
+        own = {f.name: getattr(config, f.name) for f in fields(PI0Config)}
+        return cls(**own, vision=SIGLIP, vlm=vlm, expert=expert, vocab_size=VOCABULARY)
 
     def plain(self) -> PI0Config | None:
         """The same as lerobot's own configuration, or None where that has no words for these sizes."""
