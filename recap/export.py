@@ -1,8 +1,8 @@
 """A policy as stock lerobot runs it with nothing of ours installed, and the way to the hub.
 
-python -m recap.export outputs/moka/iter_01/policy/checkpoints/last moka_pi0      then: lerobot-eval --policy.path=moka_pi0 …
-python -m recap.export outputs/moka/iter_01/policy/checkpoints/last --push USER/NAME
-python -m recap.export outputs/moka/iter_01/rollout/dataset --push USER/NAME      a data set, as it is
+python -m recap.export outputs/libero/iter_01/policy/checkpoints/last moka_pi0   # lerobot-eval --policy.path=moka_pi0 …
+python -m recap.export outputs/libero/iter_01/policy/checkpoints/last --push USER/NAME
+python -m recap.export outputs/libero/iter_01/rollout/dataset --push USER/NAME   # a data set, as it is
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from recap.config import Prompt
 from recap.errors import RecapError
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
-PROBES = ("put both moka pots on the stove", "turn on the stove and put the moka pot on it", "Pick up 3 cups, then stop.")
+PROBES = (
+    "put both moka pots on the stove",
+    "turn on the stove and put the moka pot on it",
+    "Pick up 3 cups, then stop.",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,11 +135,12 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
         return f"https://huggingface.co/{name}"
     except (HfHubHTTPError, OSError) as error:
         raise RecapError(
-            f"--push {name}: {str(error).splitlines()[0]}. Fix: `hf auth login` with a token that may write, and a network."
+            f"--push {name}: {str(error).splitlines()[0]}. "
+            "Fix: a network, and `hf auth login` with a token that may write."
         ) from error
 
 
-def _baked(tokenizer: object, indicator: bool | None) -> object:
+def _baked(tokenizer: Any, indicator: bool | None) -> Any:
     """The tokenizer that says the indicator by itself, after it was seen to give the ids that training gave."""
     from recap.policies.prompt import prompt, with_indicator
 

@@ -93,13 +93,14 @@ class Store:
     All processes call these methods together.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+    def __init__(self, model: Any, optimizer: Any) -> None:
         self.model, self.optimizer = model, optimizer
         self.engine = hasattr(model, "save_checkpoint")  # DeepSpeed keeps weights and optimiser to itself
 
     def weights(self) -> dict[str, Tensor]:
         """name -> weight on the CPU; empty on other processes than the main one."""
-        return get_model_state_dict(self.model.module if self.engine else self.model, options=WHOLE)
+        state: dict[str, Any] = get_model_state_dict(self.model.module if self.engine else self.model, options=WHOLE)
+        return state
 
     def save(self, folder: Path, *, main: bool) -> None:
         """The optimiser's state."""

@@ -240,7 +240,7 @@ def _newest(folder: Path, steps: int) -> int:
 
 
 def _save(checkpoint: Checkpoint, store: Store, folder: Path, step: int, config: TrainConfig, *, main: bool) -> None:
-    """Writes a checkpoint beside its place and moves it there at once; with the optimiser's state unless it is the last.
+    """Writes a checkpoint beside its place and moves it there at once; the last one without the optimiser's state.
 
     All processes bring their shares, the main one writes.
     """

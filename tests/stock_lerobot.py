@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.abc
 import json
+import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,22 +53,31 @@ def run(job: dict[str, Any]) -> None:
     import torch
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     if job["numbers"]:
         shrink(job["numbers"], setattr)
     path = job["checkpoint"]
     config = PreTrainedConfig.from_pretrained(path)
+    torch.set_default_dtype(getattr(torch, config.dtype))  # at full size there is no memory for float32
     policy = get_policy_class(config.type)(config)
-    weights = load_file(Path(path) / "model.safetensors")
-    policy.load_state_dict(weights, strict=True)
-    assert policy.state_dict().keys() == weights.keys()
+    torch.set_default_dtype(torch.float32)
+    own = policy.state_dict()
+    with safe_open(Path(path) / "model.safetensors", "pt") as file:
+        assert own.keys() == set(file.keys())
+        for name, weight in own.items():
+            value = file.get_tensor(name)
+            assert value.shape == weight.shape, name
+            weight.copy_(value)
     before, after = make_pre_post_processors(
         config, path, preprocessor_overrides={"device_processor": {"device": config.device}}
     )
     batch = torch.load(job["batch"], weights_only=True)
     inputs = before({key: value for key, value in batch.items() if key != "noise"})
+    began = time.perf_counter()
     actions = after(policy.predict_action_chunk(inputs, noise=batch["noise"]))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{time.perf_counter() - began:.0f} s for a chunk of actions, {memory:.1f} GB at most")
     print("stock lerobot:", config.type, tuple(actions.shape))
     torch.save({"actions": actions, "tokens": inputs["observation.language.tokens"]}, job["actions"])
     if job["evaluate"]:

@@ -25,7 +25,13 @@ from recap.policies.prompt import prompt
 TASK = "put both moka pots on the stove"
 PUSHT = {"cameras": {"observation.image": (96, 96)}, "state_dim": 2, "action_dim": 2}
 EVALUATE = ["--env.type=pusht", "--env.episode_length=12", "--eval.n_episodes=2", "--eval.batch_size=2"]
-EVALUATE += ["--eval.use_async_envs=false", "--env.observation_height=96", "--env.observation_width=96", "--policy.device=cpu", "--seed=1"]
+EVALUATE += [
+    "--eval.use_async_envs=false",
+    "--env.observation_height=96",
+    "--env.observation_width=96",
+    "--policy.device=cpu",
+    "--seed=1",
+]
 needs_pusht = pytest.mark.skipif(find_spec("gym_pusht") is None, reason="gym-pusht is not installed (make setup)")
 
 

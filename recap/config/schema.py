@@ -192,6 +192,7 @@ class ValueConfig:
     pretrained_text: str | None = None
     freeze_vision: bool = False
     gradient_checkpointing: bool = False
+    compile: bool = False
     sft: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
 

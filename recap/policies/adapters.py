@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from recap.errors import RecapError
 from recap.policies.weights import adapter_names, load_weights
@@ -41,28 +42,28 @@ def read_config(folder: Path) -> LoraConfig:
     return config
 
 
-def add_adapters(policy: nn.Module, config: LoraConfig, folder: Path | None = None) -> None:
+def add_adapters(policy: Any, config: LoraConfig, folder: Path | None = None) -> None:
     """Puts adapters into a policy with frozen weights: new ones that change nothing yet, or those of a checkpoint."""
     inject_adapter_in_model(config, policy)
-    policy.adapters = config  # type: ignore[assignment]
+    policy.adapters = config
     for name, parameter in policy.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-    policy.model.paligemma_with_expert.freeze_unread()  # type: ignore[union-attr, operator]
+    policy.model.paligemma_with_expert.freeze_unread()
     if folder is not None:
         load_weights(policy, folder / ADAPTERS, adapters=True)
 
 
-def save_adapters(policy: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+def save_adapters(policy: Any, state: dict[str, Tensor], folder: Path) -> None:
     names = adapter_names(name for name in state if ".lora_" in name)
     save_file({names[name]: state[name].contiguous() for name in names}, folder / ADAPTERS)
-    policy.adapters.save_pretrained(str(folder))  # type: ignore[union-attr, operator]
+    policy.adapters.save_pretrained(str(folder))
     path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")  # sets have no order
 
 
 @torch.no_grad()
-def merged(policy: nn.Module) -> dict[str, Tensor]:
+def merged(policy: Any) -> dict[str, Tensor]:
     """All weights with the adapters added to them, in float32, under the names of a policy without adapters."""
     result = {}
     layers = {name: module for name, module in policy.named_modules() if hasattr(module, "lora_A")}

@@ -165,7 +165,7 @@ def loaded[P: Policy](
             adapters.add_adapters(policy, adapters.new_adapters(lora_rank, str(folder)))
         return policy
     lora = adapters.read_config(folder)
-    load_weights(policy, folder_of(lora.base_model_name_or_path, f"the base of {folder}") / WEIGHTS)
+    load_weights(policy, folder_of(str(lora.base_model_name_or_path), f"the base of {folder}") / WEIGHTS)
     adapters.add_adapters(policy, lora, folder)
     if trains is None:
         policy.requires_grad_(requires_grad=False)

@@ -75,7 +75,14 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         text = self.paligemma.model.language_model
         last = text.layers[-1]
         heads = [self.paligemma.lm_head, self.gemma_expert.lm_head]
-        return [*heads, last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, last.post_attention_layernorm, text.norm]
+        return [
+            *heads,
+            last.self_attn.q_proj,
+            last.self_attn.o_proj,
+            last.mlp,
+            last.post_attention_layernorm,
+            text.norm,
+        ]
 
     def embed_images(self, images: Tensor) -> Tensor:
         """[B, cameras, 3, S, S] -> [B, cameras · patches, width], all cameras in one pass of the vision tower."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import pad_vector
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0 import modeling_pi0
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy, PI0Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
@@ -221,15 +221,15 @@ class RecapPI0Policy(PI0Policy):
         """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors."""
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
-    def run_with(self, *, gradient_checkpointing: bool, compiled: bool) -> None:
+    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
         """How it is computed; the results are the same but for the last digits when compiled."""
         model = self.model.paligemma_with_expert
         if gradient_checkpointing:
             for part in (model.paligemma, model.gemma_expert):
                 part.gradient_checkpointing_enable({"use_reentrant": False})
         if compiled:
-            self.model.encode_prefix = torch.compile(self.model.encode_prefix)
-            self.model.velocity = torch.compile(self.model.velocity)
+            for name in ("encode_prefix", "velocity"):
+                setattr(self.model, name, torch.compile(getattr(self.model, name)))
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])

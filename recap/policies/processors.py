@@ -73,8 +73,7 @@ def read_processors(path: Path, config: Any, device: str) -> Processors:
         raise
     except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
         raise RecapError(
-            f"checkpoint {path}: its processors cannot be read ({error}). "
-            "Fix: train it again, or copy it again whole."
+            f"checkpoint {path}: its processors cannot be read ({error}). Fix: train it again, or copy it again whole."
         ) from error
     before.steps = [_ours(step) for step in before.steps if not isinstance(step, Pi0NewLineProcessor)]
     return before, after

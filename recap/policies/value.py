@@ -86,11 +86,13 @@ class RecapValuePolicy(PreTrainedPolicy):
         if config.freeze_vision:
             self.vision_tower.requires_grad_(requires_grad=False)
 
-    def run_with(self, *, gradient_checkpointing: bool) -> None:
-        """How it is computed; the results are the same."""
+    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
+        """How it is computed; the results are the same but for the last digits when compiled."""
         if gradient_checkpointing:
             for part in (self.vision_tower, self.language_model):
                 part.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            self._read = torch.compile(self._read)  # type: ignore[method-assign]
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-odds over the return bins, float32 [B, bins]."""

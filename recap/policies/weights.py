@@ -38,7 +38,7 @@ def folder_of(name: str, key: str) -> Path:
         ) from None
 
 
-def load_weights(policy: nn.Module, file: Path, *, adapters: bool = False) -> None:
+def load_weights(policy: Any, file: Path, *, adapters: bool = False) -> None:
     """Loads a policy's weights, or only its `adapters`.
 
     Weights that learn stay float32 (bfloat16 would round small updates away); see `stored` for the others. A policy
@@ -49,7 +49,7 @@ def load_weights(policy: nn.Module, file: Path, *, adapters: bool = False) -> No
     """
     own = {name: value for name, value in policy.state_dict().items() if not adapters or ".lora_" in name}
     learns = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    device = policy.config.device  # type: ignore[union-attr]
+    device = policy.config.device
     with _opened(file) as handle:
         keys = list(handle.keys())
         source = adapter_names(own) if adapters else lerobot_names(keys, own)
@@ -75,26 +75,27 @@ def load_part(module: nn.Module, file: Path, prefix: str, ignored: str) -> None:
     own = module.state_dict()
     with _opened(file) as handle:
         keys = [key for key in handle.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
-        extra = [key for key in keys if key.removeprefix(prefix) not in own and re.search(ignored, key)]
-        source = {key.removeprefix(prefix): key for key in keys if key not in extra}
+        names = {key: key.removeprefix(prefix) for key in keys}
+        extra = [key for key, name in names.items() if name not in own and re.search(ignored, name)]
+        source = {name: key for key, name in names.items() if key not in extra}
         source |= {name: prefix + name for name in own if name not in source}
         _check(file, [k for k in keys if k not in extra], source, {n: tuple(v.shape) for n, v in own.items()}, handle)
         module.load_state_dict({name: _read(handle, key, file).float() for name, key in source.items()})
 
 
-def stored(policy: nn.Module, name: str, value: Tensor, *, learns: bool) -> torch.dtype:
+def stored(policy: Any, name: str, value: Tensor, *, learns: bool) -> torch.dtype:
     """The type a weight is kept in: float32 if it learns.
 
     Of the rest, the factors of products that are computed in bfloat16 are kept in it, at no loss and half the memory.
     """
-    exact = any(part in name for part in policy.float32)  # type: ignore[union-attr]
-    if learns or exact or value.ndim < 2 or policy.config.dtype != "bfloat16":  # type: ignore[union-attr]
+    exact = any(part in name for part in policy.float32)
+    if learns or exact or value.ndim < 2 or policy.config.dtype != "bfloat16":
         return torch.float32
     return torch.bfloat16
 
 
 def lerobot_names(keys: Iterable[str], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our name -> the file's, for the names that π0 checkpoints have had: openpi's without `model.`, tied embeddings."""
+    """Our name -> the file's. π0 checkpoints also come with openpi's names, and with tied embeddings."""
     names = {}
     for key in keys:
         name = key

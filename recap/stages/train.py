@@ -62,15 +62,15 @@ def train_stage(
     else:
         checkpoint = _new(cfg, policy, data[0])
     check_fit(checkpoint, data[0])
+    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+    checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
     share = settings.demonstration_share if len(data) > 1 else 1.0
     if policy is PolicyKind.pi0:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
-        checkpoint.policy.run_with(gradient_checkpointing=cfg.pi0.gradient_checkpointing, compiled=cfg.pi0.compile)
         mixture = Mixture(data, share, settings.outcomes)
         labels = [indicators(inputs, source) for source in data] if settings.indicator is IndicatorMode.use else None
         batches = policy_batches(mixture, cfg.pi0, settings, cfg.seed, labels)
     else:
-        checkpoint.policy.run_with(gradient_checkpointing=cfg.value.gradient_checkpointing)
         norm = task_normalizers(cfg, data)
         if is_main_process():
             write_text(out / "normalizers.json", json.dumps(norm, indent=2) + "\n")
@@ -106,12 +106,16 @@ def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
     sizes = {key: (height, width) for key, (height, width, _) in data.image_shapes.items()}
     spec = features(sizes, data.state.shape[1], data.action.shape[1])
     torch.manual_seed(cfg.seed)
-    build = build_pi0 if isinstance(size, PI0Config) else build_value
-    model = build(size, spec, device_name(cfg.device), cfg.precision)
+    device = device_name(cfg.device)
+    model: RecapPI0Policy | RecapValuePolicy = (
+        build_pi0(size, spec, device, cfg.precision)
+        if isinstance(size, PI0Config)
+        else build_value(size, spec, device, cfg.precision)
+    )
     if size.pretrained is not None:
         folder = folder_of(size.pretrained, f"{policy.name}.pretrained")
         if features_of(read_config(folder, type(model))) == features_of(model.config):
-            processors = read_processors(folder, model.config, model.config.device)
+            processors = read_processors(folder, model.config, device)
             prompt_step(processors[0]).max_length = size.tokenizer_max_length
             return Checkpoint(model, *processors)
     return Checkpoint.new(model, data.stats())
