@@ -74,10 +74,11 @@ def _problems(cfg: Config, kinds: set[str], absent: set[str]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    weights = ("model.safetensors", "config.json")
+    weights = ("*.safetensors", "config.json")  # of a model, or of adapters to one
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        for key in ("pretrained", "pretrained_vision", "pretrained_text"):
+        starts = ("pretrained",) if size.pretrained is not None else ("pretrained_vision", "pretrained_text")
+        for key in starts:
             if repository := getattr(size, key, None):
                 yield Need(f"{name}.{key}", repository, "model", weights)
         if size.tokenizer != BUILTIN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from policy_helpers import (
     ACTION,
     CHUNK,
-    EXPERT,
     VISION,
     VLM,
     act,
     chunk_noise,
     new_pi0,
     new_value,
+    numbers_of,
     observation,
 )
 from policy_helpers import training_batch as batch_of
+from stock_lerobot import shrink
 
 from recap.config import GemmaSize, SiglipSize
 from recap.errors import RecapError
@@ -76,22 +76,7 @@ def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str)
 
 def lerobots_pi0(ours: RecapPI0Policy, monkeypatch: pytest.MonkeyPatch) -> Any:
     """lerobot's own policy with our small numbers in place of the ones written into its code, and our weights."""
-
-    def small(make: Callable[..., Any]) -> Callable[..., Any]:
-        def build(config: Any) -> Any:
-            getattr(config, "text_config", config).vocab_size = ours.config.vocab_size
-            if hasattr(config, "vision_config"):
-                vision = config.vision_config
-                vision.hidden_size, vision.intermediate_size = VISION.width, VISION.mlp_dim
-                vision.num_hidden_layers, vision.num_attention_heads = VISION.depth, VISION.num_heads
-                vision.patch_size, vision.projection_dim = VISION.patch_size, VLM.width
-            return make(config=config)
-
-        return build
-
-    monkeypatch.setattr(modeling_pi0, "get_gemma_config", {"gemma_2b": VLM, "gemma_300m": EXPERT}.__getitem__)
-    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        monkeypatch.setattr(modeling_pi0, name, small(getattr(modeling_pi0, name)))
+    shrink(numbers_of(ours.config), monkeypatch.setattr)
     names = "input_features output_features chunk_size n_action_steps max_state_dim max_action_dim image_resolution"
     config = LerobotPI0Config(**{name: getattr(ours.config, name) for name in names.split()}, device="cpu")
     config.num_inference_steps = ours.config.num_inference_steps
