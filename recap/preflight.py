@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from recap.config import Config, EnvKind, SourceKind
+from recap import slurm
+from recap.config import Config, EnvKind, Resources, SourceKind
 from recap.data.frames import Frames, load_frames
 from recap.envs import make_env
 from recap.errors import RecapError
@@ -19,19 +21,25 @@ ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simul
 READING = {"train", "advantage"}  # kinds of stages that read data sets
 
 
-def preflight(cfg: Config, kinds: Collection[str]) -> None:
-    """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later."""
-    found = list(_problems(cfg, set(kinds)))
+def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources] | None = None) -> None:
+    """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later.
+
+    jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
+    """
+    found = list(_problems(cfg, set(kinds), jobs))
+    for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
     if found:
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
         )
 
 
-def _problems(cfg: Config, kinds: set[str]) -> Iterator[str]:
+def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None) -> Iterator[str]:
     yield from _disk(cfg)
-    checks: list[Callable[[Config], object]] = [_device] if kinds - {"demonstrations"} else []
-    checks += [_environment] if kinds & ACTING else []
+    yield from () if jobs is None else slurm.problems(cfg, jobs)
+    checks: list[Callable[[Config], object]] = [_device] if jobs is None and kinds - {"demonstrations"} else []
+    checks += [_environment] if kinds & ACTING and (jobs is None or _renders()) else []
     checks += [_data] if kinds & READING and cfg.data.demonstrator is None else []
     checks += [_fit] if kinds & ACTING and kinds & READING and cfg.data.demonstrator is None else []
     for check in checks:
@@ -67,6 +75,17 @@ def _disk(cfg: Config) -> Iterator[str]:
                 f"output={cfg.output}: {free / 1e9:.1f} GB free, size={cfg.size} needs about {need / 1e9:.1f} GB. "
                 "Fix: free some, or output=<another disk>."
             )
+
+
+def _renders() -> bool:
+    """Whether this machine can build environments; a cluster's login node need not."""
+    from recap.envs.moka.rendering import choose_gl
+
+    try:
+        choose_gl()
+    except RecapError:
+        return False
+    return True
 
 
 def _device(cfg: Config) -> None:

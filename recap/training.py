@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from recap.config import IndicatorMode, PI0Config, PolicyTrainConfig, Precision, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
+from recap.notice import NOTICE
 from recap.policies.acting import to_tensor
 from recap.policies.checkpoint import WEIGHTS, Checkpoint, load_weights
 from recap.progress import Progress
@@ -154,6 +155,7 @@ def train(
     with (
         Tracker(out / "metrics.jsonl" if main else None, start) as tracker,
         Progress(label, config.steps, start, quiet=not main) as bar,
+        NOTICE.at_a_good_moment(),
     ):
         for step in range(start, config.steps):
             rate = learning_rate(config, step)
@@ -171,7 +173,8 @@ def train(
             unchecked.append(torch.stack([total.detach().float(), norm.detach().float()]))
             done = step + 1
             last = done == config.steps
-            save = last or done % config.save_every == 0
+            leave = _notice_given(accelerator) and not last
+            save = last or leave or done % config.save_every == 0
             if save or done % config.log_every == 0:
                 loss, size = _check(accelerator.reduce(torch.stack(unchecked), "mean").tolist(), done, label, config)
                 unchecked.clear()
@@ -180,10 +183,20 @@ def train(
             if main and save:
                 _save(checkpoint, None if last else optimizer, folder, done)
                 _tidy(folder, done, config)
+            if leave:
+                NOTICE.leave()
             bar.advance(f"loss {loss:.4f}")
     accelerator.wait_for_everyone()
     policy.eval()
     return folder / "last"
+
+
+def _notice_given(accelerator: Accelerator) -> bool:
+    """The same answer in all processes, after the same step."""
+    given = NOTICE.given()
+    if accelerator.num_processes > 1 and NOTICE.requeues is not None:
+        given = bool(accelerator.reduce(torch.tensor(float(given), device=accelerator.device), "sum").item())
+    return given
 
 
 def _check(numbers: list[list[float]], done: int, label: str, config: TrainConfig) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from recap.config.checks import leaves, problems
 from recap.config.convert import ConfigError, difference, keys, nearest, plain, shared, typed
 from recap.config.schema import (
+    Action,
     AdvantageConfig,
     AdvantageJob,
     Config,
@@ -26,6 +27,8 @@ from recap.config.schema import (
     PolicyTrainConfig,
     Precision,
     Prompt,
+    Resources,
+    ResourcesConfig,
     RolloutConfig,
     SiglipSize,
     SourceKind,
@@ -40,6 +43,7 @@ from recap.config.schema import (
 )
 
 __all__ = [
+    "Action",
     "AdvantageConfig",
     "AdvantageJob",
     "Config",
@@ -64,6 +68,8 @@ __all__ = [
     "PolicyTrainConfig",
     "Precision",
     "Prompt",
+    "Resources",
+    "ResourcesConfig",
     "RolloutConfig",
     "SiglipSize",
     "SourceKind",
