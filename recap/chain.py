@@ -19,7 +19,6 @@ from recap.launch import (
     Run,
     StageJob,
     error_of,
-    jobs_environment,
     note_submitted,
     python,
     resources,
@@ -28,7 +27,7 @@ from recap.launch import (
     submitted,
 )
 from recap.rundir import finished, lock
-from recap.slurm import HELD_BY_USER, NEVER, Row
+from recap.slurm import NEVER, Row
 from recap.snapshot import snapshot
 
 SETTLE_SECONDS = 30.0  # until a job that is gone counts as failed: a network file system may show its results later
@@ -89,6 +88,10 @@ class Chain:
 
     def jobs(self, node: Node, alive: Path | None = None) -> list[StageJob]:
         return [StageJob(self.run, self.cfg, node, shard, alive) for shard in shards(self.cfg, node)]
+
+    def finished(self, node: Node) -> bool:
+        """Whether it was seen finished, and so need not be looked at again."""
+        return node.path in self.seen and self.seen[node.path].state is State.finished
 
     def ended(self) -> bool:
         """Whether nothing of it goes on."""
@@ -154,7 +157,7 @@ class OnSlurm:
     def _submit(chain: Chain, node: Node, after: list[str]) -> str:
         folder, jobs, code = (chain.out(node) / JOBS).absolute(), chain.jobs(node), snapshot(chain.directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with jobs_environment():
+        with slurm.clean_environment():
             job = slurm.submit(
                 chain.cfg.launcher,
                 resources(chain.cfg, node),
@@ -164,8 +167,8 @@ class OnSlurm:
                 after=after,
                 python=python(chain.cfg, code),
             )
-        note_submitted(chain.out(node), job, len(jobs), code)
         slurm.release(job)
+        note_submitted(chain.out(node), job, len(jobs), code)  # without it nobody adopts the job
         return job
 
     # ------------------------------------------------------------------------------------------------ watching
@@ -175,6 +178,8 @@ class OnSlurm:
             return False
         for chain in chains:
             for node in chain.nodes:
+                if chain.finished(node):
+                    continue
                 chain.seen[node.path] = self._see(chain, node, queue.get(job_name(chain, node), []))
         return True
 
@@ -241,12 +246,11 @@ def _newest(rows: Sequence[Row]) -> str:
 
 
 def _adoptable(chain: Chain, node: Node, rows: Sequence[Row]) -> str | None:
-    """A job that will do the stage: whole, neither held nor hopeless, submitted to the end."""
+    """A job that will do the stage: submitted to the end, no task of it lost, and not hopeless."""
     job = _newest([row for row in rows if row.active])
     rows = [row for row in rows if row.job == job]
     known = submitted(chain.out(node)).get(job)
     if known is None or len(rows) != known["shards"]:
         return None
-    hopeless = {HELD_BY_USER, NEVER}
-    good = all((row.active and row.reason not in hopeless) or row.state == "COMPLETED" for row in rows)
+    good = all((row.active and row.reason != NEVER) or row.state == "COMPLETED" for row in rows)
     return job if good else None

@@ -19,7 +19,7 @@ from recap.chain import Chain, Executor, OnSlurm, Seen, State, cancel
 from recap.config import Action, LauncherKind
 from recap.errors import RecapError
 from recap.graph import Node
-from recap.launch import JOBS, launcher
+from recap.launch import JOBS, launcher, resources
 from recap.local import OnThisMachine
 from recap.rollout import journals
 from recap.rundir import finished
@@ -144,8 +144,10 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
 
 
 def _log(chain: Chain, node: Node) -> str:
-    found = _logs(chain, node)
-    return os.path.relpath(found[-1]) if found else ""
+    """Where the first process of the stage's job writes; found without a look at the disk."""
+    job = chain.seen[node.path].job if node.path in chain.seen else ""
+    shard = "_0" if resources(chain.cfg, node).shards > 1 else ""
+    return os.path.relpath(chain.out(node) / JOBS / f"{job}{shard}_0_log.err") if job else ""
 
 
 def _logs(chain: Chain, node: Node) -> list[Path]:

@@ -9,8 +9,8 @@ import shlex
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,11 @@ def python(cfg: Config, code: Path) -> str:
 
 
 def note_submitted(stage: Path, job: str, shards: int, code: Path) -> None:
-    """One line for each submission of the stage: which job, in how many shards, with which code."""
-    with (stage / JOBS / SUBMITTED).open("a", encoding="utf-8") as file:
+    """One line for each job of the stage that is wholly submitted: which, in how many shards, with which code."""
+    with (stage / JOBS / SUBMITTED).open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        if not (file.read() or "\n").endswith("\n"):  # a line that somebody was killed at
+            file.write("\n")
         file.write(json.dumps({"job": job, "shards": shards, "code": code.name}) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -165,18 +168,3 @@ def submitted(stage: Path) -> dict[str, dict[str, Any]]:
                 record = json.loads(line)
                 found[record["job"]] = record
     return found
-
-
-@contextmanager
-def jobs_environment() -> Iterator[None]:
-    """Without what belongs to the job or to the processes that this one may be part of; with the way to the cluster."""
-    from submitit.helpers import clean_env
-
-    kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
-    with clean_env(extra_names=("WANDB_SERVICE",)):
-        os.environ.update(kept)
-        try:
-            yield
-        finally:
-            for key in kept:
-                os.environ.pop(key, None)

@@ -11,8 +11,9 @@ from typing import Any, TextIO
 
 from recap.chain import Chain, Seen, State
 from recap.graph import Node
-from recap.launch import JOBS, error_of, jobs_environment, python, resources
+from recap.launch import JOBS, error_of, python, resources
 from recap.rundir import finished
+from recap.slurm import clean_environment
 from recap.snapshot import snapshot
 
 MINUTES = 7 * 24 * 60
@@ -81,7 +82,7 @@ class OnThisMachine:
         # The keyboard's Ctrl-C reaches this process alone, which then ends the jobs: submitit would show a traceback.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with jobs_environment():
+            with clean_environment():
                 self.jobs = [executor.submit(job) for job in chain.jobs(node, Path(self.alive.name))]
         finally:
             signal.signal(signal.SIGINT, handler)

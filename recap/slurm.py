@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ PATIENCE_SECONDS = 60.0  # for a busy controller
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "RESIZING"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-HELD_BY_USER = "JobHeldUser"  # how a job is submitted, until everything it needs is on the disk
 NEVER = "DependencyNeverSatisfied"
 ON_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 CRASHES = "[ $code -gt 128 ] && [ $code -lt 160 ] && [ $code -ne 130 ] && [ $code -ne 143 ]"  # ended by a signal
@@ -49,6 +50,21 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
         return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Without what belongs to the job or to the processes that this one may be part of; with the way to the cluster.
+
+    Outside of a job, what a user has sbatch told by variables (SBATCH_ACCOUNT) stays.
+    """
+    from submitit.helpers import clean_env
+
+    in_job = "SLURM_JOB_ID" in os.environ
+    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or (k.startswith("SBATCH_") and not in_job)}
+    with clean_env(extra_names=("WANDB_SERVICE",)):
+        os.environ.update(kept)
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------- the cluster
@@ -196,7 +212,9 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
             )
             continue
         options = [key if value is True else f"{key}={value}" for key, value in asked(cfg.launcher, resources).items()]
-        test = _run(["sbatch", "--test-only", *(f"--{option}" for option in options), "--wrap=true"], PATIENCE_SECONDS)
+        with clean_environment():
+            flags = [f"--{option}" for option in options]
+            test = _run(["sbatch", "--test-only", *flags, "--wrap=true"], PATIENCE_SECONDS)
         if test is None or test.returncode:
             said = test.stderr.strip().splitlines()[-1].removeprefix("allocation failure: ") if test else "no answer"
             numbers = ", ".join(f"{key}={value}" for key, value in vars(resources).items() if value is not None)

@@ -182,7 +182,7 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     ((*DEMO, "data=mka"), ["data=mka", "libero+rollouts", "Nearest: moka"]),
     ((*DEMO, "size=tny"), ["size=tny", "full, tiny", "Nearest: tiny"]),
     ((*DEMO, "launcher=slrum"), ["launcher=slrum", "auto, inline, local, slurm", "Nearest: slurm"]),
-    ((*DEMO, "resources.pi0.gpu=4"), ["resources.pi0.gpu=4", "Nearest: resources.pi0.gpus"]),
+    ((*DEMO, "resources.pi0.gpu=4"), ["resources.pi0.gpu", "Nearest: resources.pi0.gpus"]),
     ((*DEMO, "+launcher.partitoin=x"), ["Nearest: launcher.partition"]),
     ((*DEMO, "action=stop"), ["action=stop", "run, status, cancel"]),
     ((*DEMO, "launcher.setup=ls"), ["launcher.setup=ls", "list"]),

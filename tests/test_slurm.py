@@ -15,7 +15,7 @@ from recap import slurm as commands
 from recap import snapshot as code
 from recap.launch import automatic, submitted
 
-LATER = "launcher.options=[begin=now+1hour]"  # jobs stay in the queue
+LATER = "launcher.options=['begin=now+1hour']"  # jobs stay in the queue
 SUBMIT = ("loop", "+iterations=1", "launcher=slurm", LATER, "follow=false")
 
 
@@ -70,7 +70,9 @@ def test_the_whole_chain_is_submitted_at_once(tmp_path: Path, slurm: None) -> No
     assert "To follow: python" in seen.out
 
     again = submit(tmp_path, "resources.rollout.shards=4", "resources.pi0.minutes=7")
-    assert jobs() == queued, "adopted"
+    assert {stage: row["job"] for stage, row in jobs().items()} == {s: row["job"] for s, row in queued.items()}, (
+        "adopted"
+    )
     assert "0 jobs submitted, 9 already in the queue" in again.out
     ended = tiny(*SUBMIT, "action=cancel", cwd=tmp_path)
     assert "9 jobs cancelled" in ended.out
@@ -89,10 +91,11 @@ def test_what_vanished_is_submitted_again_with_what_follows_it(tmp_path: Path, s
 
 
 def test_a_submission_that_was_killed_in_the_middle(tmp_path: Path, slurm: None) -> None:
-    """A job is held until its files are there; one that stayed held, or that nobody wrote down, is replaced."""
+    """A job is held until its files are there, and written down then; one that was not is replaced."""
     submit(tmp_path)
     first = jobs()
     sh("scontrol", "hold", first["sft"]["job"])
+    (tmp_path / RUN / "sft/job/jobs.jsonl").unlink()
     (tmp_path / RUN / "value/job/jobs.jsonl").write_text('{"job": "1')
     submit(tmp_path)
     second = jobs()
@@ -161,7 +164,7 @@ def test_everything_wrong_is_told_before_the_first_job(tmp_path: Path, slurm: No
     for words in (
         "resources.pi0.minutes=99: partition short allows 5. Fix: resources.pi0.minutes=5",
         "resources.value: SLURM refuses its job: Node count specification invalid (nodes=5",
-        "resources.rollout: SLURM refuses its job: Requested node configuration is not available",
+        "resources.rollout: SLURM refuses its job: ",
         "resources.advantage: SLURM refuses its job",
         "make tea",
         "pi0.pretrained=nowhere",

@@ -216,7 +216,7 @@ def _jobs(cfg: Config) -> Iterator[str]:
     """What jobs ask a cluster for."""
     for option in cfg.launcher.options:
         if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", option):
-            yield f"launcher.options={option}: must be options of sbatch without their dashes, as [reservation=robots]"
+            yield f"launcher.options={option}: options of sbatch go without their dashes: ['reservation=robots']"
     for f in fields(cfg.resources):
         node, asked = f"resources.{f.name}", getattr(cfg.resources, f.name)
         yield from _resources(node, asked, cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,13 @@ POLICIES: dict[type[PreTrainedConfig], type[PreTrainedPolicy]] = {
 
 
 def device_name(device: schema.Device) -> str:
-    """`auto` takes the accelerator that is there.
+    """`auto` takes the accelerator that is there; of processes started together, each takes its own.
 
     Raises:
         RecapError: the device asked for is not on this machine.
     """
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is schema.Device.auto:
         return next(name for name, there in available.items() if there)
