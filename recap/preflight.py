@@ -36,11 +36,13 @@ def preflight(cfg: Config, kinds: Collection[str]) -> None:
     What is missing and the hub gives is fetched, but only when nothing else is wrong.
     """
     wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
+    remote = [need for need in wanted if not Path(need.name).is_dir()]
     found = list(_problems(cfg, set(kinds), absent={need.key for need in wanted}))
-    if wanted:
-        found += [_missing(need, reason) for need, reason in refusals(wanted).items() if reason]
+    incomplete = [need for need in wanted if need not in remote]
+    found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
+    found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
     if not found:
-        for need in wanted:
+        for need in remote:
             fetch(need)
         found = list(_problems(cfg, set(kinds), absent=set())) if wanted else []
     if found:
@@ -74,12 +76,11 @@ def _problems(cfg: Config, kinds: set[str], absent: set[str]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    weights = ("model.safetensors", "config.json")
+    weights = ("*.safetensors", "config.json")  # model.safetensors, or adapters
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        for key in ("pretrained", "pretrained_vision", "pretrained_text"):
-            if repository := getattr(size, key, None):
-                yield Need(f"{name}.{key}", repository, "model", weights)
+        if size.pretrained is not None:
+            yield Need(f"{name}.pretrained", size.pretrained, "model", weights)
         if size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if kinds & READING else ():
