@@ -79,6 +79,8 @@ def download(name: str, kind: Kind, revision: str | None = None) -> str:
 def refusals(needs: Sequence[Need]) -> dict[Need, str]:
     """Why the hub would not give each of these, "" if it would. Asks for all at once, and waits only some seconds."""
     found = dict.fromkeys(needs, UNREACHABLE)
+    if not needs:
+        return found
 
     def ask(need: Need) -> None:
         found[need] = _refusal(need)

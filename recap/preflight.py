@@ -40,13 +40,15 @@ def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources]
     jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
     wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
+    remote = [need for need in wanted if not Path(need.name).is_dir()]
     found = list(_problems(cfg, set(kinds), jobs, absent={need.key for need in wanted}))
-    if wanted:
-        found += [_missing(need, reason) for need, reason in refusals(wanted).items() if reason]
+    incomplete = [need for need in wanted if need not in remote]
+    found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
+    found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
     for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
         print(f"warning: {text}", file=sys.stderr, flush=True)
     if not found:
-        for need in wanted:
+        for need in remote:
             fetch(need)
         found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
     if found:
@@ -81,7 +83,7 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    weights = ("*.safetensors", "config.json")  # of a model, or of adapters to one
+    weights = ("*.safetensors", "config.json")  # model.safetensors, or adapters
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
         starts = ("pretrained",) if size.pretrained is not None else ("pretrained_vision", "pretrained_text")
