@@ -11,6 +11,7 @@ import math
 import shutil
 import statistics
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write_results(study: Path, docs: Path) -> None:
     (docs / "results").mkdir(parents=True, exist_ok=True)
     for name, run in runs.items():
         shutil.copy(run / "summary.json", docs / "results" / f"{name.replace('=', '_')}.json")
-    text = render({name: read_arms(run) for name, run in runs.items()})
+    text = render({name: read_arms(run) for name, run in runs.items()}, _commits(runs.values()))
     (docs / "results.md").write_text(text)
     print(text)
 
@@ -61,7 +62,14 @@ def read_arms(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {arm: json.loads((run / numbers["outcomes"]).read_text())["episodes"] for arm, numbers in found.items()}
 
 
-def render(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+def _commits(runs: Iterable[Path]) -> list[str]:
+    """The code that the runs were made with."""
+    manifests = (json.loads(path.read_text()) for run in runs for path in run.rglob("manifest.json"))
+    return sorted({(manifest["git_commit"] or "an unknown commit")[:12] for manifest in manifests})
+
+
+def render(runs: dict[str, dict[str, list[dict[str, Any]]]], commits: Sequence[str]) -> str:
+    """The whole page. runs: name -> arm -> its episodes as in result.json; commits: of the code."""
     arms = list(next(iter(runs.values())))
     last = max((arm for arm in arms if arm.startswith("RECAP")), default=arms[-1])
     n = sum(len(run[arms[0]]) for run in runs.values())
@@ -71,7 +79,8 @@ def render(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "",
         (
             f"Written by `make study` from `docs/results/*.json`: {len(runs)} seeds that no setting was chosen on, "
-            f"{n // len(runs)} held-out initial states a seed, the same for all arms of a seed."
+            f"{n // len(runs)} held-out initial states a seed, the same for all arms of a seed. "
+            f"Code: {', '.join(commits)}."
         ),
         "",
         f"| policy | {head} | all, 95 % Wilson | steps to success |",

@@ -170,11 +170,9 @@ def test_stages_by_hand_make_what_the_loop_makes(finished_run: Path, work: Path)
         assert seen.code == 0, f"{stage}: {seen.err}"
         assert f"── {stage}  done" in seen.out
     assert results(work / RUN) == results(finished_run / RUN)
-    stages = {
-        name: seen for name, seen in snapshot(work).items() if Path(name).parent != RUN
-    }  # the report is the run's
+    of_stages = {name: seen for name, seen in snapshot(work).items() if Path(name).parent != RUN}
     assert tiny("loop", "+iterations=1", cwd=work).code == 0
-    assert stages.items() <= snapshot(work).items(), "the loop finds all of them"
+    assert of_stages.items() <= snapshot(work).items(), "the loop finds all of them"
     assert summary(work / RUN) == summary(finished_run / RUN)
 
 

@@ -34,21 +34,6 @@ POLICIES: dict[type[PreTrainedConfig], type[PreTrainedPolicy]] = {
 }
 
 
-def device_name(device: schema.Device) -> str:
-    """`auto` takes the accelerator that is there.
-
-    Raises:
-        RecapError: the device asked for is not on this machine.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is schema.Device.auto:
-        return next(name for name, there in available.items() if there)
-    if not available[device.value]:
-        there = ", ".join(name for name, ok in available.items() if ok)
-        raise RecapError(f"device={device.value}: there is none on this machine. Choices here: {there}, auto.")
-    return device.value
-
-
 def features(
     cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int
 ) -> dict[str, dict[str, PolicyFeature]]:

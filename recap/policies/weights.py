@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from recap.errors import RecapError
+from recap.hub import download, find
 
 WEIGHTS = "model.safetensors"
 EMBEDDINGS = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -24,18 +25,9 @@ def folder_of(name: str, key: str) -> Path:
     Raises:
         RecapError: there is neither; the message names the configuration's `key` and how to get it.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        raise RecapError(
-            f"{key}={name}: neither a folder nor in the local cache of the hub. "
-            f"Fix: hf download {name} (accept its licence and `hf auth login` first, if it is gated), or name a folder."
-        ) from None
+    if folder := find(name, "model", files=("*model.safetensors", "*.json")):
+        return folder
+    raise RecapError(f"{key}={name}: not on this machine. Fix: {download(name, 'model')}, or name a folder.")
 
 
 def load_weights(policy: Any, file: Path, *, adapters: bool = False) -> None:

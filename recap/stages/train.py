@@ -19,15 +19,16 @@ from recap.config import (
     Trained,
     ValueConfig,
 )
+from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.labels import Labels, read_labels
-from recap.data.mixture import Mixture
+from recap.data.mixture import Mixture, merged_stats
+from recap.device import device_name
 from recap.errors import RecapError
 from recap.policies.checkpoint import (
     Checkpoint,
     build_pi0,
     build_value,
-    device_name,
     features,
     features_of,
     read_config,
@@ -60,7 +61,7 @@ def train_stage(
     if "pretrained" in inputs:
         checkpoint = _started(cfg, policy, checkpoint_of(inputs["pretrained"]))
     else:
-        checkpoint = _new(cfg, policy, data[0])
+        checkpoint = _new(cfg, policy, data)
     check_fit(checkpoint, data[0])
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
@@ -77,6 +78,8 @@ def train_stage(
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
         batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
+    if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
+        batches = ahead(batches, settings.steps)
     last = train(
         checkpoint,
         batches,
@@ -96,15 +99,15 @@ def _started(cfg: Config, policy: PolicyKind, folder: Path) -> Checkpoint:
     return Checkpoint.load(folder, RecapValuePolicy, device, cfg.precision, Trained.all)
 
 
-def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
+def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
     """A policy to pre-train, of the configuration's numbers, from given weights or from random ones.
 
     Weights of a checkpoint for the same cameras, state and action keep its statistics and its tokenizer; any other
     start, such as a base model of many robots, takes those of this data.
     """
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
-    sizes = {key: (height, width) for key, (height, width, _) in data.image_shapes.items()}
-    spec = features(sizes, data.state.shape[1], data.action.shape[1])
+    sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
+    spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
     torch.manual_seed(cfg.seed)
     device = device_name(cfg.device)
     model: RecapPI0Policy | RecapValuePolicy = (
@@ -118,7 +121,7 @@ def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
             processors = read_processors(folder, model.config, device)
             prompt_step(processors[0]).max_length = size.tokenizer_max_length
             return Checkpoint(model, *processors)
-    return Checkpoint.new(model, data.stats())
+    return Checkpoint.new(model, merged_stats(data))
 
 
 def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
