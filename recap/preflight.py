@@ -24,6 +24,7 @@ from recap.rundir import CONFIG
 GIGABYTES = {"tiny": 1, "full": 200}
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 READING = {"train", "advantage"}  # kinds of stages that read data sets
+WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
 BYTES_PER_WEIGHT = 16  # weight, gradient and AdamW's two moments in float32
 VOCABULARY = 257_152  # PaliGemma's
@@ -83,13 +84,12 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    weights = ("*.safetensors", "config.json")  # model.safetensors, or adapters
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        starts = ("pretrained",) if size.pretrained is not None else ("pretrained_vision", "pretrained_text")
-        for key in starts:
+        parts = ("pretrained_vision", "pretrained_text") if size.pretrained is None else ("pretrained",)
+        for key in parts:
             if repository := getattr(size, key, None):
-                yield Need(f"{name}.{key}", repository, "model", weights)
+                yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
         if size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if kinds & READING else ():

@@ -227,9 +227,7 @@ def test_wrong_weights_are_listed(base: Path, tmp_path: Path) -> None:
         r"model\.safetensors: the weights do not fit this policy:\n  .*mlp.*shape \(48, 32\), expected \(56, 32\)",
         str(caught.value),
     )
-    with pytest.raises(
-        RecapError, match=r"pi0\.pretrained=nobody/nothing: neither a folder nor in the local cache.*Fix"
-    ):
+    with pytest.raises(RecapError, match=r"pi0\.pretrained=nobody/nothing: not on this machine\. Fix: hf download"):
         started(Path("nobody/nothing"))
 
 

@@ -25,14 +25,9 @@ def folder_of(name: str, key: str) -> Path:
     Raises:
         RecapError: there is neither; the message names the configuration's `key` and how to get it.
     """
-    folder = find(name, "model")
-    if folder is None:
-        raise RecapError(
-            f"{key}={name}: neither a folder nor in the local cache of the hub. "
-            f"Fix: {download(name, 'model')} (accept its licence and `hf auth login` first, if it is gated), "
-            "or name a folder."
-        )
-    return folder
+    if folder := find(name, "model", files=("*model.safetensors", "*.json")):
+        return folder
+    raise RecapError(f"{key}={name}: not on this machine. Fix: {download(name, 'model')}, or name a folder.")
 
 
 def load_weights(policy: Any, file: Path, *, adapters: bool = False) -> None:
