@@ -37,7 +37,7 @@ class Row:
 
     @property
     def waiting(self) -> bool:
-        return self.state in WAITING
+        return self.state in WAITING | HELD
 
     @property
     def active(self) -> bool:
