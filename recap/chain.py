@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -130,6 +131,9 @@ class OnSlurm:
         Raises:
             RecapError: another process is just doing that; SLURM refuses or does not answer.
         """
+        for node in chain.nodes:
+            if not finished(chain.out(node)):
+                _check_owner(chain.out(node))
         with lock(chain.directory):
             queue = slurm.queue()
             if queue is None:
@@ -221,6 +225,16 @@ class OnSlurm:
 
     def close(self) -> None:
         """Nothing: the jobs go on."""
+
+
+def _check_owner(stage: Path) -> None:
+    """Raises RecapError for a stage whose job is somebody else's, which cannot be seen among one's own."""
+    last = next(reversed(submitted(stage).values()), {})
+    if last.get("user", getpass.getuser()) != getpass.getuser():
+        raise RecapError(
+            f"{stage} was submitted by {last['user']} (job {last['job']}). "
+            f"Fix: name=<another>, or delete {stage} if that job is gone."
+        )
 
 
 def cancel(chain: Chain) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import os
 import shlex
@@ -149,12 +150,12 @@ def python(cfg: Config, code: Path) -> str:
 
 
 def note_submitted(stage: Path, job: str, shards: int, code: Path) -> None:
-    """One line for each job of the stage that is wholly submitted: which, in how many shards, with which code."""
+    """One line for each job of the stage that is wholly submitted: which, in how many shards, whose."""
     with (stage / JOBS / SUBMITTED).open("a+", encoding="utf-8") as file:
         file.seek(0)
         if not (file.read() or "\n").endswith("\n"):  # a line that somebody was killed at
             file.write("\n")
-        file.write(json.dumps({"job": job, "shards": shards, "code": code.name}) + "\n")
+        file.write(json.dumps({"job": job, "shards": shards, "user": getpass.getuser(), "code": code.name}) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

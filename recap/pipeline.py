@@ -25,6 +25,7 @@ from recap.rundir import (
     claim,
     clear_leftovers,
     finished,
+    in_job,
     is_main_process,
     lock,
     note_share,
@@ -37,6 +38,7 @@ from recap.rundir import (
 from recap.share import WHOLE, Share, process
 
 SHARED = {"rollout", "evaluate", "advantage"}  # kinds of stages whose work can be shared out
+INPUT_SECONDS = 60.0  # after which a network file system shows what another node has finished
 ELSEWHERE = "result=<another directory> writes there"  # for somebody who wants other values by hand
 
 
@@ -156,6 +158,9 @@ def _check_kept(node: Node, out: Path, inputs: dict[str, Path]) -> None:
 
 
 def _check_input(cfg: Config, node: Node, role: str, path: Path) -> None:
+    deadline = time.monotonic() + (INPUT_SECONDS if in_job() else 0)
+    while not finished(stage_of(path)) and time.monotonic() < deadline and not (path / "config.json").is_file():
+        time.sleep(1)
     if finished(stage_of(path)):
         verify(stage_of(path), _command(node.inputs[role]))
     elif not (path / "config.json").is_file():  # a checkpoint folder by hand needs no finished stage

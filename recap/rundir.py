@@ -41,6 +41,11 @@ def is_main_process() -> bool:
     return process().index == 0
 
 
+def in_job() -> bool:
+    """Whether this process is a job's on a cluster, with a network file system between it and others."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
 def finished(stage: Path) -> bool:
     return (stage / MANIFEST).is_file()
 
@@ -250,8 +255,7 @@ def lock(directory: Path, *, shared: bool = False) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:
-        in_job = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-        deadline = time.monotonic() + (JOB_LOCK_SECONDS if in_job else LOCK_SECONDS)
+        deadline = time.monotonic() + (JOB_LOCK_SECONDS if in_job() else LOCK_SECONDS)
         while True:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

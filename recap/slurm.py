@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ class Row:
 
     @property
     def waiting(self) -> bool:
-        return self.state in WAITING
+        return self.state in WAITING | HELD
 
     @property
     def active(self) -> bool:
@@ -81,7 +80,7 @@ def answers() -> tuple[bool, str]:
 def queue() -> dict[str, list[Row]] | None:
     """This user's jobs by name, those lately ended included, tasks of arrays one by one. None: no answer."""
     form = "%A|%F|%T|%j|%r|%M"
-    found = _run(["squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", form], PATIENCE_SECONDS)
+    found = _run(["squeue", "-h", "-r", "-t", "all", "--me", "-o", form], PATIENCE_SECONDS)
     if found is None or found.returncode:
         return None
     jobs: dict[str, list[Row]] = {}

@@ -105,6 +105,15 @@ def test_a_submission_that_was_killed_in_the_middle(tmp_path: Path, slurm: None)
     assert set(submitted(tmp_path / RUN / "value")) == {second["value"]["job"]}
 
 
+def test_a_run_that_somebody_else_has_submitted(tmp_path: Path, slurm: None) -> None:
+    (tmp_path / RUN / "sft/job").mkdir(parents=True)
+    (tmp_path / RUN / "sft/job/jobs.jsonl").write_text('{"job": "17", "shards": 1, "user": "alice"}\n')
+    seen = tiny(*SUBMIT, cwd=tmp_path)
+    assert seen.code == 1
+    assert "sft was submitted by alice (job 17). Fix: name=<another>" in seen.err
+    assert not jobs()
+
+
 def test_other_runs_are_left_alone(tmp_path: Path, slurm: None) -> None:
     """The same name in another clone, and a sweep: nothing is mistaken for something else."""
     for place in ("mine", "yours"):
