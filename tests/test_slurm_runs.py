@@ -101,7 +101,7 @@ def test_two_nodes_train_as_one_process(finished_run: Path, tmp_path: Path, slur
 def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: Path, slurm: None) -> None:
     bad, good = tmp_path / RUN / "seed=0", tmp_path / RUN / "seed=1"
     shutil.copytree(finished_run / RUN, bad, symlinks=True)
-    assert tiny("loop", "+iterations=1", "seed=1", f"output={good}", "launcher=inline", cwd=tmp_path).code == 0
+    assert tiny("loop", "+iterations=1", "seed=1", f"output='{good}'", "launcher=inline", cwd=tmp_path).code == 0
     expected = results(good)
     for run in (bad, good):
         shutil.rmtree(run / "iter_01/policy")
