@@ -73,8 +73,8 @@ class Pool:
     def __enter__(self) -> Self:
         choose_gl()  # once here instead of once in each process
         try:
-            for _ in range(self.processes):
-                self.workers.append(_start())
+            for number in range(self.processes):
+                self.workers.append(_start(number))
                 self.send(self.workers[-1], self.env_config)
         except BaseException:
             self.close(patience=0)
@@ -171,7 +171,16 @@ class Pool:
         return RecapError(f"a simulation process {how}{hint}, at {worker.held()}. {RESUME}")
 
 
-def _start() -> Worker:
+def egl_device(number: int) -> dict[str, str]:
+    """Which GPU draws for a process: they take turns, unless the user says so or GPUs are not named by number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ or visible == "" or not gpus or not all(gpu.isdigit() for gpu in gpus):
+        return {}
+    return {"MUJOCO_EGL_DEVICE_ID": gpus[number % len(gpus)]}
+
+
+def _start(number: int) -> Worker:
     ours, theirs = socket.socketpair()
     package_root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
@@ -180,7 +189,7 @@ def _start() -> Worker:
             [sys.executable, "-c", PROGRAM.format(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=os.environ | SINGLE_THREAD | {"PYTHONPATH": path},
+            env=os.environ | SINGLE_THREAD | egl_device(number) | {"PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for the main process, which then closes the sockets
         )
         return Worker(process, Connection(ours.detach()))

@@ -8,25 +8,44 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from recap import slurm
-from recap.config import Config, EnvKind, Resources, SourceKind
-from recap.data.frames import Frames, load_frames
-from recap.envs import make_env
+from recap.config import Config, Device, EnvKind, GemmaSize, Resources, SiglipSize
+from recap.data.given import given
+from recap.data.mixture import Mixture
+from recap.envs import instructions, libero, make_env
 from recap.errors import RecapError
+from recap.hub import Need, fetch, refusals
+from recap.pool import Pool
 from recap.rundir import CONFIG
 
 # A run's checkpoints and data: at full size 3 checkpoints with optimiser state, and rollouts.
 GIGABYTES = {"tiny": 1, "full": 200}
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 READING = {"train", "advantage"}  # kinds of stages that read data sets
+BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
+BYTES_PER_WEIGHT = 16  # weight, gradient and AdamW's two moments in float32
+VOCABULARY = 257_152  # PaliGemma's
+LARGE = 20e9  # bytes of memory from which on a processor alone is taken for a mistake
+ASSETS_KEY = "LIBERO's assets"
+GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
 
 def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources] | None = None) -> None:
     """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later.
 
+    What is missing and the hub gives is fetched, but only when nothing else is wrong.
     jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
-    found = list(_problems(cfg, set(kinds), jobs))
+    wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
+    found = list(_problems(cfg, set(kinds), jobs, absent={need.key for need in wanted}))
+    if wanted:
+        found += [_missing(need, reason) for need, reason in refusals(wanted).items() if reason]
+    if not found:
+        for need in wanted:
+            fetch(need)
+        found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
     for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
         print(f"warning: {text}", file=sys.stderr, flush=True)
     if found:
@@ -35,29 +54,60 @@ def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources]
         )
 
 
-def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None) -> Iterator[str]:
+def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None, absent: set[str]) -> Iterator[str]:
+    """absent: keys of what is not on this machine, of which nothing can be said yet."""
     yield from _disk(cfg)
     yield from () if jobs is None else slurm.problems(cfg, jobs)
-    checks: list[Callable[[Config], object]] = [_device] if jobs is None and kinds - {"demonstrations"} else []
-    checks += [_environment] if kinds & ACTING and (jobs is None or _renders()) else []
-    checks += [_data] if kinds & READING and cfg.data.demonstrator is None else []
-    checks += [_fit] if kinds & ACTING and kinds & READING and cfg.data.demonstrator is None else []
+    sources = [f"data.sources.{name}" for name in cfg.data.sources]
+    data_here = not absent & {f"{key}.repo_id" for key in sources}
+    computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
+    checks: list[Callable[[Config], object]] = [_device] if computes and kinds - {"demonstrations"} else []
+    checks += [_memory] if computes and "train" in kinds else []
+    checks += [_names] if simulates else []
+    checks += [_environment] if simulates and ASSETS_KEY not in absent else []
+    checks += [_data] if kinds & READING and sources and data_here else []
+    checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
+    failed = False
     for check in checks:
+        if failed and check in (_environment, _fit):
+            continue  # it would only say it again
         try:
             check(cfg)
         except RecapError as error:
+            failed |= check in (_names, _data)
             yield str(error)
-            if check in (_environment, _data):
-                break  # _fit would only say it again
+
+
+# ---------------------------------------------------------------------------------------------------- the hub
+def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
+    """What the configuration takes from the hub, or from folders in its place."""
+    weights = ("model.safetensors", "config.json")
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        if size.pretrained is not None and not (Path(size.pretrained) / "model.safetensors").is_file():
-            yield (
-                f"{name}.pretrained={size.pretrained}: not a local checkpoint folder. "
-                "Fix: download it and name the folder, or size=tiny, which needs none."
-            )
+        for key in ("pretrained", "pretrained_vision", "pretrained_text"):
+            if repository := getattr(size, key, None):
+                yield Need(f"{name}.{key}", repository, "model", weights)
+        if size.tokenizer != BUILTIN:
+            yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
+    for name, source in cfg.data.sources.items() if kinds & READING else ():
+        if source.root is None and source.repo_id is not None:
+            files = ("meta/info.json", "data/*/*.parquet")
+            yield Need(f"data.sources.{name}.repo_id", source.repo_id, "dataset", files, source.revision)
+    if cfg.env.type is EnvKind.libero and kinds & ACTING and not libero.assets_here():
+        yield Need(ASSETS_KEY, libero.ASSETS_REPO, "dataset", tuple(f"{name}/*" for name in libero.FOLDERS))
 
 
+def _missing(need: Need, reason: str) -> str:
+    instead = f"{libero.ASSETS}=<their folder>" if need.key == ASSETS_KEY else f"{need.key}=<its folder>"
+    if need.key.endswith(".repo_id"):
+        instead = f"{need.key.removesuffix('repo_id')}root=<its folder>"
+    gated = (
+        " (gated: accept its licence and `hf auth login` first)" if need.name in GATED and "gated" not in reason else ""
+    )
+    return f"{need.key}={need.name}: not on this machine, and {reason}. Fix: {need.command()}{gated}, or {instead}"
+
+
+# ---------------------------------------------------------------------------------------------------- this machine
 def _disk(cfg: Config) -> Iterator[str]:
     folder = Path(cfg.output).absolute()
     while not folder.exists():
@@ -89,41 +139,81 @@ def _renders() -> bool:
 
 
 def _device(cfg: Config) -> None:
-    from recap.policies.checkpoint import device_name
+    from recap.device import device_name
 
     device_name(cfg.device)
 
 
-def _environment(cfg: Config) -> None:
+def _memory(cfg: Config) -> None:
+    """Large networks are not trained on a processor, or in too little memory, by accident."""
+    from recap.device import device_name, memory
+
+    size = cfg.pi0
+    need = BYTES_PER_WEIGHT * (weights(size.vision, size.vlm, size.expert) + VOCABULARY * size.vlm.width)
+    if need < LARGE or cfg.device is Device.cpu:
+        return
+    name = device_name(cfg.device)
+    if (there := memory(name)) < need:
+        raise RecapError(
+            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
+            f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
+            "Fix: a machine with such a GPU, size=tiny, or device=cpu if you mean it."
+        )
+
+
+def weights(vision: SiglipSize, *texts: GemmaSize) -> float:
+    """About how many weights towers of these sizes have together, without their embeddings."""
+    total = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp_dim)
+    for size in texts:
+        attention = 2 * size.width * size.head_dim * (size.num_heads + size.num_kv_heads)
+        total += size.depth * (attention + 3 * size.width * size.mlp_dim)
+    return float(total)
+
+
+def _names(cfg: Config) -> None:
+    """The simulator is installed, and has the suite, the tasks and the sizes."""
     if cfg.env.type is EnvKind.moka:
         from recap.envs.moka.rendering import choose_gl
 
         choose_gl()
-    make_env(cfg.env).close()
+        make_env(cfg.env).close()
+    instructions(cfg.env)
 
 
-def _data(cfg: Config) -> Frames:
-    if cfg.data.root is None:
-        raise RecapError(
-            f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. "
-            "Fix: download it and set data.root=<its folder>."
-        )
-    return load_frames(Path(cfg.data.root), "demonstrations", SourceKind.demonstration, cfg.data.all_succeed)
+def _environment(cfg: Config) -> None:
+    """A simulation process really starts and draws. The embedded task needs no more than `_names` has seen."""
+    if cfg.env.type is not EnvKind.moka:
+        with Pool(cfg.env, 1, 1) as pool:
+            _ = pool.facts
+
+
+# ---------------------------------------------------------------------------------------------------- data
+def _data(cfg: Config) -> None:
+    """Every source can be read, to the last frame of its videos, and they mix."""
+    data = [given(cfg.data, name) for name in cfg.data.sources]
+    Mixture(data, 1.0)
+    for frames in data:
+        for camera, clips in frames.clips.items():
+            last = len(frames) - 1 - np.unique(clips.file[::-1], return_index=True)[1]
+            frames.pixels(camera, last)
 
 
 def _fit(cfg: Config) -> None:
-    """Demonstrations from elsewhere mix with what the environment records."""
-    frames, env = _data(cfg), make_env(cfg.env)
+    """Data from elsewhere mixes with what the environment records."""
+    env = make_env(cfg.env)
     env.close()
-    for what, theirs, ours in (
-        ("cameras", sorted(frames.cameras), sorted(env.cameras)),
-        ("images of", sorted(set(frames.image_shapes.values())), [(cfg.env.image_size, cfg.env.image_size, 3)]),
-        ("observation.state of dimension", frames.state.shape[1], env.state_dim),
-        ("action of dimension", frames.action.shape[1], env.action_dim),
-        ("fps", frames.fps, env.fps),
-    ):
-        if theirs != ours:
-            raise RecapError(
-                f"data.root={cfg.data.root}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. "
-                "Fix: name a data set recorded in this environment, or choose its environment with env=…"
-            )
+    for name in cfg.data.sources:
+        frames = given(cfg.data, name)
+        for what, theirs, ours in (
+            ("cameras", sorted(frames.cameras), sorted(env.cameras)),
+            ("images of", sorted(set(frames.image_shapes.values())), [(cfg.env.image_size, cfg.env.image_size, 3)]),
+            ("observation.state of dimension", frames.state.shape[1], env.state_dim),
+            ("action of dimension", frames.action.shape[1], env.action_dim),
+            ("fps", frames.fps, env.fps),
+        ):
+            if theirs != ours:
+                pace = f", or data.action_freq={env.fps} to resample it" if what == "fps" else ""
+                raise RecapError(
+                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. "
+                    f"Fix: name a data set recorded in this environment, or choose its environment with env=…{pace}"
+                )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from recap.config import DemonstratorConfig, EnvConfig, EnvKind
+from recap.config import DemonstratorConfig, EnvConfig, EnvKind, Images
 from recap.envs import Env, EpisodeSpec, make_env
 from recap.errors import RecapError, disk_error
 
@@ -138,7 +138,7 @@ class Simulation:
         self.stage: Env | None = None  # where demonstrations are given
         self.spare: Env | None = make_env(env_config)  # the first slot takes it
         # Starting the renderer takes a second and shows whether it works at all; nothing of this episode stays.
-        self.spare.reset(task=env_config.tasks[0], split="evaluation", initial_state=0, seed=0)
+        self.spare.reset(task=self.spare.tasks[0], split="evaluation", initial_state=0, seed=0)
 
     def facts(self) -> EnvFacts:
         assert self.spare is not None
@@ -168,7 +168,7 @@ class Simulation:
         if self.env_config.type is not EnvKind.moka:
             raise RecapError(
                 f"env={self.env_config.type.name} has no scripted demonstrator: "
-                "name recorded demonstrations with data.root, or choose env=moka"
+                "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
             )
         from recap.envs.moka.demonstrator import Demonstrator
 
@@ -211,7 +211,7 @@ class Simulation:
         return None
 
     def _step(self, slot: Slot, action: np.ndarray, keep: bool, render: bool = True) -> tuple[bool, bool]:
-        action = np.clip(action, -1.0, 1.0)  # here, so that what is recorded is what was executed
+        action = np.clip(action, *slot.env.action_range)  # here, so that what is recorded is what was executed
         if keep:
             slot.frames.append(slot.observation)
             slot.actions.append(action)
@@ -223,38 +223,31 @@ class Simulation:
         spec, env, job = slot.spec, slot.env, self.job
         if job.videos is not None and spec.index in job.film:  # first, so that a recorded episode has its video
             path = job.videos / f"episode_{spec.index:06d}_{'success' if success else 'failure'}.mp4"
-            write_video(path, [*slot.frames, slot.observation], env.cameras, env.fps)
+            write_film(path, [*slot.frames, slot.observation], env.cameras, env.fps)
         if job.record is not None:
             from recap.data.recorder import Episode, write_episode  # here: evaluation does not need pyarrow
 
             images = {key: np.stack([frame[key] for frame in slot.frames]) for key in env.cameras}
             state = np.stack([frame["observation.state"] for frame in slot.frames])
-            write_episode(job.record, Episode(spec, job.split, source, success, images, state, np.stack(slot.actions)))
+            film = env.fps if self.env_config.recorded_images is Images.video else None
+            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions))
+            write_episode(job.record, episode, film)
         slot.frames, slot.actions = [], []
         return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, success, slot.steps)
 
 
-def write_video(path: Path, frames: Sequence[Mapping[str, np.ndarray]], cameras: Sequence[str], fps: int) -> None:
+def write_film(path: Path, frames: Sequence[Mapping[str, np.ndarray]], cameras: Sequence[str], fps: int) -> None:
     """Writes an H.264 mp4, the cameras side by side; it appears under its name when it is complete.
 
     frames[t][camera]: uint8 [H, W, 3], all of one size; small ones are enlarged by a whole factor. fps in Hz.
     """
-    import av
+    from recap.data.videos import write_video
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    factor = max(1, VIDEO_PIXELS // frames[0][cameras[0]].shape[0])
-    temporary = path.with_name(f".{path.name}.tmp")
-    with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "20", "threads": "1"}
-        for i, frame in enumerate(frames):
+    def sheets() -> Iterator[np.ndarray]:
+        factor = max(1, VIDEO_PIXELS // frames[0][cameras[0]].shape[0])
+        for frame in frames:
             image = np.concatenate([frame[camera] for camera in cameras], axis=1)
             image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-            image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # this pixel format wants even sides
-            if i == 0:
-                stream.height, stream.width = image.shape[:2]
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    temporary.replace(path)
+            yield image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # this pixel format wants even sides
+
+    write_video(path, sheets(), fps, options={"crf": "20", "threads": "1"})

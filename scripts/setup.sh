@@ -106,15 +106,23 @@ no_python() {
     exit 1
 }
 
+# LIBERO's simulator runs on Linux alone. It brings opencv-python, which needs a desktop's libGL and hides
+# opencv-python-headless, being the same module: the headless one is installed once more, as the last wins.
+EXTRAS=dev
+[ "$(uname -s)" != Linux ] || EXTRAS=dev,libero
+HEADLESS="--no-deps --constraint requirements.lock opencv-python-headless"
+
 install_with_uv() {
     { [ -d .venv ] || "$uv" venv --quiet --python "$python" .venv; } &&
-        "$uv" pip install --python .venv/bin/python --editable '.[dev]' --constraint requirements.lock
+        "$uv" pip install --python .venv/bin/python --editable ".[$EXTRAS]" --constraint requirements.lock &&
+        "$uv" pip install --python .venv/bin/python --quiet --reinstall $HEADLESS
 }
 
 install_with_pip() {
     say "== Installing with pip: a few minutes without much to see"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint requirements.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$EXTRAS]" --constraint requirements.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall $HEADLESS
 }
 
 # can_render: MuJoCo really draws without a screen, by EGL or OSMesa.

@@ -26,7 +26,7 @@ from recap.pipeline import run_node
 LAST = "checkpoints/last"
 SFT, POLICY = f"{RUN}/sft/{LAST}", f"{RUN}/iter_01/policy/{LAST}"
 FINETUNE = ("train", "policy=pi0", "data=moka+rollouts", "stage=finetune")
-OWN_DATA = ("data.demonstrator=null", "data.root=mine", "name=own")
+OWN_DATA = ("data.demonstrator=null", "+data.sources.mine.root=mine", "name=own")
 
 
 def check(seen: Outcome, code: int, *says: str) -> None:
@@ -271,7 +271,7 @@ def unknown_outcomes(root: Path) -> None:
         (lambda root: (root / "meta/info.json").unlink(), ["no meta/info.json"]),
         (lambda root: (root / "meta/info.json").write_text('{"fps": '), ["meta/info.json is damaged"]),
         (lambda root: cut(root / "data/chunk-000/file-000.parquet"), ["file-000.parquet is damaged or truncated"]),
-        (lambda root: shutil.rmtree(root / "data"), ["demonstrations", "mine"]),
+        (lambda root: shutil.rmtree(root / "data"), ["data set 'mine'", "holds no frames"]),
         (lambda root: (root / "meta/tasks.parquet").unlink(), ["meta/tasks.parquet"]),
         (old_version, ["v2.1", "convert"]),
         (vectors("observation.state", nan), ["observation.state is not finite in episode 0, frame 7"]),

@@ -24,6 +24,7 @@ from recap.config import (
     PolicyKind,
     Prompt,
     Resources,
+    SourceConfig,
     SourceKind,
     StageKind,
     TrainJob,
@@ -91,7 +92,7 @@ def test_experiments_serve_every_entrypoint(entry: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_choice(group: str, option: str) -> None:
-    data = ["data=moka"] if option == "moka" else []
+    data = {"moka": ["data=moka"], "pusht": ["data.action_freq=10"]}.get(option, [])
     stage = ["stage=finetune"] if "+rollouts" in option else []
     assert isinstance(load("train", f"{group}={option}", *data, *stage), TrainJob)
 
@@ -123,8 +124,9 @@ def test_iterations_with_and_without_plus(given: str) -> None:
 def test_lists_and_nulls() -> None:
     cfg = load("loop", "experiment=demo", "iterations=1", "advantage.force_positive=[demonstration,correction]")
     assert cfg.advantage.force_positive == [SourceKind.demonstration, SourceKind.correction]
-    cfg = load("train", "env=moka", "data.demonstrator=null", "data.repo_id=null", "data.root=x")
+    cfg = load("train", "data=moka", "data.demonstrator=null", "+data.sources.mine={root: x, episodes: [0, 2]}")
     assert cfg.data.demonstrator is None
+    assert cfg.data.sources == {"mine": SourceConfig(root="x", episodes=[0, 2])}
 
 
 def test_full_size_is_lerobots() -> None:
@@ -194,7 +196,10 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     # types
     ((*DEMO, "pi0.sft.learning_rate=abc"), ["pi0.sft.learning_rate=abc", "number"]),
     ((*DEMO, "pi0.sft.steps=1e3"), ["pi0.sft.steps=1000.0", "whole number"]),
-    ((*DEMO, "data.all_succeed=maybe"), ["data.all_succeed=maybe", "true or false"]),
+    (("train", "data.sources.libero.all_succeed=maybe"), ["data.sources.libero.all_succeed=maybe", "true or false"]),
+    ((*DEMO, "+data.sources.mine.rot=x"), ["data.sources.mine.rot=x", "Nearest: data.sources.<name>.root"]),
+    ((*DEMO, "+data.sources.mine=x"), ["data.sources.mine=x", "repo_id, root"]),
+    ((*DEMO, "+data.sources.mine.kind=rollout"), ["data.sources.mine: names no data set", "data.sources.mine.root="]),
     ((*DEMO, "seed=null"), ["seed=null", "must not be null"]),
     ((*DEMO, "env.tasks=foo"), ["env.tasks=foo", "list"]),
     ((*DEMO, "pi0.sft=3"), ["pi0.sft=3", "steps, batch_size"]),
@@ -206,7 +211,7 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     # values
     (("loop", "experiment=demo", "iterations=0"), ["iterations=0", "at least 1"]),
     (("train", "advantage.normalizer=400"), ["advantage.normalizer=400", "-1520", "Fix: advantage.normalizer=1520"]),
-    (("train", "env=moka"), ["data.repo_id=lerobot/libero", "Fix: data=moka"]),
+    (("train", "env=moka"), ["data.sources.libero.repo_id=lerobot/libero", "Fix: data=moka"]),
     (("eval", "checkpoint=x", "policy=value"), ["policy=value", "Fix: policy=pi0"]),
 ]
 
@@ -269,8 +274,11 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("advantage.normalizer", 100.0, ["per_task", "Fix: advantage.normalizer=null"]),
     ("data.rollouts", True, ["stage=sft", "data.rollouts=true", "Fix: stage=finetune"]),
     ("env.type", EnvKind.libero, ["Fix: env=moka"]),
-    ("data.root", "x", ["Fix: data.root=null"]),
-    ("data.demonstrator", None, ["data.root=null", "Fix: data=moka"]),
+    ("data.demonstrator", None, ["data.sources={}", "Fix: data=moka"]),
+    ("data.action_freq", 20, ["data.action_freq=20", "env.fps=10"]),
+    ("data.sources", {"rollouts_9": SourceConfig(root="x")}, ["data.sources.rollouts_9", "letters"]),
+    ("data.sources", {"mine": SourceConfig(root="x", weight=0.0)}, ["data.sources.mine.weight=0.0", "greater than 0"]),
+    ("data.sources", {"mine": SourceConfig(root="x", episodes=[1, 1])}, ["data.sources.mine.episodes=[1, 1]"]),
     ("rollout.prompt", Prompt.none, ["rollout.beta=1.5", "Fix: rollout.beta=1"]),
     ("pi0.indicator_dropout", 0.0, ["rollout.beta=1.5", "pi0.indicator_dropout=0.3"]),
     ("pi0.finetune.indicator", IndicatorMode.ignore, ["indicator=ignore", "Fix: eval.prompt=none"]),

@@ -14,6 +14,7 @@ from recap.config.schema import (
     EvalConfig,
     EvalJob,
     GemmaSize,
+    Images,
     IndicatorMode,
     Normalization,
     PolicyKind,
@@ -21,6 +22,7 @@ from recap.config.schema import (
     Resources,
     RolloutConfig,
     SiglipSize,
+    SourceConfig,
     StageKind,
     TrainConfig,
     TrainJob,
@@ -46,11 +48,11 @@ for words, rule in {
     "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples": at_least(1),
     "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
-    "fps max_steps episodes look_ahead processes slots": at_least(1),
+    "fps action_freq max_steps episodes look_ahead processes slots": at_least(1),
     "nodes cpus minutes shards notice": at_least(1),
     "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),
     "gpus requeues": at_least(0),
-    "learning_rate grad_clip normalizer mem": POSITIVE,
+    "learning_rate grad_clip normalizer weight mem": POSITIVE,
     "demonstration_share slow hesitate miss decay_to": FRACTION,
 }.items():
     RULES.update(dict.fromkeys(words.split(), rule))
@@ -62,6 +64,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(node, f.name)
         if is_dataclass(value):
             yield from leaves(value, f"{prefix}{f.name}.")
+        elif isinstance(value, dict):
+            for name, one in value.items():
+                yield from leaves(one, f"{prefix}{f.name}.{name}.")
         else:
             yield f"{prefix}{f.name}", value
 
@@ -148,6 +153,8 @@ def _experiment(cfg: Config) -> Iterator[str]:
         yield f"env.tasks={tasks}: the same instruction stands twice"
     if workers.processes > workers.slots:
         yield f"workers.processes={workers.processes}: each needs a slot. Fix: at most workers.slots={workers.slots}"
+    if cfg.env.recorded_images is Images.video and cfg.env.image_size % 2:
+        yield f"env.image_size={cfg.env.image_size}: videos need an even number. Fix: that, or env.recorded_images=png"
     yield from _demonstrations(cfg)
     yield from _normalization(cfg)
     yield from _episodes("rollout", cfg.rollout, cfg)
@@ -156,21 +163,33 @@ def _experiment(cfg: Config) -> Iterator[str]:
 
 def _demonstrations(cfg: Config) -> Iterator[str]:
     data, env = cfg.data, cfg.env.type
-    key, existing = ("repo_id", data.repo_id) if data.root is None else ("root", data.root)
-    if data.demonstrator is None and existing is None:
-        yield "data.root=null: no demonstrations. Fix: data=moka, data=libero, or data.root=<a LeRobot v3 data set>"
-    elif data.demonstrator is not None and existing is not None:
-        yield (
-            f"data.{key}={existing}: data.demonstrator records demonstrations too. "
-            f"Fix: data.{key}=null, or data.demonstrator=null"
-        )
+    if data.demonstrator is None and not data.sources:
+        yield "data.sources={}: no demonstrations. Fix: data=moka, data=libero, or +data.sources.mine.root=<a data set>"
     elif data.demonstrator is not None and env is not EnvKind.moka:
         yield f"env={env.name}: only env=moka has this data's scripted demonstrator. Fix: env=moka, or data=libero"
-    elif env is EnvKind.moka and data.demonstrator is None and data.root is None:
+    elif env is EnvKind.moka and data.demonstrator is None and not any(one.root for one in data.sources.values()):
+        listed = ", ".join(f"data.sources.{name}.repo_id={one.repo_id}" for name, one in data.sources.items())
         yield (
-            f"env=moka: data.repo_id={existing} was not recorded in it. "
-            "Fix: data=moka, or data.root=<a data set recorded in env=moka>"
+            f"env=moka: {listed} was not recorded in it. "
+            "Fix: data=moka, or +data.sources.mine.root=<a data set recorded in env=moka>"
         )
+    if data.action_freq is not None and data.action_freq != cfg.env.fps:
+        yield (
+            f"data.action_freq={data.action_freq}: the policy would act at env.fps={cfg.env.fps}, another pace than it "
+            f"learned. Fix: data.action_freq={cfg.env.fps}"
+        )
+    for name, source in data.sources.items():
+        yield from _source(f"data.sources.{name}", name, source)
+
+
+def _source(key: str, name: str, source: SourceConfig) -> Iterator[str]:
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or re.match(r"rollouts_|demonstrations$", name):
+        yield f"{key}: names a folder of labels. Fix: letters, digits, _ and - only, not demonstrations or rollouts_…"
+    if source.root is None and source.repo_id is None:
+        yield f"{key}: names no data set. Fix: {key}.root=<a folder>, or {key}.repo_id=<owner/name on the hub>"
+    chosen = source.episodes
+    if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+        yield f"{key}.episodes={chosen}: must list episode numbers from 0 on, each once. Fix: null takes all"
 
 
 def _normalization(cfg: Config) -> Iterator[str]:

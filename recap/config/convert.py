@@ -64,6 +64,8 @@ def plain(cfg: Any) -> dict[str, Any]:
     def simple(value: Any) -> Any:
         if is_dataclass(value):
             return {f.name: simple(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {key: simple(v) for key, v in value.items()}
         if isinstance(value, list):
             return [simple(v) for v in value]
         return value.name if isinstance(value, Enum) else value
@@ -116,10 +118,17 @@ def _walk(values: dict[str, Any], schema: type, probe: DictConfig, prefix: str, 
             given = "" if isinstance(value, dict) else f"={_shown(value)}"
             yield f"{prefix}{key}{given}: no such key. {nearest(f'{prefix}{key}', valid)}"
     for key, f in known.items():
-        full, node = f"{prefix}{key}", _node(hints[key])
+        full, node, named = f"{prefix}{key}", _node(hints[key]), _named(hints[key])
         value = values.get(key, _default(f))
         if key not in values and "???" in _flat(value):
             yield _missing(full)
+        elif named is not None and isinstance(value, dict):
+            for name, inside in value.items():
+                if isinstance(inside, dict):
+                    yield from _walk(inside, named, OmegaConf.structured(named), f"{full}.{name}.", valid)
+                else:
+                    held = ", ".join(x.name for x in fields(named))
+                    yield f"{full}.{name}={_shown(inside)}: holds the keys {held}"
         elif node is None:
             yield from _leaf(full, value, probe, key, hints[key])
         elif isinstance(value, dict):
@@ -181,6 +190,11 @@ def _node(hint: Any) -> type | None:
     return next((o for o in options if is_dataclass(o) and isinstance(o, type)), None)
 
 
+def _named(hint: Any) -> type | None:
+    """The dataclass D of `dict[str, D]`, whose keys are the user's own names."""
+    return get_args(hint)[1] if getattr(hint, "__origin__", None) is dict else None
+
+
 def _is_list(hint: Any) -> bool:
     return getattr(hint, "__origin__", None) is list
 
@@ -207,6 +221,8 @@ def keys(schema: type, prefix: str = "") -> list[str]:
         result.append(f"{prefix}{f.name}")
         if node := _node(hints[f.name]):
             result += keys(node, f"{prefix}{f.name}.")
+        if node := _named(hints[f.name]):
+            result += keys(node, f"{prefix}{f.name}.<name>.")
     return result
 
 

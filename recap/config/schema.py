@@ -53,9 +53,28 @@ class SourceKind(Enum):
     correction = "correction"
 
 
+class Resample(Enum):
+    nearest = "nearest"
+    linear = "linear"
+
+
+class ImageResample(Enum):
+    nearest = "nearest"
+
+
+class Images(Enum):
+    png = "png"
+    video = "video"
+
+
 class EnvKind(Enum):
     moka = "moka"
     libero = "libero"
+    # others of lerobot's registry, by lerobot's name
+    aloha = "aloha"
+    metaworld = "metaworld"
+    pusht = "pusht"
+    robocasa = "robocasa"
 
 
 class LauncherKind(Enum):
@@ -181,8 +200,10 @@ class ValueConfig:
 @dataclass
 class EnvConfig:
     type: EnvKind = MISSING
+    suite: str | None = None
     tasks: list[str] = MISSING
     image_size: int = MISSING
+    recorded_images: Images = MISSING
     fps: int = MISSING
     max_steps: int = MISSING
 
@@ -200,12 +221,27 @@ class DemonstratorConfig:
 
 
 @dataclass
-class DataConfig:
-    """Demonstrations: recorded by a scripted demonstrator, or a LeRobot v3 data set; plus the run's rollouts."""
+class SourceConfig:
+    """One LeRobot v3 data set of the mixture: a folder `root`, or `repo_id` on the hub."""
 
     repo_id: str | None = None
     root: str | None = None
+    revision: str | None = None
+    episodes: list[int] | None = None
+    weight: float = 1.0
+    kind: SourceKind = SourceKind.demonstration
     all_succeed: bool = False
+    fps: int | None = None
+
+
+@dataclass
+class DataConfig:
+    """Recorded data: named data sets, and what a scripted demonstrator records; plus the run's rollouts."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    action_freq: int | None = None
+    image_resample_strategy: ImageResample = ImageResample.nearest
+    vector_resample_strategy: Resample = Resample.nearest
     demonstrator: DemonstratorConfig | None = None
     rollouts: bool = False
 

@@ -1,6 +1,7 @@
-"""A LeRobotDataset v3 as arrays: everything but images at once, images of a camera when first asked for, then kept.
+"""A LeRobotDataset v3 as arrays: everything but images at once, images when asked for.
 
-Training draws the same small frames thousands of times, so they are decoded once and not once a batch. No torch here.
+Small images are decoded once and kept: training draws the same frames thousands of times. Large ones and videos are
+decoded frame by frame, so that memory stays bounded. No torch here.
 """
 
 from __future__ import annotations
@@ -10,37 +11,48 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from recap.config import SourceKind
+from recap.config import Resample, SourceKind
+from recap.data import pace
 from recap.data.encoding import decode_images
 from recap.data.episodes import ACTION, STATE
-from recap.data.lerobot_v3 import COPY_AGAIN, DataSetFiles
+from recap.data.lerobot_v3 import COPY_AGAIN, Clips, DataSetFiles
+from recap.data.videos import read_video
 
 UNKNOWN = -1  # initial state and seed of data sets that do not record them
 DECODE_ROWS = 2048  # image files held in memory at a time while decoding
+KEPT_BYTES = 4 * 2**30  # decoded images of a camera that are kept in memory
 
 
 @dataclass(frozen=True, eq=False)
 class Frames:
     """One data set of N frames in E episodes. The arrays are shared by everyone who loads it, so they are read-only.
 
-    Per frame: episode_index, frame_index, task_index int64 [N]; state float32 [N, Ds]; action float32 [N, Da].
-    Per episode: start (row of its first frame), length, task (index into `tasks`), initial_state, seed int64 [E], the
-    last two -1 where unknown; success bool [E]. image_shapes: {camera key: (H, W, 3)}.
+    Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this pace),
+    task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
+    float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
+    int64 [E], the last two -1 where unknown; success bool [E]. image_shapes: {camera key: (H, W, 3)}; clips: where
+    cameras kept as video have each frame. weight: beside other given data sets; None for what the run collects.
     """
 
     files: DataSetFiles
     name: str
     kind: SourceKind
-    fps: int
+    weight: float | None
+    fps: float
     tasks: list[str]
     image_shapes: dict[str, tuple[int, ...]]
+    clips: dict[str, Clips]
+    episode: np.ndarray
     episode_index: np.ndarray
     frame_index: np.ndarray
     task_index: np.ndarray
+    row: np.ndarray
     state: np.ndarray
     action: np.ndarray
     start: np.ndarray
@@ -50,6 +62,8 @@ class Frames:
     initial_state: np.ndarray
     seed: np.ndarray
     _decoded: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _mapped: list[Any] = field(default_factory=list, repr=False)
+    _once: Lock = field(default_factory=Lock, repr=False)  # several threads read batches
 
     @property
     def root(self) -> Path:
@@ -62,15 +76,29 @@ class Frames:
     def __len__(self) -> int:
         return len(self.episode_index)
 
+    def pixels(self, camera: str, rows: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3] RGB of a camera key in the frames `rows`, in their order, which may repeat."""
+        shape = self._shape(camera)
+        if camera in self.clips:
+            return self._filmed(camera, rows)
+        if camera in self._decoded or len(self) * np.prod(shape) <= KEPT_BYTES:
+            return self.images(camera)[rows]
+        return self._stored(camera, rows)
+
     def images(self, camera: str) -> np.ndarray:
         """uint8 [N, H, W, 3] RGB of a camera key; decoded by the first call. Raises RecapError for a damaged image."""
+        self._shape(camera)
+        with self._once:
+            if camera not in self._decoded:
+                images = self._filmed(camera, np.arange(len(self))) if camera in self.clips else self._decode(camera)
+                images.flags.writeable = False
+                self._decoded[camera] = images
+        return self._decoded[camera]
+
+    def _shape(self, camera: str) -> tuple[int, ...]:
         if camera not in self.cameras:
             raise self.files.error(f"no camera '{camera}'", f"it has {list(self.cameras)}")
-        if camera not in self._decoded:
-            images = self._decode(camera)
-            images.flags.writeable = False
-            self._decoded[camera] = images
-        return self._decoded[camera]
+        return self.image_shapes[camera]
 
     def stats(self) -> dict[str, dict[str, np.ndarray]]:
         """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}}, float32 [D] each, over all frames."""
@@ -86,13 +114,13 @@ class Frames:
         Past the end of the episode the last row is repeated with is_pad True, as lerobot's delta_timestamps do.
         """
         first = np.asarray(i, np.int64)[..., None]
-        episode = self.episode_index[first]
+        episode = self.episode[first]
         last = self.start[episode] + self.length[episode] - 1
         rows = first + np.arange(horizon)
         return np.minimum(rows, last), rows > last
 
     def _decode(self, camera: str) -> np.ndarray:
-        out = np.empty((len(self), *self.image_shapes[camera]), np.uint8)
+        out = np.empty((self.files.info["total_frames"], *self.image_shapes[camera]), np.uint8)
         row = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for path in self.files.data_files:
@@ -105,34 +133,90 @@ class Frames:
                             problem = f"{camera} in {path.relative_to(self.root)} from frame {row} on: {error}"
                             raise self.files.error(problem, COPY_AGAIN) from error
                         row += len(encoded)
+        return out if np.array_equal(self.row, np.arange(len(out))) else out[self.row]
+
+    def _stored(self, camera: str, rows: np.ndarray) -> np.ndarray:
+        """Through the memory-mapped copy that Hugging Face's `datasets` makes of the parquet files, once."""
+        from datasets import Dataset
+
+        with self._once:
+            if not self._mapped:
+                files = [str(path) for path in self.files.data_files]
+                self._mapped.append(Dataset.from_parquet(files, columns=list(self.cameras)).with_format("arrow"))
+        encoded = self._mapped[0][self.row[rows]][camera].combine_chunks().field("bytes").to_pylist()
+        out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                decode_images(encoded, out, pool)
+            except ValueError as error:
+                raise self.files.error(f"{camera}: {error}", COPY_AGAIN) from error
+        return out
+
+    def _filmed(self, camera: str, rows: np.ndarray) -> np.ndarray:
+        """Each file's frames in order, whatever the order of `rows`."""
+        clips = self.clips[camera].of(rows)
+        out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
+        order = np.lexsort((clips.time, clips.file))
+        for wanted in np.split(order, np.flatnonzero(np.diff(clips.file[order])) + 1):
+            path = clips.paths[clips.file[wanted[0]]]
+            found = np.empty((len(wanted), *out.shape[1:]), np.uint8)
+            try:
+                read_video(path, clips.time[wanted], found, self.files.info["fps"])
+            except Exception as error:  # the decoders raise errors of many kinds; all mean that the file is bad
+                at = f"{clips.time[wanted[0]]:.2f} to {clips.time[wanted[-1]]:.2f} s"
+                problem = f"{path.relative_to(self.root)} cannot be decoded at {at} ({str(error).splitlines()[0]})"
+                raise self.files.error(problem, COPY_AGAIN) from error
+            out[wanted] = found
         return out
 
 
 # ---------------------------------------------------------------------------------------------------- loading
+@dataclass(frozen=True)
+class Taken:
+    """What is taken of a data set, and how.
+
+    episodes: their numbers, None for all. weight: see Frames. fps: the pace of the recording, where its info.json says
+    something else. pace: the frames a second wanted; None: as recorded. vectors: how states and actions are resampled.
+    all_succeed: take every episode as a success, for data sets without outcomes (meta/recap.json or next.success).
+    """
+
+    all_succeed: bool = False
+    episodes: tuple[int, ...] | None = None
+    weight: float | None = None
+    fps: float | None = None
+    pace: float | None = None
+    vectors: Resample = Resample.nearest
+
+
 _loaded: dict[tuple, tuple[int, Frames]] = {}
 
 
 def load_frames(
-    root: Path, name: str, kind: SourceKind, all_succeed: bool = False, cameras: Sequence[str] | None = None
+    root: Path,
+    name: str,
+    kind: SourceKind,
+    all_succeed: bool = False,
+    cameras: Sequence[str] | None = None,
+    taken: Taken | None = None,
 ) -> Frames:
     """Read the LeRobotDataset v3 at `root`; again in this process it is free as long as its info.json is unchanged.
 
     name: its name in messages, batches and labels; kind: the source of its episodes; cameras: image keys to offer.
-    all_succeed: take every episode as a success, for data sets without outcomes (meta/recap.json or next.success).
     Raises RecapError if `root` is no complete and consistent data set of this format, or if outcomes are not known.
     """
     root = Path(root)
+    taken = taken or Taken(all_succeed)
     info = root / "meta/info.json"
     changed = info.stat().st_mtime_ns if info.is_file() else -1
-    key = (root.resolve(), name, kind, all_succeed, None if cameras is None else tuple(cameras))
+    key = (root.resolve(), name, kind, taken, None if cameras is None else tuple(cameras))
     for old in [old for old, (time, _) in _loaded.items() if old[0] == key[0] and time != changed]:
         del _loaded[old]
     if key not in _loaded:
-        _loaded[key] = (changed, _load(DataSetFiles(root, name), kind, all_succeed, cameras))
+        _loaded[key] = (changed, _load(DataSetFiles(root, name), kind, taken, cameras))
     return _loaded[key][1]
 
 
-def _load(files: DataSetFiles, kind: SourceKind, all_succeed: bool, cameras: Sequence[str] | None) -> Frames:
+def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence[str] | None) -> Frames:
     image_shapes = files.image_shapes(cameras)
     missing = [key for key in (STATE, ACTION) if key not in files.features]
     if missing:
@@ -152,22 +236,51 @@ def _load(files: DataSetFiles, kind: SourceKind, all_succeed: bool, cameras: Seq
     if not 0 <= task_index.min() <= task_index.max() < len(tasks):
         raise files.error(f"task_index {task_index.max()} is none of {len(tasks)} in meta/tasks.parquet", COPY_AGAIN)
     recorded = files.recorded_episodes(len(start))
+    videos = [key for key in image_shapes if files.features[key]["dtype"] == "video"]
+    clips = {key: files.clips(key, episode_index, frame_index) for key in videos}
+
+    chosen = _chosen(files, taken, len(start))
+    fps = taken.fps or files.info["fps"]
+    ratio = fps / (taken.pace or fps)
+    position, new_length = pace.positions(length[chosen], ratio)
+    first = np.repeat(start[chosen], new_length)
+    row = first + pace.nearest(position)
+    if taken.vectors is Resample.linear and ratio != 1:
+        state, action = (pace.linear(vectors, first, position) for vectors in (state, action))
+    else:
+        state, action = state[row], action[row]
+    new_start = np.cumsum(new_length) - new_length
     arrays = {
-        "episode_index": episode_index,
-        "frame_index": frame_index,
-        "task_index": task_index,
+        "episode": np.repeat(np.arange(len(chosen)), new_length),
+        "episode_index": episode_index[row],
+        "frame_index": np.arange(len(row)) - np.repeat(new_start, new_length),
+        "task_index": task_index[row],
+        "row": row,
         "state": state,
         "action": action,
-        "start": start,
-        "length": length,
-        "success": _success(files, recorded, table, start, all_succeed),
-        "task": task_index[start],
-        "initial_state": np.array([e["initial_state"] for e in recorded] or [UNKNOWN] * len(start), np.int64),
-        "seed": np.array([e["seed"] for e in recorded] or [UNKNOWN] * len(start), np.int64),
+        "start": new_start,
+        "length": new_length,
+        "success": _success(files, recorded, table, start, taken.all_succeed)[chosen],
+        "task": task_index[start][chosen],
+        "initial_state": np.array([e["initial_state"] for e in recorded] or [UNKNOWN] * len(start), np.int64)[chosen],
+        "seed": np.array([e["seed"] for e in recorded] or [UNKNOWN] * len(start), np.int64)[chosen],
     }
     for array in arrays.values():
         array.flags.writeable = False
-    return Frames(files, files.name, kind, files.info["fps"], tasks, image_shapes, **arrays)
+    clips = {key: found.of(row) for key, found in clips.items()}
+    weight = 1.0 if taken.weight is None and kind is SourceKind.demonstration else taken.weight
+    pace_now = taken.pace or fps
+    return Frames(files, files.name, kind, weight, pace_now, tasks, image_shapes, clips, **arrays)
+
+
+def _chosen(files: DataSetFiles, taken: Taken, count: int) -> np.ndarray:
+    """Positions of the episodes that are taken, int64."""
+    if taken.episodes is None:
+        return np.arange(count)
+    beyond = [episode for episode in taken.episodes if episode >= count]
+    if beyond:
+        raise files.error(f"it has no episode {beyond[0]}", f"it has {count}: choose from 0 to {count - 1}")
+    return np.array(sorted(taken.episodes), np.int64)
 
 
 def _success(

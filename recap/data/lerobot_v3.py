@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,19 @@ from recap.errors import RecapError
 
 INFO_KEYS = ("codebase_version", "fps", "features", "total_frames", "total_episodes")
 COPY_AGAIN = "copy the data set again, or record it again"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Frames in video files: `paths[file[i]]` at `time[i]` seconds holds frame i; file int32 [N], time float64 [N]."""
+
+    paths: list[Path]
+    file: np.ndarray
+    time: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Clips:
+        """Those of some frames."""
+        return Clips(self.paths, self.file[rows], self.time[rows])
 
 
 class DataSetFiles:
@@ -69,7 +83,8 @@ class DataSetFiles:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 missing = [key for key in columns if key not in file.schema_arrow.names]
                 if missing:
-                    raise self.error(f"{where} has no column {missing}, only {file.schema_arrow.names}", COPY_AGAIN)
+                    held = ", ".join(file.schema_arrow.names[:10])
+                    raise self.error(f"{where} has no column {missing}, but {held} …", COPY_AGAIN)
                 yield file
         except (pa.ArrowException, OSError) as error:
             raise self.error(f"{where} is damaged or truncated ({error})", COPY_AGAIN) from error
@@ -110,10 +125,29 @@ class DataSetFiles:
         unknown = [key for key in chosen if key not in available]
         if unknown or not chosen:
             raise self.error(f"no camera {unknown or ''}", f"it has {available}")
-        videos = [key for key in chosen if self.features[key]["dtype"] == "video"]
-        if videos:
-            raise self.error(f"{videos} are videos", "this version reads only images (recorded with use_videos=false)")
-        return {key: tuple(self.features[key]["shape"]) for key in chosen}
+        shapes = {key: tuple(self.features[key]["shape"]) for key in chosen}
+        # info.json has (height, width, 3) or (3, height, width); `names` of the axes are not always there
+        return {
+            key: (*shape[1:], shape[0]) if shape[0] == 3 and shape[2] != 3 else shape for key, shape in shapes.items()
+        }
+
+    def clips(self, key: str, episode_index: np.ndarray, frame_index: np.ndarray) -> Clips:
+        """Where each frame of a camera kept as video is."""
+        columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+        table = self.table(sorted((self.root / "meta/episodes").glob("*/*.parquet")), columns)
+        chunk, file, start = (table[name].to_numpy() for name in columns)
+        template = str(self.info.get("video_path"))
+        places = [
+            self.root / template.format(video_key=key, chunk_index=c, file_index=f)
+            for c, f in zip(chunk, file, strict=True)
+        ]
+        numbers = {path: number for number, path in enumerate(dict.fromkeys(places))}
+        missing = [path for path in numbers if not path.is_file()]
+        if missing:
+            raise self.error(f"{missing[0].relative_to(self.root)} is missing", COPY_AGAIN)
+        of_episode = np.array([numbers[place] for place in places], np.int32)
+        time = start[episode_index] + frame_index / float(self.info["fps"])
+        return Clips(list(numbers), of_episode[episode_index], time)
 
     def integers(self, table: pa.Table, key: str) -> np.ndarray:
         """int64 [N]."""

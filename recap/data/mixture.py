@@ -22,12 +22,15 @@ class Picked:
 
 
 class Mixture:
-    """Data sets whose demonstrations keep a fixed share of each batch; within each side all frames are equally likely.
+    """Data sets that keep fixed shares of the batches; within each of them all frames are equally likely.
+
+    Shares are exact: after any number of batches each has had its share of the samples to within one.
 
     Args:
         sources: in any order; all have the same cameras, state and action sizes.
-        demonstration_share: share of the batch drawn from demonstrations where there are both kinds.
-        outcomes: `success` leaves out the frames of failed rollouts.
+        demonstration_share: share of the given data sets (`Frames.weight`, by which they divide it), where there are
+            collected ones beside them (no weight), which are drawn from as one.
+        outcomes: `success` leaves out the frames of failed episodes that are no demonstrations.
 
     Raises:
         RecapError: nothing to draw from, or sources that do not fit together.
@@ -51,31 +54,37 @@ class Mixture:
                         f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. "
                         "Fix: record one of them again."
                     )
-        sides: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        groups: list[tuple[float, list[np.ndarray]]] = []  # (weight, rows (source, frame)); the collected ones last
+        collected: list[np.ndarray] = []
         for number, source in enumerate(self.sources):
-            demonstration = source.kind is SourceKind.demonstration
             keep = np.ones(len(source), dtype=bool)
-            if outcomes is Outcomes.success and not demonstration:
-                keep = source.success[source.episode_index]
+            if outcomes is Outcomes.success and source.kind is not SourceKind.demonstration:
+                keep = source.success[source.episode]
             frames = np.flatnonzero(keep)
-            sides[demonstration].append(np.stack([np.full(len(frames), number), frames], axis=1))
-        self._sides = {side: np.concatenate(parts) for side, parts in sides.items() if parts and sum(map(len, parts))}
-        if not self._sides:
+            rows = np.stack([np.full(len(frames), number), frames], axis=1)
+            if len(frames) and source.weight is None:
+                collected.append(rows)
+            elif len(frames) and source.weight is not None:
+                groups.append((source.weight, [rows]))
+        given = sum(weight for weight, _ in groups)
+        if groups and collected:
+            groups = [(demonstration_share * weight / given, rows) for weight, rows in groups]
+        if collected:
+            groups.append((1 - demonstration_share if given else 1.0, collected))
+        if not groups:
             raise RecapError(
                 "there is no frame to train on: the data sets are empty, or outcomes=success and no rollout succeeded."
             )
-        self._share = demonstration_share
+        self._groups = [np.concatenate(rows) for _, rows in groups]
+        self._until = np.cumsum([weight for weight, _ in groups]) / sum(weight for weight, _ in groups)
 
     def pick(self, seed: int, step: int, size: int) -> Picked:
         """Batch number `step`."""
         rng = np.random.default_rng([seed, step])
-        if len(self._sides) == 1:
-            counts = {next(iter(self._sides)): size}
-        else:
-            demonstrations = round(self._share * size)
-            counts = {True: demonstrations, False: size - demonstrations}
+        before, after = (np.floor(samples * self._until + 0.5) for samples in (step * size, (step + 1) * size))
+        counts = np.diff(after - before, prepend=0).astype(int)
         rows = np.concatenate(
-            [self._sides[side][rng.integers(len(self._sides[side]), size=n)] for side, n in counts.items()]
+            [rows[rng.integers(len(rows), size=n)] for rows, n in zip(self._groups, counts, strict=True)]
         )
         return Picked(rows[:, 0], rows[:, 1])
 
@@ -90,7 +99,7 @@ class Mixture:
         for number in np.unique(picked.source):
             source, rows = self.sources[number], np.flatnonzero(picked.source == number)
             frames = picked.frame[rows]
-            parts: dict[str, np.ndarray] = {key: source.images(key)[frames] for key in source.cameras}
+            parts: dict[str, np.ndarray] = {key: source.pixels(key, frames) for key in source.cameras}
             parts["observation.state"] = source.state[frames]
             if chunk is not None:
                 index, pad = source.chunk_indices(frames, chunk)
@@ -101,3 +110,20 @@ class Mixture:
                     batch[key] = np.empty((size, *values.shape[1:]), dtype=values.dtype)
                 batch[key][rows] = values
         return {**batch, "task": list(task)}
+
+
+def merged_stats(sources: Sequence[Frames]) -> dict[str, dict[str, np.ndarray]]:
+    """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}} of given data sets together, by their weights.
+
+    float32 [D] each: of what a batch of them would show. Of collected ones (without a weight) each counts as 1.
+    """
+    weights = np.array([1.0 if source.weight is None else source.weight for source in sources])
+    weights = weights / weights.sum()
+    found = [source.stats() for source in sources]
+    result = {}
+    for key in found[0]:
+        mean, std = (np.stack([stats[key][name] for stats in found]).astype(np.float64) for name in ("mean", "std"))
+        merged = weights @ mean
+        spread = np.sqrt(weights @ (std**2 + (mean - merged) ** 2))
+        result[key] = {"mean": merged.astype(np.float32), "std": spread.astype(np.float32)}
+    return result

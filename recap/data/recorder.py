@@ -1,8 +1,8 @@
 """The recorder: `write_episode` while simulating, `finished` to go on after a kill, `assemble` into one data set.
 
 `assemble` streams the episode files, in index order, into the layout that lerobot 0.6 writes and reads (LeRobotDataset
-v3.0, images inside the parquet files). It writes the format itself: lerobot's own recorder would encode every image
-again, and importing it costs seconds.
+v3.0; images inside the parquet files, or one video file for each episode and camera). It writes the format itself:
+lerobot's own recorder would encode every image again, and importing it costs seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap.data.encoding import aggregate_stats, feature_stats
-from recap.data.episodes import ACTION, IMAGE, STATE, Episode, disk, finished, parquet_writer, sync, write_episode
+from recap.data.episodes import (
+    ACTION,
+    IMAGE,
+    STATE,
+    Episode,
+    disk,
+    film_path,
+    finished,
+    parquet_writer,
+    sync,
+    write_episode,
+)
+from recap.data.videos import video_info
 from recap.errors import RecapError
 
 __all__ = ["Episode", "assemble", "finished", "write_episode"]
 
 CODEBASE_VERSION = "v3.0"  # of lerobot's data format
 FILE_SIZE_MB, FILES_PER_CHUNK = 100, 1000  # lerobot's defaults
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split")
 
 
@@ -121,7 +134,7 @@ def _write_data(
             for key, array in counters.items():
                 table = table.append_column(key, pa.array(array))
                 stats[key] = feature_stats(array)
-            found = _features(table.schema, episode["image_shapes"])
+            found = _features(table.schema, episode["image_shapes"], episode["film"])
             features = features or found
             if found != features:
                 key = next(key for key in {**features, **found} if features.get(key) != found.get(key))
@@ -130,6 +143,7 @@ def _write_data(
                     "record all episodes of a folder in the same environment"
                 )
             chunk, file = files.write(table, features)
+            films = _move_films(root, folder, episode) if episode["film"] is not None else {}
             rows.append(
                 {
                     "episode_index": index,
@@ -139,11 +153,35 @@ def _write_data(
                     "data/file_index": file,
                     "dataset_from_index": start,
                     "dataset_to_index": start + length,
+                    **films,
                     "stats": stats,
                 }
             )
             start += length
     return features, rows
+
+
+def _move_films(root: Path, folder: Path, episode: dict[str, Any]) -> dict[str, Any]:
+    """Puts the videos of an episode where lerobot looks for them; what meta/episodes says about them."""
+    index, seconds = episode["episode_index"], episode["steps"] / episode["film"]
+    chunk, file = divmod(index, FILES_PER_CHUNK)
+    found: dict[str, Any] = {}
+    for key in episode["image_shapes"]:
+        source = film_path(folder, index, key)
+        if not source.is_file():
+            raise RecapError(
+                f"{source} is missing; delete {folder / f'{index:06d}.parquet'} and run the recording again: "
+                "only this episode is repeated"
+            )
+        path = root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # a file system without links
+            shutil.copy2(source, path)
+        place = {"chunk_index": chunk, "file_index": file, "from_timestamp": 0.0, "to_timestamp": seconds}
+        found |= {f"videos/{key}/{name}": value for name, value in place.items()}
+    return found
 
 
 def _read_episode(path: Path) -> pa.Table:
@@ -171,7 +209,8 @@ class _DataFiles:
 
     def write(self, table: pa.Table, features: dict[str, dict]) -> tuple[int, int]:
         """Append one episode; returns its chunk index and file index."""
-        hf_features = {"info": {"features": _hf_features(features)}}
+        kept = {key: feature for key, feature in features.items() if feature["dtype"] != "video"}
+        hf_features = {"info": {"features": _hf_features(kept)}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(hf_features)})
         if self.writer is None or self.size + table.nbytes > FILE_SIZE_MB * 2**20:
             self.__exit__()
@@ -185,9 +224,13 @@ class _DataFiles:
         return chunk, file
 
 
-def _features(schema: pa.Schema, image_shapes: dict[str, list[int]]) -> dict[str, dict]:
+def _features(schema: pa.Schema, image_shapes: dict[str, list[int]], film: float | None) -> dict[str, dict]:
     """The `features` of info.json, dimensions not yet named."""
     features: dict[str, dict] = {}
+    if film is not None:
+        names = ["height", "width", "channel"]
+        for key, shape in image_shapes.items():
+            features[key] = {"dtype": "video", "shape": shape, "names": names, "info": video_info(shape, film)}
     for field in schema:
         if field.type == IMAGE:
             shape, names = image_shapes[field.name], ["height", "width", "channel"]
@@ -240,7 +283,7 @@ def _write_info(
         "data_files_size_in_mb": FILE_SIZE_MB,
         "video_files_size_in_mb": 200,
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": None,
+        "video_path": VIDEO_PATH if any(f["dtype"] == "video" for f in features.values()) else None,
         "robot_type": robot_type,
         "splits": {"train": f"0:{len(rows)}"},
     }

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from recap.config import EnvConfig, EnvKind
-from recap.errors import RecapError
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Env(Protocol):
     """One environment that serves every task of its configuration, one episode at a time.
 
     Observations: one uint8 (H, W, 3) array for each of `cameras`, and `observation.state` float32 (state_dim,).
+    `action_range`: (lowest, highest), numbers or float32 (action_dim,); actions are clipped to it.
     """
 
     tasks: tuple[str, ...]
@@ -32,15 +32,16 @@ class Env(Protocol):
     fps: int
     state_dim: int
     action_dim: int
-    state_names: tuple[str, ...]
-    action_names: tuple[str, ...]
+    action_range: tuple[np.ndarray | float, np.ndarray | float]
+    state_names: tuple[str, ...] | None
+    action_names: tuple[str, ...] | None
 
     def reset(
         self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
     ) -> dict[str, np.ndarray]: ...
 
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
-        """One control step with float32 (action_dim,) in [-1, 1] -> (observation, success, done)."""
+        """One control step with float32 (action_dim,) in `action_range` -> (observation, success, done)."""
         ...
 
     def max_steps(self, task: str) -> int: ...
@@ -54,4 +55,23 @@ def make_env(config: EnvConfig) -> Env:
         from recap.envs.moka.env import MokaEpisodes
 
         return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps)
-    raise RecapError(f"env={config.type.name}: the LIBERO environment is not part of this version. Choose env=moka.")
+    if config.type is EnvKind.libero:
+        from recap.envs.libero import LiberoEpisodes
+
+        return LiberoEpisodes(config)
+    from recap.envs.lerobot import LerobotEpisodes
+
+    return LerobotEpisodes(config)
+
+
+def instructions(config: EnvConfig) -> tuple[str, ...]:
+    """The tasks of `config` in words: `env.tasks` may have numbers and names of a suite. Raises as `make_env` does."""
+    if config.type is EnvKind.moka:
+        return tuple(config.tasks)
+    if config.type is EnvKind.libero:
+        from recap.envs.libero import tasks_of
+
+        return tuple(tasks_of(config))
+    env = make_env(config)
+    env.close()
+    return env.tasks

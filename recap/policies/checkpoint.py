@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,23 +34,6 @@ POLICIES: dict[type[PreTrainedConfig], type[PreTrainedPolicy]] = {
     RecapPI0Config: RecapPI0Policy,
     RecapValueConfig: RecapValuePolicy,
 }
-
-
-def device_name(device: schema.Device) -> str:
-    """`auto` takes the accelerator that is there; of processes started together, each takes its own.
-
-    Raises:
-        RecapError: the device asked for is not on this machine.
-    """
-    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is schema.Device.auto:
-        return next(name for name, there in available.items() if there)
-    if not available[device.value]:
-        there = ", ".join(name for name, ok in available.items() if ok)
-        raise RecapError(f"device={device.value}: there is none on this machine. Choices here: {there}, auto.")
-    return device.value
 
 
 def features(

@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from recap.config import SourceKind
+from recap.data.frames import load_frames
 from recap.errors import RecapError
 from recap.report import run_files as files
 from recap.report.verdict import ARM_SHORT, arm_name, evaluated, policy_name
@@ -156,7 +159,7 @@ def _typical(table: files.Columns) -> dict[str, int | None]:
     return chosen
 
 
-def _trace(table: files.Columns, episode: int, frames: list[bytes] | None) -> dict[str, Any]:
+def _trace(table: files.Columns, episode: int, frames: Mapping[int, Any] | None) -> dict[str, Any]:
     rows = np.flatnonzero(table["episode_index"] == episode)
     rows = rows[np.argsort(table["frame_index"][rows], kind="stable")]
     trace = {
@@ -169,8 +172,23 @@ def _trace(table: files.Columns, episode: int, frames: list[bytes] | None) -> di
     return trace | {"strip": _strip(frames)} if frames else trace
 
 
-def _frames(dataset: Path, episodes: list[int]) -> dict[int, list[bytes]]:
-    """Encoded images of the episodes, in order, from a data set with images in parquet; {} where it keeps videos."""
+def _frames(dataset: Path, episodes: list[int]) -> dict[int, dict[int, Any]]:
+    """{episode: {frame: image}}, evenly spaced, first and last among them; images encoded as PNG, or decoded."""
+    listed = files.read_json(dataset / "meta/recap.json")["episodes"]
+    shown = {}
+    for episode in episodes:
+        last = listed[episode]["steps"] - 1
+        shown[episode] = np.unique(np.linspace(0, last, min(last + 1, STRIP_FRAMES)).round().astype(int)).tolist()
+    if files.read_json(dataset / "meta/info.json").get("video_path") is None:
+        found = _encoded(dataset, episodes)
+        return {e: {i: found[e][i] for i in index} for e, index in shown.items() if e in found}
+    frames = load_frames(dataset, "rollouts", SourceKind.rollout)
+    images = {e: frames.pixels(frames.cameras[0], frames.start[e] + np.array(index)) for e, index in shown.items()}
+    return {e: dict(zip(index, images[e], strict=True)) for e, index in shown.items()}
+
+
+def _encoded(dataset: Path, episodes: list[int]) -> dict[int, list[bytes]]:
+    """Encoded images of the episodes, in order, from a data set with images in parquet."""
     found: dict[int, dict[int, bytes]] = {}
     for path in sorted((dataset / "data").rglob("*.parquet")):
         try:
@@ -193,10 +211,12 @@ def _frames(dataset: Path, episodes: list[int]) -> dict[int, list[bytes]]:
     return {episode: [images[frame] for frame in sorted(images)] for episode, images in found.items()}
 
 
-def _strip(frames: list[bytes]) -> dict[str, Any]:
-    """Evenly spaced frames, first and last among them, on one JPEG sheet; `frames` are their indices."""
-    index = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STRIP_FRAMES)).round().astype(int))
-    images = [Image.open(io.BytesIO(frames[i])).convert("RGB") for i in index]
+def _strip(frames: Mapping[int, Any]) -> dict[str, Any]:
+    """Frames on one JPEG sheet; `frames` are their indices."""
+    images = [
+        Image.open(io.BytesIO(image)).convert("RGB") if isinstance(image, bytes) else Image.fromarray(image)
+        for image in frames.values()
+    ]
     scale = min(1.0, FRAME_PIXELS / images[0].height)
     width, height = round(images[0].width * scale), round(images[0].height * scale)
     columns = 8
@@ -207,7 +227,7 @@ def _strip(frames: list[bytes]) -> dict[str, Any]:
     sheet.save(buffer, "JPEG", quality=88, subsampling=0)
     return {
         "image": data_uri(buffer.getvalue(), "image/jpeg"),
-        "frames": index.tolist(),
+        "frames": list(frames),
         "columns": columns,
         "width": width,
         "height": height,

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from recap.config import Config, Prompt, SourceKind
+from recap.device import device_name
 from recap.envs import EpisodeSpec
 from recap.errors import RecapError
 from recap.evaluation import summarize
 from recap.policies.acting import ActionChunks
-from recap.policies.checkpoint import Checkpoint, device_name
+from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import RecapPI0Policy
 from recap.pool import Pool
 from recap.rollout import EpisodeResult, already, demonstrate, journals, roll

@@ -11,9 +11,9 @@ import numpy as np
 
 from recap.config import Config, Normalization, SourceKind
 from recap.data.frames import Frames, load_frames
+from recap.data.given import given
 from recap.data.recorder import assemble
-from recap.envs import EpisodeSpec, make_env
-from recap.errors import RecapError
+from recap.envs import EpisodeSpec, instructions, make_env
 from recap.graph import DEMONSTRATIONS
 from recap.returns import normalize, normalizers, returns, rewards
 
@@ -31,7 +31,7 @@ def checkpoint_of(stage: Path) -> Path:
 def plan(cfg: Config, episodes: int, first_state: int, stream: int) -> list[EpisodeSpec]:
     """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone."""
     seeds = np.random.SeedSequence([cfg.seed, stream]).generate_state(episodes, np.uint32)
-    tasks = cfg.env.tasks
+    tasks = instructions(cfg.env)
     start = cfg.seed * STATES_PER_SEED + first_state
     return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // len(tasks), int(seed)) for i, seed in enumerate(seeds)]
 
@@ -53,7 +53,7 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) 
         fps=env.fps,
         source=source.name,
         checkpoint=checkpoint,
-        env={"type": cfg.env.type.name, "tasks": list(cfg.env.tasks), "max_steps": cfg.env.max_steps},
+        env={"type": cfg.env.type.name, "tasks": list(env.tasks), "max_steps": cfg.env.max_steps},
         robot_type=cfg.env.type.name,
         state_names=env.state_names,
         action_names=env.action_names,
@@ -63,19 +63,16 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) 
 
 
 def sources(cfg: Config, inputs: Inputs) -> list[Frames]:
-    """The data sets a stage reads: demonstrations first, then rollouts by iteration."""
-    found = []
-    if DEMONSTRATIONS not in inputs:
-        if cfg.data.root is None:
-            raise RecapError(
-                f"data.repo_id={cfg.data.repo_id}: only local data sets are read in this version. "
-                "Fix: data.root=<its folder>"
-            )
-        found.append(load_frames(Path(cfg.data.root), DEMONSTRATIONS, SourceKind.demonstration, cfg.data.all_succeed))
+    """The data sets a stage reads: recorded demonstrations, the sources of the configuration, rollouts by iteration."""
+    found = (
+        [load_frames(path / "dataset", DEMONSTRATIONS, SourceKind.demonstration)]
+        if (path := inputs.get(DEMONSTRATIONS))
+        else []
+    )
+    found += [given(cfg.data, name) for name in cfg.data.sources]
     for role, stage in inputs.items():
-        if role == DEMONSTRATIONS or role.startswith("rollouts_"):
-            kind = SourceKind.demonstration if role == DEMONSTRATIONS else SourceKind.rollout
-            found.append(load_frames(stage / "dataset", role, kind))
+        if role.startswith("rollouts_"):
+            found.append(load_frames(stage / "dataset", role, SourceKind.rollout))
     return found
 
 

@@ -14,11 +14,13 @@ import torch
 
 from recap import advantage as equations
 from recap.config import Config, Normalization, Threshold
+from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.data.mixture import Mixture, Picked
+from recap.device import device_name
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint, device_name
+from recap.policies.checkpoint import Checkpoint
 from recap.policies.value import RecapValuePolicy
 from recap.progress import Progress
 from recap.returns import check_bin_range, check_c_fail, rewards
@@ -130,9 +132,10 @@ def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -
     """V(o_t, l) of every frame, or of a range of them: float64 [N]."""
     which = which or range(len(frames))
     mixture, found = Mixture([frames], 1.0), []
-    for start in range(which.start, which.stop, VALUE_BATCH):
-        rows = np.arange(start, min(start + VALUE_BATCH, which.stop))
-        batch = tensors(mixture.gather(Picked(np.zeros_like(rows), rows)))
+    parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
+    gather = ahead(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
+    for k in range(len(parts)):
+        batch = tensors(gather(k))
         found.append(checkpoint.policy.value(checkpoint.prepare(batch)).double().cpu().numpy())
     return np.concatenate(found)
 
@@ -146,10 +149,10 @@ def _advantages(
         equations.advantages(rewards(length, won, c_fail), value[start : start + length], look_ahead, norm[task])
         for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
     ]
-    of_episode = frames.episode_index
+    of_episode = frames.episode
     return {
         "dataset": np.full(len(frames), frames.name, dtype=object),
-        "episode_index": of_episode,
+        "episode_index": frames.episode_index,
         "frame_index": frames.frame_index,
         "value": value,
         "return": normalized_returns(frames, norm, c_fail),

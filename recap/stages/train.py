@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from recap.config import Config, IndicatorMode, PI0Config, PolicyKind, PolicyTrainConfig, StageKind, ValueConfig
+from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.labels import Labels, read_labels
-from recap.data.mixture import Mixture
+from recap.data.mixture import Mixture, merged_stats
+from recap.device import device_name
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, device_name, features
+from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
 from recap.policies.pi0 import RecapPI0Policy
 from recap.policies.value import RecapValuePolicy
 from recap.returns import Bins
@@ -42,7 +44,7 @@ def train_stage(
     if "pretrained" in inputs:
         checkpoint = Checkpoint.load(checkpoint_of(inputs["pretrained"]), kind, device_name(cfg.device))
     else:
-        checkpoint = _new(cfg, policy, data[0])
+        checkpoint = _new(cfg, policy, data)
     check_fit(checkpoint, data[0])
     share = settings.demonstration_share if len(data) > 1 else 1.0
     if policy is PolicyKind.pi0:
@@ -56,6 +58,8 @@ def train_stage(
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
         batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
+    if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
+        batches = ahead(batches, settings.steps)
     last = train(
         checkpoint,
         batches,
@@ -67,18 +71,18 @@ def train_stage(
     say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
 
 
-def _new(cfg: Config, policy: PolicyKind, data: Frames) -> Checkpoint:
+def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
     """A policy to pre-train: from given weights, or from scratch."""
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     device = device_name(cfg.device)
     if size.pretrained is not None:
         kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
         return Checkpoint.load(Path(size.pretrained), kind, device)
-    sizes = {key: (height, width) for key, (height, width, _) in data.image_shapes.items()}
-    spec = features(sizes, data.state.shape[1], data.action.shape[1])
+    sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
+    spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
     torch.manual_seed(cfg.seed)
     model = build_pi0(size, spec, device) if isinstance(size, PI0Config) else build_value(size, spec, device)
-    return Checkpoint.new(model, data.stats())
+    return Checkpoint.new(model, merged_stats(data))
 
 
 def check_fit(checkpoint: Checkpoint, data: Frames) -> None:

@@ -294,8 +294,9 @@ class MokaEpisodes:
     """`MokaEnv` with the face that rollouts use (see `recap.envs.Env`)."""
 
     state_dim, action_dim = 8, 7
-    state_names: tuple[str, ...] = STATE_NAMES
-    action_names: tuple[str, ...] = ACTION_NAMES
+    action_range: tuple[np.ndarray | float, np.ndarray | float] = (-1.0, 1.0)
+    state_names: tuple[str, ...] | None = STATE_NAMES
+    action_names: tuple[str, ...] | None = ACTION_NAMES
     cameras: tuple[str, ...] = tuple(CAMERAS)
 
     def __init__(self, tasks: tuple[str, ...], image_size: int, fps: int, max_steps: int):

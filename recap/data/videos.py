@@ -1,0 +1,55 @@
+"""Images of a camera as video files: written as lerobot reads them, read at any frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Every second frame is a key frame, as in lerobot's own recordings, so that any frame is found at once. H.264, because
+# a simulation process encodes it in passing; crf 18 is hard to tell from the original.
+CODEC, OPTIONS = "libx264", {"g": "2", "crf": "18", "threads": "1"}
+NEAR = 8  # frames: closer ones are decoded in one go, further ones are sought
+TOLERANCE = 1e-3  # seconds between the frame asked for and the one found
+
+
+def write_video(path: Path, images: Iterable[np.ndarray], fps: float, options: dict[str, str] | None = None) -> None:
+    """Writes uint8 [H, W, 3] images of one even size as an H.264 mp4; it appears under its name when it is complete."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream: Any = container.add_stream(CODEC, rate=round(fps))
+        stream.pix_fmt, stream.options = "yuv420p", OPTIONS if options is None else options
+        for i, image in enumerate(images):
+            if i == 0:
+                stream.height, stream.width = image.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    partial.replace(path)
+
+
+def video_info(shape: Sequence[int], fps: float) -> dict[str, Any]:
+    """What lerobot's info.json says about such a video."""
+    height, width, channels = shape
+    facts = {"height": height, "width": width, "codec": "h264", "pix_fmt": "yuv420p", "fps": fps, "channels": channels}
+    return {f"video.{key}": value for key, value in facts.items()} | {"is_depth_map": False, "has_audio": False}
+
+
+def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> None:
+    """Decodes the frames at `times` [n], in seconds, ascending, into `out`, uint8 [n, H, W, 3].
+
+    Through PyAV, which brings its own FFmpeg and may be called from several threads.
+    Raises OSError or ValueError, in whatever words the decoder has, for a file that is missing, truncated or too short.
+    """
+    from lerobot.datasets.video_utils import decode_video_frames_pyav
+
+    # It decodes all there is between the first and the last.
+    for run in np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > NEAR / fps) + 1):
+        frames = decode_video_frames_pyav(path, times[run].tolist(), TOLERANCE, return_uint8=True)
+        if frames.shape[2:] != out.shape[1:3]:
+            raise ValueError(f"its frames are {tuple(frames.shape[2:])}, but info.json says {out.shape[1:3]}")
+        out[run] = frames.permute(0, 2, 3, 1).numpy()
