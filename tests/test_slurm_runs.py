@@ -110,20 +110,20 @@ def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: P
     content = bytearray(weights.read_bytes())
     content[-7] ^= 1  # the stage that reads it sees that; the size, which is all that is looked at before, is the same
     weights.write_bytes(content)
-    done = finish("+iterations=1", "seed=0,1", "-m", "launcher=slurm", cwd=tmp_path)
+    done = finish("+iterations=1", "seed=0,1", "launcher=slurm", "-m", cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     assert results(good) == expected, "the other loop is done"
     assert summary(good)["policies"][1]["iteration"] == 1
     assert "iter_01/policy failed" in done.stderr
     assert "model.safetensors was changed" in done.stderr
     assert re.search(r"Log: \S+/seed=0/iter_01/policy/job/\d+_0_log.err", done.stderr)
-    assert re.search(r"To go on from there: python \S*loop.py .*seed=0,1 -m launcher=slurm", done.stderr)
+    assert re.search(r"To go on from there: python \S*loop.py .*seed=0,1 launcher=slurm -m", done.stderr)
     assert re.search(r"seed=0/iter_01/eval  stopped", done.stdout)
     assert "Traceback" not in done.stderr
     assert not jobs(), "what needs the failed stage is cancelled"
     content[-7] ^= 1
     weights.write_bytes(content)
-    assert finish("+iterations=1", "seed=0,1", "-m", "launcher=slurm", cwd=tmp_path).returncode == 0
+    assert finish("+iterations=1", "seed=0,1", "launcher=slurm", "-m", cwd=tmp_path).returncode == 0
     assert results(bad) == results(finished_run / RUN)
 
 
