@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -78,6 +79,11 @@ class Chain:
     @property
     def directory(self) -> Path:
         return Path(self.cfg.output)
+
+    @cached_property
+    def code(self) -> Path:
+        """What its jobs run: as it is when this is first asked for, at submission."""
+        return snapshot(self.directory)
 
     def out(self, node: Node) -> Path:
         return self.directory / node.path
@@ -159,7 +165,7 @@ class OnSlurm:
 
     @staticmethod
     def _submit(chain: Chain, node: Node, after: list[str]) -> str:
-        folder, jobs, code = (chain.out(node) / JOBS).absolute(), chain.jobs(node), snapshot(chain.directory)
+        folder, jobs = (chain.out(node) / JOBS).absolute(), chain.jobs(node)
         folder.mkdir(parents=True, exist_ok=True)
         with slurm.clean_environment():
             job = slurm.submit(
@@ -169,10 +175,10 @@ class OnSlurm:
                 folder=folder,
                 name=job_name(chain, node),
                 after=after,
-                python=python(chain.cfg, code),
+                python=python(chain.cfg, chain.code),
             )
         slurm.release(job)
-        note_submitted(chain.out(node), job, len(jobs), code)  # without it nobody adopts the job
+        note_submitted(chain.out(node), job, len(jobs), chain.code)  # without it nobody adopts the job
         return job
 
     # ------------------------------------------------------------------------------------------------ watching

@@ -14,7 +14,6 @@ from recap.graph import Node
 from recap.launch import JOBS, error_of, python, resources
 from recap.rundir import finished
 from recap.slurm import clean_environment
-from recap.snapshot import snapshot
 
 MINUTES = 7 * 24 * 60
 CANCEL_SECONDS = 15.0  # for a cancelled job to end
@@ -32,7 +31,9 @@ class OnThisMachine:
         self.began = 0.0
 
     def submit(self, chain: Chain) -> None:
-        """Nothing yet: there is no queue that would wait."""
+        """Only its code: there is no queue that would wait."""
+        if not all(finished(chain.out(node)) for node in chain.nodes):
+            _ = chain.code
 
     def look(self, chains: Sequence[Chain]) -> bool:
         for chain in chains:
@@ -76,7 +77,7 @@ class OnThisMachine:
         folder.mkdir(parents=True, exist_ok=True)
         self.alive = (folder / ".alive").open("w")
         fcntl.flock(self.alive, fcntl.LOCK_EX)
-        executor: Any = submitit.LocalExecutor(folder=folder, python=python(chain.cfg, snapshot(chain.directory)))
+        executor: Any = submitit.LocalExecutor(folder=folder, python=python(chain.cfg, chain.code))
         asked = resources(chain.cfg, node)
         executor.update_parameters(timeout_min=MINUTES, tasks_per_node=asked.nodes * asked.tasks)
         # The keyboard's Ctrl-C reaches this process alone, which then ends the jobs: submitit would show a traceback.

@@ -64,10 +64,11 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
     yield from () if jobs is None else slurm.problems(cfg, jobs)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
-    checks: list[Callable[[Config], object]] = [_device] if jobs is None and kinds - {"demonstrations"} else []
-    checks += [_memory] if jobs is None and "train" in kinds else []
-    checks += [_names] if kinds & ACTING else []
-    checks += [_environment] if kinds & ACTING and ASSETS_KEY not in absent and (jobs is None or _renders()) else []
+    computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
+    checks: list[Callable[[Config], object]] = [_device] if computes and kinds - {"demonstrations"} else []
+    checks += [_memory] if computes and "train" in kinds else []
+    checks += [_names] if simulates else []
+    checks += [_environment] if simulates and ASSETS_KEY not in absent else []
     checks += [_data] if kinds & READING and sources and data_here else []
     checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
     failed = False

@@ -27,7 +27,7 @@ LONGER = [
     *[f"{model}.{stage}.steps=24" for model in ("pi0", "value") for stage in ("sft", "finetune")],
 ]
 LOOP = [sys.executable, str(ROOT / "loop.py"), *LONGER, "+iterations=1"]
-LIMIT = 240.0  # seconds for a stage to be reached
+LIMIT = 600.0  # seconds for a stage to be reached
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_three_launchers_make_the_same_run(finished_run: Path, tmp_path: Path, s
         cwd[name].mkdir()
     split = [
         *("resources.rollout.shards=4", "resources.eval.shards=2", "resources.advantage.processes=2"),
-        *("resources.rollout.cpus=1", "resources.eval.cpus=1", "workers.processes=1"),
+        *("resources.rollout.cpus=4", "resources.eval.cpus=1", "workers.processes=1"),
     ]
     loop = [sys.executable, "loop.py", *TINY, "+iterations=2", "launcher=slurm", *split, f"output={cwd['slurm'] / RUN}"]
     submitted = subprocess.run(
@@ -101,7 +101,7 @@ def test_two_nodes_train_as_one_process(finished_run: Path, tmp_path: Path, slur
 def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: Path, slurm: None) -> None:
     bad, good = tmp_path / RUN / "seed=0", tmp_path / RUN / "seed=1"
     shutil.copytree(finished_run / RUN, bad, symlinks=True)
-    assert tiny("loop", "+iterations=1", "seed=1", f"output={good}", "launcher=inline", cwd=tmp_path).code == 0
+    assert tiny("loop", "+iterations=1", "seed=1", f"output='{good}'", "launcher=inline", cwd=tmp_path).code == 0
     expected = results(good)
     for run in (bad, good):
         shutil.rmtree(run / "iter_01/policy")
@@ -110,20 +110,20 @@ def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: P
     content = bytearray(weights.read_bytes())
     content[-7] ^= 1  # the stage that reads it sees that; the size, which is all that is looked at before, is the same
     weights.write_bytes(content)
-    done = finish("+iterations=1", "seed=0,1", "-m", "launcher=slurm", cwd=tmp_path)
+    done = finish("+iterations=1", "seed=0,1", "launcher=slurm", "-m", cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     assert results(good) == expected, "the other loop is done"
     assert summary(good)["policies"][1]["iteration"] == 1
     assert "iter_01/policy failed" in done.stderr
     assert "model.safetensors was changed" in done.stderr
     assert re.search(r"Log: \S+/seed=0/iter_01/policy/job/\d+_0_log.err", done.stderr)
-    assert re.search(r"To go on from there: python \S*loop.py .*seed=0,1 -m launcher=slurm", done.stderr)
+    assert re.search(r"To go on from there: python \S*loop.py .*seed=0,1 launcher=slurm -m", done.stderr)
     assert re.search(r"seed=0/iter_01/eval  stopped", done.stdout)
     assert "Traceback" not in done.stderr
     assert not jobs(), "what needs the failed stage is cancelled"
     content[-7] ^= 1
     weights.write_bytes(content)
-    assert finish("+iterations=1", "seed=0,1", "-m", "launcher=slurm", cwd=tmp_path).returncode == 0
+    assert finish("+iterations=1", "seed=0,1", "launcher=slurm", "-m", cwd=tmp_path).returncode == 0
     assert results(bad) == results(finished_run / RUN)
 
 
