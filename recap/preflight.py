@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from recap import slurm
-from recap.config import Config, Device, EnvKind, GemmaSize, Resources, SiglipSize
+from recap.config import Config, Device, EnvKind, Resources, Sharding
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
 from recap.errors import RecapError
 from recap.hub import Need, fetch, refusals
+from recap.memory import training_bytes
 from recap.pool import Pool
 from recap.rundir import CONFIG
 
@@ -26,9 +27,7 @@ ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simul
 READING = {"train", "advantage"}  # kinds of stages that read data sets
 WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
-BYTES_PER_WEIGHT = 16  # weight, gradient and AdamW's two moments in float32
-VOCABULARY = 257_152  # PaliGemma's
-LARGE = 20e9  # bytes of memory from which on a processor alone is taken for a mistake
+LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
@@ -153,7 +152,9 @@ def _memory(cfg: Config) -> None:
     from recap.device import device_name, memory
 
     size = cfg.pi0
-    need = BYTES_PER_WEIGHT * (weights(size.vision, size.vlm, size.expert) + VOCABULARY * size.vlm.width)
+    shares = int(os.environ.get("WORLD_SIZE", "1")) if cfg.sharding is not Sharding.none else 1
+    found = training_bytes(size, size.trains, size.sft.optimizer, size.sft.batch_size, processes=shares)
+    need = sum(found.values()) - found["activations"]
     if need < LARGE or cfg.device is Device.cpu:
         return
     name = device_name(cfg.device)
@@ -161,17 +162,8 @@ def _memory(cfg: Config) -> None:
         raise RecapError(
             f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
             f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-            "Fix: a machine with such a GPU, size=tiny, or device=cpu if you mean it."
+            "Fix: a machine with such a GPU, pi0.trains=lora, size=tiny, or device=cpu if you mean it."
         )
-
-
-def weights(vision: SiglipSize, *texts: GemmaSize) -> float:
-    """About how many weights towers of these sizes have together, without their embeddings."""
-    total = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp_dim)
-    for size in texts:
-        attention = 2 * size.width * size.head_dim * (size.num_heads + size.num_kv_heads)
-        total += size.depth * (attention + 3 * size.width * size.mlp_dim)
-    return float(total)
 
 
 def _names(cfg: Config) -> None:

@@ -25,12 +25,14 @@ from policy_helpers import (
     new_value,
     numbers_of,
     observation,
+    pi0_size,
 )
 from policy_helpers import training_batch as batch_of
 from stock_lerobot import shrink
 
 from recap.config import GemmaSize, SiglipSize
 from recap.errors import RecapError
+from recap.memory import pi0_weights
 from recap.policies.acting import ActionChunks
 from recap.policies.backbone import trim
 from recap.policies.checkpoint import Checkpoint, features
@@ -71,7 +73,23 @@ def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str)
             for policy in (RecapPI0Policy(ours), modeling_pi0.PI0Policy(theirs))
         ]
     assert shapes[0] == shapes[1]
-    assert sum(np.prod(shape) for shape in shapes[0].values()) > 3e9
+    size = pi0_size(**{key: value for key, value in numbers.items() if not isinstance(value, dict)})
+    size.vision, size.vlm, size.expert = ours.vision, ours.vlm, ours.expert
+    assert sum(pi0_weights(size).values()) == sum(np.prod(shape) for shape in shapes[0].values())
+
+
+def test_weights_are_counted_as_they_are() -> None:
+    """What recap.memory computes from the sizes, part by part."""
+    policy, size = new_pi0().policy, pi0_size()
+    parts = pi0_weights(size, vocabulary=policy.config.vocab_size)
+    parameters = list(policy.parameters())
+    assert parts["unread"] == sum(p.numel() for p in parameters if not p.requires_grad)
+    assert sum(parts.values()) == sum(p.numel() for p in parameters)
+    vlm = policy.model.paligemma_with_expert
+    assert parts["vision"] == sum(p.numel() for p in vlm.paligemma.model.vision_tower.parameters())
+    heads = size.expert.width * policy.config.vocab_size
+    own = [p for name, p in policy.named_parameters() if ".paligemma." not in name]
+    assert parts["expert"] == sum(p.numel() for p in own) - heads
 
 
 def lerobots_pi0(ours: RecapPI0Policy, monkeypatch: pytest.MonkeyPatch) -> Any:
