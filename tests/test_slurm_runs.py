@@ -120,7 +120,7 @@ def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: P
     assert re.search(r"To go on from there: python \S*loop.py .*seed=0,1 launcher=slurm -m", done.stderr)
     assert re.search(r"seed=0/iter_01/eval  stopped", done.stdout)
     assert "Traceback" not in done.stderr
-    assert not jobs(), "what needs the failed stage is cancelled"
+    wait(lambda: not jobs(), 60, "what needs the failed stage is cancelled, and the others end")
     content[-7] ^= 1
     weights.write_bytes(content)
     assert finish("+iterations=1", "seed=0,1", "launcher=slurm", "-m", cwd=tmp_path).returncode == 0
