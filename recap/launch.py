@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class StageJob:
         if self.alive is not None:
             threading.Thread(target=_end_with, args=(self.alive,), daemon=True).start()
         else:
-            NOTICE.heed(self.cfg.launcher.requeues)
+            NOTICE.heed(self.cfg.launcher.requeues, self.cfg.launcher.notice)
         environment = TorchDistributedEnvironment()
         job = environment._job_env.job_id  # noqa: SLF001
         _clear_torn_result(folder, job, environment.rank)
@@ -72,8 +72,11 @@ class StageJob:
         print(
             f"{self.node.path} {self.shard}: job {job}, process {environment.rank}{again}", file=sys.stderr, flush=True
         )
+        # A training that is told to leave before its first step would never get anywhere; the others lose nothing.
+        patient = NOTICE.at_a_good_moment() if self.node.kind == "train" else nullcontext()
         try:
-            self.run(self.cfg, self.node, self.shard)
+            with patient:
+                self.run(self.cfg, self.node, self.shard)
         except Exception as error:
             text = str(error) if isinstance(error, RecapError) else _last_line(error)
             with suppress(OSError):

@@ -1,6 +1,7 @@
 """A job's notice: the signal before its time is up or before it is pushed out, and how it leaves and comes back.
 
-Most stages are durable at every moment and leave at once. A training asks `given` after each step, saves, and leaves.
+Most stages are durable at every moment and leave at once. A training asks `given` after each step, saves, and leaves;
+if its next step is too far away, it leaves without.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNAL = signal.SIGUSR2  # what submitit asks SLURM to send
+PATIENCE = 0.6  # of the notice: so long a good moment is waited for
 
 
 class Notice:
@@ -22,17 +24,19 @@ class Notice:
 
     def __init__(self) -> None:
         self.requeues: int | None = None  # None: this is no job, and nobody gives notice
+        self._seconds = 0.0
         self._given = False
         self._waits = False
 
-    def heed(self, requeues: int) -> None:
-        """From now on the signal counts. requeues: how often a job may come back."""
-        self.requeues, self._given = requeues, False
+    def heed(self, requeues: int, seconds: float) -> None:
+        """From now on the signal counts. requeues: how often a job may come back; seconds: from notice to end."""
+        self.requeues, self._seconds, self._given = requeues, seconds, False
         signal.signal(SIGNAL, self._arrives)
+        signal.signal(signal.SIGALRM, lambda *_: self.leave())
 
     @contextmanager
     def at_a_good_moment(self) -> Iterator[None]:
-        """Within, the notice waits until somebody asks for it."""
+        """Within, the notice waits until somebody asks for it, or until it is high time."""
         self._waits = True
         try:
             yield
@@ -48,6 +52,7 @@ class Notice:
         Returns if the job came back often enough: then its end is near.
         """
         self._given = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if self.requeues is None or restarts() >= self.requeues:
             return
         _tell_wandb()
@@ -60,7 +65,9 @@ class Notice:
 
     def _arrives(self, number: int, frame: FrameType | None) -> None:
         self._given = True
-        if not self._waits:
+        if self._waits:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE * self._seconds)
+        else:
             self.leave()
 
 
