@@ -155,7 +155,11 @@ def losses(training: Path) -> list[tuple[float, ...]]:
 def start(cwd: Path, *overrides: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", *overrides]
     console = (cwd / "console.txt").open("wb")
-    return subprocess.Popen(command, cwd=cwd, stdout=console, stderr=console, start_new_session=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        return subprocess.Popen(command, cwd=cwd, stdout=console, stderr=console, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def wait_for(moment: Moment, stage: Path, process: subprocess.Popen[bytes]) -> None:
