@@ -43,6 +43,8 @@ class Node:
         used.get("workers", {}).pop("processes", None)  # how many processes simulate does not show in the result
         if self.kind == "train":
             model = used[self.options["policy"].name] = values[self.options["policy"].name]
+            for key in EXECUTION:
+                model.pop(key, None)
             for other in StageKind:
                 if other is not self.options["stage"]:
                     model.pop(other.name)
@@ -55,6 +57,7 @@ class Node:
         return used
 
 
+EXECUTION = ("gradient_checkpointing", "compile")  # of a model: how it is computed, not what
 USES: dict[str, tuple[str, ...]] = {
     "demonstrations": ("env", "data"),
     "train": ("precision", "data"),

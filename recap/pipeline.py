@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import TextIO
 
@@ -14,7 +15,7 @@ from recap.by_hand import advantage_job, eval_job
 from recap.chain import Chain
 from recap.config import Action, AdvantageJob, Config, EvalJob, LauncherKind, LoopJob, TrainJob, shared
 from recap.errors import RecapError, disk_error
-from recap.graph import DEMONSTRATIONS, Node, control_nodes, iteration_nodes, pretraining, train_node
+from recap.graph import DEMONSTRATIONS, EXECUTION, Node, control_nodes, iteration_nodes, pretraining, train_node
 from recap.launch import Run, launcher, resources, section, submitted
 from recap.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
@@ -271,8 +272,10 @@ def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
 def _identity(cfg: Config) -> dict:
     """What all stages of a run share. How it is executed may change between two calls of the same run."""
     values = shared(cfg)
-    for key in ("output", "device", "launcher", "resources", "tracking", "controls", "action", "follow"):
+    for key in ("output", "device", "sharding", "launcher", "resources", "tracking", "controls", "action", "follow"):
         values.pop(key)
+    for model, key in product(("pi0", "value"), EXECUTION):
+        values[model].pop(key, None)
     values["workers"].pop("processes")
     return values
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from recap import slurm
-from recap.config import Config, Device, EnvKind, GemmaSize, Resources, SiglipSize
+from recap.config import Config, Device, EnvKind, Resources, Sharding
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
 from recap.errors import RecapError
 from recap.hub import Need, fetch, refusals
+from recap.memory import training_bytes
 from recap.pool import Pool
 from recap.rundir import CONFIG
 
@@ -24,10 +25,9 @@ from recap.rundir import CONFIG
 GIGABYTES = {"tiny": 1, "full": 200}
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 READING = {"train", "advantage"}  # kinds of stages that read data sets
+WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
-BYTES_PER_WEIGHT = 16  # weight, gradient and AdamW's two moments in float32
-VOCABULARY = 257_152  # PaliGemma's
-LARGE = 20e9  # bytes of memory from which on a processor alone is taken for a mistake
+LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
@@ -36,18 +36,21 @@ def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources]
     """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later.
 
     What is missing and the hub gives is fetched, but only when nothing else is wrong.
+
     jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
     wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
+    remote = [need for need in wanted if not Path(need.name).is_dir()]
     found = list(_problems(cfg, set(kinds), jobs, absent={need.key for need in wanted}))
-    if wanted:
-        found += [_missing(need, reason) for need, reason in refusals(wanted).items() if reason]
-    if not found:
-        for need in wanted:
-            fetch(need)
-        found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
+    incomplete = [need for need in wanted if need not in remote]
+    found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
+    found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
     for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
         print(f"warning: {text}", file=sys.stderr, flush=True)
+    if not found:
+        for need in remote:
+            fetch(need)
+        found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
     if found:
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
@@ -81,12 +84,12 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    weights = ("model.safetensors", "config.json")
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        for key in ("pretrained", "pretrained_vision", "pretrained_text"):
+        parts = ("pretrained_vision", "pretrained_text") if size.pretrained is None else ("pretrained",)
+        for key in parts:
             if repository := getattr(size, key, None):
-                yield Need(f"{name}.{key}", repository, "model", weights)
+                yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
         if size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if kinds & READING else ():
@@ -149,7 +152,9 @@ def _memory(cfg: Config) -> None:
     from recap.device import device_name, memory
 
     size = cfg.pi0
-    need = BYTES_PER_WEIGHT * (weights(size.vision, size.vlm, size.expert) + VOCABULARY * size.vlm.width)
+    shares = int(os.environ.get("WORLD_SIZE", "1")) if cfg.sharding is not Sharding.none else 1
+    found = training_bytes(size, size.trains, size.sft.optimizer, size.sft.batch_size, processes=shares)
+    need = sum(found.values()) - found["activations"]
     if need < LARGE or cfg.device is Device.cpu:
         return
     name = device_name(cfg.device)
@@ -157,17 +162,8 @@ def _memory(cfg: Config) -> None:
         raise RecapError(
             f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
             f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-            "Fix: a machine with such a GPU, size=tiny, or device=cpu if you mean it."
+            "Fix: a machine with such a GPU, pi0.trains=lora, size=tiny, or device=cpu if you mean it."
         )
-
-
-def weights(vision: SiglipSize, *texts: GemmaSize) -> float:
-    """About how many weights towers of these sizes have together, without their embeddings."""
-    total = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp_dim)
-    for size in texts:
-        attention = 2 * size.width * size.head_dim * (size.num_heads + size.num_kv_heads)
-        total += size.depth * (attention + 3 * size.width * size.mlp_dim)
-    return float(total)
 
 
 def _names(cfg: Config) -> None:

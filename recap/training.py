@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
-from recap.config import IndicatorMode, PI0Config, PolicyTrainConfig, Precision, TrainConfig
+from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
 from recap.notice import NOTICE
 from recap.policies.acting import to_tensor
-from recap.policies.checkpoint import WEIGHTS, Checkpoint, load_weights
+from recap.policies.checkpoint import Checkpoint
 from recap.progress import Progress
+from recap.sharding import OPTIMIZER, Store, make_accelerator, mean, place, prepare, wait_for_all, whole
 from recap.tracking import Tracker
 
 Batch = dict[str, Any]
-OPTIMIZER = "training_state.pt"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -112,7 +110,7 @@ def train(
     out: Path,
     *,
     label: str,
-    precision: Precision = Precision.no,
+    sharding: Sharding = Sharding.none,
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
@@ -126,30 +124,27 @@ def train(
         RecapError: loss or gradient is NaN or infinite, naming the step; the newest checkpoint is damaged; there are
             more processes than samples in a batch.
     """
-    # π0's last prefix layer has outputs that nothing reads
-    unread = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(
-        mixed_precision=precision.value,
-        cpu=checkpoint.policy.config.device == "cpu",
-        kwargs_handlers=[unread],
-    )
-    if accelerator.num_processes > config.batch_size:
+    accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
+    rank, processes = place()
+    if processes > config.batch_size:
         raise RecapError(
-            f"{label}: batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes. "
+            f"{label}: batch_size={config.batch_size} cannot be shared by {processes} processes. "
             "Fix: a larger batch_size, or fewer processes."
         )
     policy = checkpoint.policy
     policy.train()
-    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-    )
     folder = out / "checkpoints"
-    start = _resume(checkpoint, optimizer, folder, config.steps)
-    main = accelerator.is_main_process
+    start = _newest(folder, config.steps)
+    if start:
+        checkpoint.restore(folder / f"{start:07d}")
+    model, optimizer = prepare(accelerator, sharding, policy, lambda policy: make_optimizer(policy, config))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    store = Store(model, optimizer)
+    if 0 < start < config.steps:
+        store.resume(folder / f"{start:07d}")
+    main = rank == 0
     if main and start:
         _tidy(folder, start, config)
-    model, optimizer = accelerator.prepare(policy, optimizer)
     began, loss = time.perf_counter(), float("nan")
     unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
@@ -161,41 +156,39 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows, weight = _share(batches(step), accelerator.process_index, accelerator.num_processes)
+            rows, weight = _share(batches(step), rank, processes)
             batch = checkpoint.prepare(tensors(rows))
-            with accelerator.autocast():
-                total, _ = model(batch)
+            total, _ = model(batch)
             total = total * weight
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(trainable, config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
-            unchecked.append(torch.stack([total.detach().float(), norm.detach().float()]))
+            unchecked.append(torch.stack([total.detach().float(), whole(norm, total)]))
             done = step + 1
             last = done == config.steps
-            leave = _notice_given(accelerator) and not last
+            leave = _notice_given(processes, total.device) and not last
             save = last or leave or done % config.save_every == 0
             if save or done % config.log_every == 0:
-                loss, size = _check(accelerator.reduce(torch.stack(unchecked), "mean").tolist(), done, label, config)
+                loss, size = _check(mean(torch.stack(unchecked)).tolist(), done, label, config)
                 unchecked.clear()
                 speed = (done - start) * config.batch_size / (time.perf_counter() - began)
                 tracker.log(done, loss=loss, lr=rate, grad_norm=size, samples_per_second=speed)
-            if main and save:
-                _save(checkpoint, None if last else optimizer, folder, done)
-                _tidy(folder, done, config)
+            if save:
+                _save(checkpoint, store, folder, done, config, main=main)
             if leave:
                 NOTICE.leave()
             bar.advance(f"loss {loss:.4f}")
-    accelerator.wait_for_everyone()
+    wait_for_all()
     policy.eval()
     return folder / "last"
 
 
-def _notice_given(accelerator: Accelerator) -> bool:
+def _notice_given(processes: int, device: torch.device) -> bool:
     """The same answer in all processes, after the same step."""
     given = NOTICE.given()
-    if accelerator.num_processes > 1 and NOTICE.requeues is not None:
-        given = bool(accelerator.reduce(torch.tensor(float(given), device=accelerator.device), "sum").item())
+    if processes > 1 and NOTICE.requeues is not None:
+        given = bool(mean(torch.tensor(float(given), device=device)).item())
     return given
 
 
@@ -227,39 +220,58 @@ def tensors(batch: Batch) -> Batch:
     return {key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
 
 
-def _resume(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, folder: Path, steps: int) -> int:
-    """Loads the newest checkpoint that can be gone on from; the step to go on from.
+def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over what learns; with 8-bit moments by bitsandbytes.
+
+    Raises:
+        RecapError: bitsandbytes is not installed.
+    """
+    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (0.9, 0.95),
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer is Optimizer.adamw:
+        return torch.optim.AdamW(trainable, **options, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise RecapError(
+            "optimizer=adamw8bit: bitsandbytes is not installed. Fix: pip install bitsandbytes, or optimizer=adamw."
+        ) from error
+    return AdamW8bit(trainable, **options)
+
+
+def _newest(folder: Path, steps: int) -> int:
+    """The step to go on from: of the newest checkpoint that can be gone on from, or 0.
 
     Only a finished training needs no optimiser state: an earlier checkpoint without it is passed over.
     """
     found = {int(path.name): path for path in folder.glob("[0-9]*")}
-    usable = [step for step, path in found.items() if step == steps or (path / OPTIMIZER).is_file()]
-    if not usable:
-        return 0
-    newest = max(usable)
-    path = found[newest]
-    load_weights(checkpoint.policy, path / WEIGHTS)
-    if newest < steps:
-        try:
-            optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise RecapError(
-                f"{path / OPTIMIZER}: damaged ({error}). Fix: delete {path} and run the command again."
-            ) from error
-    return newest
+    return max([0, *(step for step, path in found.items() if step == steps or (path / OPTIMIZER).is_file())])
 
 
-def _save(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None, folder: Path, step: int) -> None:
-    """Writes a checkpoint beside its place and moves it there at once; with the optimiser's state if it is given."""
+def _save(checkpoint: Checkpoint, store: Store, folder: Path, step: int, config: TrainConfig, *, main: bool) -> None:
+    """Writes a checkpoint beside its place and moves it there at once; the last one without the optimiser's state.
+
+    All processes bring their shares, the main one writes.
+    """
     final = folder / f"{step:07d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    checkpoint.save(temporary)
-    if optimizer is not None:
-        torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
-    _remove(final)  # nothing is lost: training got here from an older one, so this one could not be gone on from
-    temporary.rename(final)
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    wait_for_all()
+    weights = store.weights()
+    if step < config.steps:
+        store.save(temporary, main=main)
+    wait_for_all()
+    if main:
+        checkpoint.save(temporary, weights)
+        _remove(final)  # nothing is lost: training got here from an older one, so this could not be gone on from
+        temporary.rename(final)
+        _tidy(folder, step, config)
 
 
 def _tidy(folder: Path, newest: int, config: TrainConfig) -> None:

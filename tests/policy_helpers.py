@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from data_helpers import CAMERAS, TASKS
 
-from recap.config import GemmaSize, PI0Config, SiglipSize, ValueConfig
+from recap.config import GemmaSize, PI0Config, Precision, SiglipSize, ValueConfig
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
 from recap.policies.prompt import BUILTIN
 
@@ -21,6 +21,12 @@ STATS = {
 VISION = SiglipSize(width=32, depth=2, mlp_dim=48, num_heads=4, patch_size=8, stem=0)
 VLM = GemmaSize(width=32, depth=2, mlp_dim=48, num_heads=8, num_kv_heads=1, head_dim=8)
 EXPERT = GemmaSize(width=24, depth=2, mlp_dim=40, num_heads=8, num_kv_heads=1, head_dim=8)
+
+
+def numbers_of(config: Any) -> dict[str, Any]:
+    """The sizes of a π0, as `stock_lerobot.shrink` takes them."""
+    sizes = {name: vars(getattr(config, name)) for name in ("vision", "vlm", "expert")}
+    return {**sizes, "vocab_size": config.vocab_size}
 
 
 def pi0_size(**changes: Any) -> PI0Config:
@@ -56,18 +62,20 @@ def value_size(**changes: Any) -> ValueConfig:
     return ValueConfig(**{**size, **changes})
 
 
-def new_pi0(seed: int = 0, image: tuple[int, int] = (24, 24), **changes: Any) -> Checkpoint:
+def new_pi0(
+    seed: int = 0, image: tuple[int, int] = (24, 24), precision: Precision = Precision.no, **changes: Any
+) -> Checkpoint:
     torch.manual_seed(seed)
     spec = features(dict.fromkeys(CAMERAS, image), STATE, ACTION)
-    checkpoint = Checkpoint.new(build_pi0(pi0_size(**changes), spec, "cpu"), STATS)
+    checkpoint = Checkpoint.new(build_pi0(pi0_size(**changes), spec, "cpu", precision), STATS)
     checkpoint.policy.eval()
     return checkpoint
 
 
-def new_value(seed: int = 0, **changes: Any) -> Checkpoint:
+def new_value(seed: int = 0, precision: Precision = Precision.no, **changes: Any) -> Checkpoint:
     torch.manual_seed(seed)
     spec = features(dict.fromkeys(CAMERAS, (24, 24)), STATE, ACTION)
-    checkpoint = Checkpoint.new(build_value(value_size(**changes), spec, "cpu"), STATS)
+    checkpoint = Checkpoint.new(build_value(value_size(**changes), spec, "cpu", precision), STATS)
     checkpoint.policy.eval()
     return checkpoint
 

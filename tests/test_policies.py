@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,22 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from policy_helpers import (
     ACTION,
     CHUNK,
-    EXPERT,
     VISION,
     VLM,
     act,
     chunk_noise,
     new_pi0,
     new_value,
+    numbers_of,
     observation,
+    pi0_size,
 )
 from policy_helpers import training_batch as batch_of
+from stock_lerobot import shrink
 
 from recap.config import GemmaSize, SiglipSize
 from recap.errors import RecapError
+from recap.memory import pi0_weights
 from recap.policies.acting import ActionChunks
 from recap.policies.backbone import trim
 from recap.policies.checkpoint import Checkpoint, features
@@ -71,27 +73,28 @@ def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str)
             for policy in (RecapPI0Policy(ours), modeling_pi0.PI0Policy(theirs))
         ]
     assert shapes[0] == shapes[1]
-    assert sum(np.prod(shape) for shape in shapes[0].values()) > 3e9
+    size = pi0_size(**{key: value for key, value in numbers.items() if not isinstance(value, dict)})
+    size.vision, size.vlm, size.expert = ours.vision, ours.vlm, ours.expert
+    assert sum(pi0_weights(size).values()) == sum(np.prod(shape) for shape in shapes[0].values())
+
+
+def test_weights_are_counted_as_they_are() -> None:
+    """What recap.memory computes from the sizes, part by part."""
+    policy, size = new_pi0().policy, pi0_size()
+    parts = pi0_weights(size, vocabulary=policy.config.vocab_size)
+    parameters = list(policy.parameters())
+    assert parts["unread"] == sum(p.numel() for p in parameters if not p.requires_grad)
+    assert sum(parts.values()) == sum(p.numel() for p in parameters)
+    vlm = policy.model.paligemma_with_expert
+    assert parts["vision"] == sum(p.numel() for p in vlm.paligemma.model.vision_tower.parameters())
+    heads = size.expert.width * policy.config.vocab_size
+    own = [p for name, p in policy.named_parameters() if ".paligemma." not in name]
+    assert parts["expert"] == sum(p.numel() for p in own) - heads
 
 
 def lerobots_pi0(ours: RecapPI0Policy, monkeypatch: pytest.MonkeyPatch) -> Any:
     """lerobot's own policy with our small numbers in place of the ones written into its code, and our weights."""
-
-    def small(make: Callable[..., Any]) -> Callable[..., Any]:
-        def build(config: Any) -> Any:
-            getattr(config, "text_config", config).vocab_size = ours.config.vocab_size
-            if hasattr(config, "vision_config"):
-                vision = config.vision_config
-                vision.hidden_size, vision.intermediate_size = VISION.width, VISION.mlp_dim
-                vision.num_hidden_layers, vision.num_attention_heads = VISION.depth, VISION.num_heads
-                vision.patch_size, vision.projection_dim = VISION.patch_size, VLM.width
-            return make(config=config)
-
-        return build
-
-    monkeypatch.setattr(modeling_pi0, "get_gemma_config", {"gemma_2b": VLM, "gemma_300m": EXPERT}.__getitem__)
-    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        monkeypatch.setattr(modeling_pi0, name, small(getattr(modeling_pi0, name)))
+    shrink(numbers_of(ours.config), monkeypatch.setattr)
     names = "input_features output_features chunk_size n_action_steps max_state_dim max_action_dim image_resolution"
     config = LerobotPI0Config(**{name: getattr(ours.config, name) for name in names.split()}, device="cpu")
     config.num_inference_steps = ours.config.num_inference_steps

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -359,20 +360,31 @@ def test_two_processes_train_as_one(policy: str, data: list[Frames], repository:
         f"{policy}.sft.save_every=4",
     ]
     runs = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
+    ways = {"one": (1, "none"), "two": (2, "none"), "fsdp": (2, "fsdp"), "deepspeed": (2, "deepspeed")}
+    if find_spec("deepspeed") is None:
+        del ways["deepspeed"]
+    for way, (processes, sharding) in ways.items():
+        out = tmp_path / way
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
-        command = [sys.executable, *launcher, str(repository / "train.py"), *overrides, f"output={out}"]
-        environment = {**os.environ, "PYTHONPATH": str(repository)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        train_py = [str(repository / "train.py"), *overrides, f"sharding={sharding}", f"output={out}"]
+        environment = {**os.environ, "PYTHONPATH": str(repository), "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            [sys.executable, *launcher, *train_py],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         stage = out / ("sft" if policy == "pi0" else "value")
         assert (stage / "manifest.json").is_file()
         assert done.stdout.count("done in") == 1, done.stdout
-        runs[processes] = records(stage)
-    assert [line["step"] for line in runs[2]] == [1, 2, 3, 4, 5, 6]
-    for one, two in zip(runs[1], runs[2], strict=True):
-        assert two == pytest.approx(one, rel=2e-4)
+        runs[way] = records(stage)
+    for way in ways:
+        assert [line["step"] for line in runs[way]] == [1, 2, 3, 4, 5, 6]
+        for one, other in zip(runs["one"], runs[way], strict=True):
+            assert other == pytest.approx(one, rel=2e-4), way
 
 
 def test_shares_of_processes_weigh_as_much_as_they_hold() -> None:

@@ -17,15 +17,20 @@ from recap.config.schema import (
     Images,
     IndicatorMode,
     Normalization,
+    Optimizer,
+    PI0Config,
     PolicyKind,
     Prompt,
     Resources,
     RolloutConfig,
+    Sharding,
     SiglipSize,
     SourceConfig,
     StageKind,
     TrainConfig,
+    Trained,
     TrainJob,
+    ValueConfig,
 )
 
 Rule = tuple[Callable[[float], bool], str]
@@ -46,7 +51,7 @@ RULES: dict[str, Rule] = {
 }
 for words, rule in {
     "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
-    "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples": at_least(1),
+    "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples lora_rank": at_least(1),
     "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
     "fps action_freq max_steps episodes look_ahead processes slots": at_least(1),
     "nodes cpus minutes shards notice": at_least(1),
@@ -112,10 +117,39 @@ def _models(cfg: Config) -> Iterator[str]:
                 f"pi0.expert.{key}={expert}: the two attend jointly, layer by layer: must equal pi0.vlm.{key}={vlm}. "
                 "Fix: the same number for both"
             )
-    yield from _training("pi0.sft", pi0.sft)
-    yield from _training("pi0.finetune", pi0.finetune)
-    yield from _training("value.sft", value.sft)
-    yield from _training("value.finetune", value.finetune)
+    trainings = {
+        "pi0.sft": pi0.sft,
+        "pi0.finetune": pi0.finetune,
+        "value.sft": value.sft,
+        "value.finetune": value.finetune,
+    }
+    for node, training in trainings.items():
+        yield from _training(node, training)
+        if training.optimizer is Optimizer.adamw8bit and cfg.sharding is not Sharding.none:
+            yield (
+                f"{node}.optimizer=adamw8bit: its moments cannot be shared out by sharding={cfg.sharding.name}. "
+                f"Fix: {node}.optimizer=adamw, or sharding=none"
+            )
+    yield from _start(pi0, value)
+
+
+def _start(pi0: PI0Config, value: ValueConfig) -> Iterator[str]:
+    """Weights to start from."""
+    if pi0.trains is not Trained.all and pi0.pretrained is None:
+        yield (
+            f"pi0.trains={pi0.trains.name}: what it leaves alone would stay random. "
+            "Fix: pi0.pretrained=<a folder or hub id>, or pi0.trains=all"
+        )
+    if value.freeze_vision and value.pretrained is None and value.pretrained_vision is None:
+        yield (
+            "value.freeze_vision=true: the vision tower would stay random. "
+            "Fix: value.pretrained_vision=<a folder or hub id>, or value.freeze_vision=false"
+        )
+    if value.pretrained_vision is not None and value.vision.stem:
+        yield (
+            f"value.vision.stem={value.vision.stem}: SigLIP's own weights ({value.pretrained_vision}) have no such "
+            "convolutions. Fix: value.vision.stem=0"
+        )
 
 
 def _vision(node: str, image_size: int, size: SiglipSize) -> Iterator[str]:

@@ -106,6 +106,24 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Trained(Enum):
+    all = "all"
+    frozen_vision = "frozen_vision"  # all but the vision tower
+    expert = "expert"  # the action expert and its projections
+    lora = "lora"  # low-rank adapters of the VLM and the expert
+
+
+class Optimizer(Enum):
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+
+
+class Sharding(Enum):
+    none = "none"
+    fsdp = "fsdp"
+    deepspeed = "deepspeed"
+
+
 class Control(Enum):
     labels_on_demonstrations = "labels_on_demonstrations"
     continued_sft = "continued_sft"
@@ -150,6 +168,7 @@ class TrainConfig:
     log_every: int = MISSING
     demonstration_share: float = MISSING
     image_shift: int = MISSING
+    optimizer: Optimizer = Optimizer.adamw
 
 
 @dataclass
@@ -176,6 +195,10 @@ class PI0Config:
     flow_samples: int = MISSING
     indicator_dropout: float = MISSING
     pretrained: str | None = None
+    trains: Trained = Trained.all
+    lora_rank: int = 16
+    gradient_checkpointing: bool = False
+    compile: bool = False
     sft: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
     finetune: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
 
@@ -192,6 +215,11 @@ class ValueConfig:
     bins: int = MISSING
     use_state: bool = MISSING
     pretrained: str | None = None
+    pretrained_vision: str | None = None
+    pretrained_text: str | None = None
+    freeze_vision: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
     sft: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
 
@@ -341,6 +369,7 @@ class Config:
     size: str = MISSING
     device: Device = MISSING
     precision: Precision = MISSING
+    sharding: Sharding = Sharding.none
     pi0: PI0Config = field(default_factory=PI0Config)
     value: ValueConfig = field(default_factory=ValueConfig)
     env: EnvConfig = field(default_factory=EnvConfig)

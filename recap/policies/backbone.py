@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
@@ -78,6 +79,18 @@ def sine_positions(size: int, width: int) -> Tensor:
     waves = torch.pi / 2 * torch.linspace(0.5, size / 2, width // 4)
     parts = [wave(f * axis) for f in waves for axis in (x, y) for wave in (torch.sin, torch.cos)]
     return torch.nn.functional.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
+
+
+def autocast(config: Any) -> torch.autocast:
+    """Matrix products in the precision that a policy was trained in (`config.dtype`)."""
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+def finish(module: nn.Module, device: str) -> None:
+    """Random weights, on their device; nothing for a module without memory, whose weights are yet to be loaded."""
+    if not next(module.parameters()).is_meta:
+        init_from_scratch(module)
+        module.to(device)
 
 
 @torch.no_grad()

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.processor import (
-    AddBatchDimensionProcessorStep,
-    DeviceProcessorStep,
-    NormalizerProcessorStep,
-    PolicyProcessorPipeline,
-    RenameObservationsProcessorStep,
-    UnnormalizerProcessorStep,
-)
-from lerobot.processor.factory import make_policy_processor_pipelines
+from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_STATE
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from recap import config as schema
+from recap.config import Precision, Trained
 from recap.errors import RecapError
+from recap.policies import adapters
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.prompt import BUILTIN, PromptTokenizer, load_tokenizer
+from recap.policies.processors import new_processors, prompt_step, read_processors
+from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
+from recap.policies.weights import WEIGHTS, folder_of, load_part, load_weights
 
-WEIGHTS = "model.safetensors"
+DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy
 POLICIES: dict[type[PreTrainedConfig], type[PreTrainedPolicy]] = {
     RecapPI0Config: RecapPI0Policy,
@@ -45,12 +43,28 @@ def features(
     return {"input_features": inputs, "output_features": {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}}
 
 
-def build_pi0(size: schema.PI0Config, spec: dict[str, Any], device: str) -> RecapPI0Policy:
-    """A new π0 from numbers, seeded by torch's global generator; `spec` is the result of `features`."""
+def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """What a policy sees and does: key -> size; of cameras only the key, because images are resized."""
+    every = {**config.input_features, **(config.output_features or {})}
+    return {key: () if feature.type is FeatureType.VISUAL else tuple(feature.shape) for key, feature in every.items()}
+
+
+def build_pi0(
+    size: schema.PI0Config, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+) -> RecapPI0Policy:
+    """A new π0 from numbers, with the weights of `size.pretrained`, or random ones of torch's global generator.
+
+    Args:
+        spec: the result of `features`.
+
+    Raises:
+        RecapError: the tokenizer or the weights are not there, or do not fit.
+    """
     tokenizer = load_tokenizer(size.tokenizer)
     config = RecapPI0Config(
         **spec,
         device=device,
+        dtype=DTYPES[precision],
         vision=size.vision,
         vlm=size.vlm,
         expert=size.expert,
@@ -66,16 +80,21 @@ def build_pi0(size: schema.PI0Config, spec: dict[str, Any], device: str) -> Reca
         flow_samples=size.flow_samples,
         push_to_hub=False,
     )
-    return RecapPI0Policy(config)
+    if size.pretrained is None:
+        return RecapPI0Policy(config)
+    return loaded(RecapPI0Policy, config, folder_of(size.pretrained, "pi0.pretrained"), size.trains, size.lora_rank)
 
 
-def build_value(size: schema.ValueConfig, spec: dict[str, Any], device: str) -> RecapValuePolicy:
-    """A new value function from numbers; see `build_pi0`."""
+def build_value(
+    size: schema.ValueConfig, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+) -> RecapValuePolicy:
+    """A new value function from numbers; see `build_pi0`. Its vision tower and its Gemma may come from the hub."""
     tokenizer = load_tokenizer(size.tokenizer)
     config = RecapValueConfig(
         input_features=spec["input_features"],
         output_features={},
         device=device,
+        dtype=DTYPES[precision],
         vision=size.vision,
         text=size.text,
         image_size=size.image_size,
@@ -84,9 +103,58 @@ def build_value(size: schema.ValueConfig, spec: dict[str, Any], device: str) -> 
         vocab_size=len(tokenizer) if size.tokenizer == BUILTIN else RecapValueConfig.vocab_size,
         bins=size.bins,
         use_state=size.use_state,
+        freeze_vision=size.freeze_vision,
         push_to_hub=False,
     )
-    return RecapValuePolicy(config)
+    if size.pretrained is not None:
+        return loaded(RecapValuePolicy, config, folder_of(size.pretrained, "value.pretrained"), Trained.all)
+    policy = RecapValuePolicy(config)
+    deeper = r"^encoder\.layers\.|^layers\."  # a part may have fewer layers than the file
+    if size.pretrained_vision is not None:
+        file = folder_of(size.pretrained_vision, "value.pretrained_vision") / WEIGHTS
+        load_part(policy.vision_tower.vision_model, file, "vision_model.", rf"^head\.|{deeper}")
+    if size.pretrained_text is not None:
+        file = folder_of(size.pretrained_text, "value.pretrained_text") / WEIGHTS
+        load_part(policy.language_model, file, "model.", deeper)
+    return policy
+
+
+def loaded[P: Policy](
+    kind: type[P], config: PreTrainedConfig, folder: Path, trains: Trained | None, lora_rank: int = 0
+) -> P:
+    """A policy with the weights of a checkpoint folder; never in memory twice.
+
+    Args:
+        trains: what learns; None: nothing, it only acts.
+
+    Raises:
+        RecapError: they do not fit, or are adapters where all weights shall be trained.
+    """
+    adapted = adapters.has_adapters(folder)
+    if adapted and trains not in (None, Trained.lora):
+        raise RecapError(
+            f"checkpoint {folder} holds adapters, but trains={trains.name if trains else ''}. "
+            "Fix: pi0.trains=lora, or start from a checkpoint without."
+        )
+    if isinstance(config, RecapPI0Config):
+        config.freeze_vision_encoder = trains is Trained.frozen_vision
+        config.train_expert_only = trains is Trained.expert
+        config.use_peft = adapted or trains is Trained.lora
+    with init_empty_weights(include_buffers=False):
+        policy = kind(config)
+    if trains is None or trains is Trained.lora:
+        policy.requires_grad_(requires_grad=False)
+    if not adapted:
+        load_weights(policy, folder / WEIGHTS)
+        if trains is Trained.lora:
+            adapters.add_adapters(policy, adapters.new_adapters(lora_rank, str(folder)))
+        return policy
+    lora = adapters.read_config(folder)
+    load_weights(policy, folder_of(str(lora.base_model_name_or_path), f"the base of {folder}") / WEIGHTS)
+    adapters.add_adapters(policy, lora, folder)
+    if trains is None:
+        policy.requires_grad_(requires_grad=False)
+    return policy
 
 
 class Checkpoint:
@@ -120,76 +188,73 @@ class Checkpoint:
     @classmethod
     def new(cls, policy: Policy, stats: dict[str, dict[str, np.ndarray]]) -> Checkpoint:
         """`stats`: mean and std of state and action of the pre-training data; they stay with the policy for good."""
-        config = policy.config
-        is_pi0 = isinstance(config, RecapPI0Config)
-        tensors = {
-            key: {k: torch.as_tensor(v, dtype=torch.float32) for k, v in value.items()} for key, value in stats.items()
-        }
-        prompt = PromptTokenizer(
-            tokenizer_name=config.tokenizer,
-            max_length=config.tokenizer_max_length,
-            default_indicator=True if is_pi0 else None,
-        )
-        all_features = {**config.input_features, **(config.output_features or {})}
-        normalize = NormalizerProcessorStep(features=all_features, norm_map=config.normalization_mapping, stats=tensors)
-        unnormalize = UnnormalizerProcessorStep(
-            features=config.output_features or {}, norm_map=config.normalization_mapping, stats=tensors
-        )
-        pre, post = make_policy_processor_pipelines(
-            input_steps=[
-                RenameObservationsProcessorStep(rename_map={}),
-                AddBatchDimensionProcessorStep(),
-                prompt,
-                DeviceProcessorStep(device=config.device),
-                normalize,
-            ],
-            output_steps=[unnormalize, DeviceProcessorStep(device="cpu")],
-        )
-        return cls(policy, pre, post)
+        return cls(policy, *new_processors(policy.config, stats))
 
     @classmethod
-    def load(cls, path: Path, kind: type[Policy], device: str) -> Checkpoint:
-        """Reads a checkpoint folder strictly.
+    def load(
+        cls,
+        path: Path,
+        kind: type[Policy],
+        device: str,
+        precision: Precision | None = None,
+        trains: Trained | None = None,
+        lora_rank: int = 0,
+    ) -> Checkpoint:
+        """Reads a checkpoint folder strictly: ours, or for π0 any of lerobot's.
+
+        Args:
+            precision: None: that of its training.
+            trains: what of it shall learn; None: it only acts.
 
         Raises:
             RecapError: it is missing, of another kind, truncated, or its weights do not fit by name and shape.
         """
-        config = _read_config(path, kind)
+        config = read_config(path, kind)
         config.device = device
-        policy = kind(config)
-        load_weights(policy, path / WEIGHTS)
-        try:
-            from lerobot.policies.factory import make_pre_post_processors
+        config.dtype = config.dtype if precision is None else DTYPES[precision]
+        policy = loaded(kind, config, path, trains, lora_rank)
+        return cls(policy, *read_processors(path, config, device))
 
-            pre, post = make_pre_post_processors(
-                config, str(path), preprocessor_overrides={"device_processor": {"device": device}}
-            )
-        except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
-            raise RecapError(
-                f"checkpoint {path}: its processors cannot be read ({error}). "
-                "Fix: train it again, or copy it again whole."
-            ) from error
-        return cls(policy, pre, post)
-
-    def save(self, path: Path) -> None:
-        self.policy.save_pretrained(path)
+    def save(self, path: Path, state: dict[str, Tensor] | None = None) -> None:
+        """Writes the folder; state: the weights, if the policy itself holds only its share of them."""
+        state = self.policy.state_dict() if state is None else state
+        path.mkdir(parents=True, exist_ok=True)
+        self.policy.config.save_pretrained(path)
+        if self.policy.config.use_peft:
+            adapters.save_adapters(self.policy, state, path)
+        else:
+            whole = {name: value.contiguous() for name, value in state.items()}
+            save_file(whole, path / WEIGHTS, metadata={"format": "pt"})
         self.preprocess.save_pretrained(path)
         self.postprocess.save_pretrained(path)
 
+    def restore(self, path: Path) -> None:
+        """Takes the weights that `save` wrote. Raises RecapError if they are damaged."""
+        if self.policy.config.use_peft:
+            load_weights(self.policy, path / adapters.ADAPTERS, adapters=True)
+        else:
+            load_weights(self.policy, path / WEIGHTS)
+
     def set_prompt(self, indicator: bool | None, beta: float = 1.0) -> None:
         """What every observation is prompted with from now on, and the guidance β; saved with the checkpoint."""
-        step = next(step for step in self.preprocess.steps if isinstance(step, PromptTokenizer))
+        step = prompt_step(self.preprocess)
         step.default_indicator, step.beta = indicator, beta if indicator is not None else 1.0
         if isinstance(self.policy.config, RecapPI0Config):
             self.policy.config.beta = step.beta
 
 
-def _read_config(path: Path, kind: type[Policy]) -> Any:
+def read_config(path: Path, kind: type[Policy]) -> Any:
+    """The configuration of a checkpoint folder; a π0 of lerobot's as one of ours.
+
+    Raises:
+        RecapError: there is no whole checkpoint of this kind.
+    """
     if not path.is_dir():
         raise RecapError(
             f"checkpoint {path}: there is no such folder. Fix: name a folder that holds config.json and {WEIGHTS}."
         )
-    missing = [name for name in ("config.json", WEIGHTS) if not (path / name).is_file()]
+    weights = adapters.ADAPTERS if adapters.has_adapters(path) else WEIGHTS
+    missing = [name for name in ("config.json", weights) if not (path / name).is_file()]
     if missing:
         raise RecapError(
             f"checkpoint {path}: {' and '.join(missing)} missing. "
@@ -201,51 +266,11 @@ def _read_config(path: Path, kind: type[Policy]) -> Any:
         raise RecapError(
             f"checkpoint {path}: config.json cannot be read ({str(error).splitlines()[0]}). Fix: train it again."
         ) from error
+    if type(config) is PI0Config:
+        config = RecapPI0Config.of(config)
     if POLICIES.get(type(config)) is not kind:
         raise RecapError(
             f"checkpoint {path} is a '{config.type}', but a '{kind.name}' is needed here. "
             "Fix: name the other checkpoint."
         )
     return config
-
-
-def load_weights(policy: torch.nn.Module, file: Path) -> None:
-    """Strict: every weight by name and shape, in float32 (bfloat16 would round small updates away).
-
-    Raises:
-        RecapError: the file is damaged, does not fit, or holds NaN.
-    """
-    try:
-        with safe_open(file, framework="pt") as handle:
-            state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise RecapError(
-            f"{file}: truncated or damaged ({error}). Fix: delete its stage folder and run the command again."
-        ) from error
-    own = policy.state_dict()
-    tied = {
-        key
-        for key in own
-        if key not in state and any(own[key].data_ptr() == own[k].data_ptr() for k in state if k in own)
-    }
-    problems = [f"missing {key}" for key in own if key not in state and key not in tied]
-    problems += [f"unexpected {key}" for key in state if key not in own]
-    problems += [
-        f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and own[key].shape != value.shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise RecapError(
-            f"{file}: the weights do not fit this policy:\n  {shown}\nFix: use the size that it was trained with."
-        )
-    bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if bad:
-        raise RecapError(f"{file}: NaN or infinite values in {bad[0]} ({len(bad)} tensors). Fix: train it again.")
-    policy.load_state_dict(state, strict=False)
-
-
-def sizes_of(policy: Policy) -> dict[str, Any]:
-    """The configuration as plain values, for manifests."""
-    return asdict(policy.config)

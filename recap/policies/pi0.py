@@ -8,7 +8,7 @@ flow samples share one prefix, the last prefix layer is only keys and values, an
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,22 @@ import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel, PI0Policy, PI0Pytorch
-from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
+from lerobot.policies.pi0.modeling_pi0 import PI0Policy, PI0Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
-from transformers import GemmaConfig, PaliGemmaConfig
-from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
 from recap.config import GemmaSize, SiglipSize
-from recap.policies.backbone import init_from_scratch, make_stem, siglip_config, stack_images, trim
+from recap.policies.backbone import autocast, finish, stack_images, trim
+from recap.policies.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 
 KeysValues = list[tuple[Tensor, Tensor]]
+# Written into lerobot's code.
+SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
+VOCABULARY = 257152
 
 
 @PreTrainedConfig.register_subclass("recap_pi0")
@@ -41,82 +43,29 @@ class RecapPI0Config(PI0Config):
     vision: SiglipSize = field(default_factory=SiglipSize)
     vlm: GemmaSize = field(default_factory=GemmaSize)
     expert: GemmaSize = field(default_factory=GemmaSize)
-    vocab_size: int = 257152
+    vocab_size: int = VOCABULARY
     tokenizer: str = "google/paligemma-3b-pt-224"
     flow_samples: int = 1  # noise and time samples per observation in training; they share the prefix
     beta: float = 1.0  # guidance β at inference
 
+    @classmethod
+    def of(cls, config: PI0Config) -> RecapPI0Config:
+        """A configuration of lerobot's own, with the sizes that its variant names stand for."""
+        vlm, expert = (sizes(name) for name in (config.paligemma_variant, config.action_expert_variant))
+        own = {f.name: getattr(config, f.name) for f in fields(PI0Config)}
+        return cls(**own, vision=SIGLIP, vlm=vlm, expert=expert, vocab_size=VOCABULARY)
 
-def gemma_config(size: GemmaSize, vocab_size: int) -> GemmaConfig:
-    config = GemmaConfig(
-        vocab_size=vocab_size,
-        hidden_size=size.width,
-        intermediate_size=size.mlp_dim,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_kv_heads,
-        head_dim=size.head_dim,
-        hidden_activation="gelu_pytorch_tanh",
-    )
-    config.use_adarms = False
-    config.adarms_cond_dim = None
-    return config
+    def plain(self) -> PI0Config | None:
+        """The same as lerobot's own configuration, or None where that has no words for these sizes."""
+        config = PI0Config(**{f.name: getattr(self, f.name) for f in fields(PI0Config)})
+        other = RecapPI0Config.of(config)
+        same = all(getattr(other, name) == getattr(self, name) for name in ("vision", "vlm", "expert", "vocab_size"))
+        return config if same else None
 
 
-class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
-    """lerobot's pair of modules, built from numbers."""
-
-    def __init__(self, config: RecapPI0Config) -> None:
-        nn.Module.__init__(self)
-        self.freeze_vision_encoder = config.freeze_vision_encoder
-        self.train_expert_only = config.train_expert_only
-        vision = siglip_config(config.vision, config.image_resolution[0])
-        vision.projection_dim = config.vlm.width
-        text = gemma_config(config.vlm, config.vocab_size)
-        paligemma = PaliGemmaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=config.vocab_size,
-            vocab_size=config.vocab_size,
-            projection_dim=config.vlm.width,
-            hidden_size=config.vlm.width,
-        )
-        self.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(config=paligemma)
-        self.stem = make_stem(config.vision)
-        self.gemma_expert = PiGemmaForCausalLM(config=gemma_config(config.expert, config.vocab_size))
-        self.gemma_expert.model.embed_tokens = None
-        self._set_requires_grad()
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """[B, cameras, 3, S, S] -> [B, cameras · patches, width], all cameras in one pass of the vision tower."""
-        pixels = images.flatten(0, 1) if self.stem is None else self.stem(images.flatten(0, 1))
-        features = self.paligemma.model.get_image_features(pixels).pooler_output
-        return features.reshape(images.shape[0], -1, features.shape[-1])
-
-
-def _project(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised hidden states [B, L, D] -> q [B, heads, L, d], k and v [B, kv heads, L, d]."""
-    normed, _ = layer.input_layernorm(hidden)
-    attention = layer.self_attn
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    q, k, v = (
-        proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    return q, k, v
-
-
-def _attend(layer: Any, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention and MLP of one Gemma layer around given queries, keys and values.
-
-    mask: bool, broadcastable to [B, heads, L, keys].
-    """
-    heads = q.shape[1] // k.shape[1]
-    out = F.scaled_dot_product_attention(
-        q, k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1), attn_mask=mask, scale=layer.self_attn.scaling
-    )
-    hidden = hidden + layer.self_attn.o_proj(out.transpose(1, 2).flatten(2))
-    normed, _ = layer.post_attention_layernorm(hidden)
-    return hidden + layer.mlp(normed)
+def sizes(variant: str) -> GemmaSize:
+    """lerobot's numbers for one of its names."""
+    return GemmaSize(**vars(modeling_pi0.get_gemma_config(variant)))
 
 
 class PI0Model(PI0Pytorch):
@@ -135,9 +84,9 @@ class PI0Model(PI0Pytorch):
         self.action_time_mlp_in = nn.Linear(2 * width, width)
         self.action_time_mlp_out = nn.Linear(width, width)
 
-    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.paligemma_with_expert.paligemma.model.language_model.rotary_emb(q, positions)
-        return apply_rotary_pos_emb(q, k, cos, sin)
+    def _rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions int [B, L]: [B, L, head_dim] each."""
+        return self.paligemma_with_expert.paligemma.model.language_model.rotary_emb(hidden, positions)
 
     def encode_prefix(self, images: Tensor, tokens: Tensor, mask: Tensor) -> tuple[KeysValues, Tensor]:
         """Keys and values of images and prompt for every layer.
@@ -153,15 +102,12 @@ class PI0Model(PI0Pytorch):
         image_embs = vlm.embed_images(images)
         hidden = torch.cat([image_embs, vlm.embed_language_tokens(tokens).to(image_embs.dtype)], dim=1)
         valid = torch.cat([mask.new_ones(image_embs.shape[:2]), mask], dim=1)
-        positions = torch.cumsum(valid, dim=1) - 1
+        cos, sin = self._rotary(hidden, torch.cumsum(valid, dim=1) - 1)
         layers = vlm.paligemma.model.language_model.layers
         cache: KeysValues = []
-        for i, layer in enumerate(layers):
-            q, k, v = _project(layer, hidden)
-            q, k = self._rotate(q, k, positions)
+        for i, layer in enumerate(layers):  # nobody reads the prefix's output, only its keys and values
+            hidden, k, v = layer(hidden, cos, sin, valid[:, None, None, :], None, i + 1 == len(layers))
             cache.append((k, v))
-            if i + 1 < len(layers):  # nobody reads the prefix's output, only its keys and values
-                hidden = _attend(layer, hidden, q, k, v, valid[:, None, None, :])
         return cache, valid
 
     def velocity(self, state: Tensor, x_t: Tensor, time: Tensor, cache: KeysValues, valid: Tensor) -> Tensor:
@@ -169,20 +115,22 @@ class PI0Model(PI0Pytorch):
 
         state [B, max_state_dim], x_t like the result, time [B] (1 = noise).
         """
-        hidden, _, _, _ = self.embed_suffix(state, x_t, time)
+        with torch.autocast(x_t.device.type, enabled=False):  # as lerobot: what is not Gemma or SigLIP stays float32
+            hidden, _, _, _ = self.embed_suffix(state, x_t, time)
+        hidden = hidden.to(cache[0][1].dtype)
         batch, length = hidden.shape[:2]
         positions = valid.sum(dim=1, keepdim=True) + torch.arange(length, device=valid.device)
+        cos, sin = self._rotary(hidden, positions)
         # the state token sees itself, actions see state and actions; both see the real prefix
         own = torch.ones(length, length, dtype=torch.bool, device=valid.device)
         own[0, 1:] = False
         mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(batch, -1, -1)], dim=2)[:, None]
         expert = self.paligemma_with_expert.gemma_expert.model
-        for layer, (prefix_k, prefix_v) in zip(expert.layers, cache, strict=True):
-            q, k, v = _project(layer, hidden)
-            q, k = self._rotate(q, k, positions)
-            hidden = _attend(layer, hidden, q, torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2), mask)
+        for layer, before in zip(expert.layers, cache, strict=True):
+            hidden, _, _ = layer(hidden, cos, sin, mask, before)
         hidden, _ = expert.norm(hidden)
-        return self.action_out_proj(hidden[:, 1:].to(torch.float32))
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.action_out_proj(hidden[:, 1:].to(torch.float32))
 
     def flow_loss(
         self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor
@@ -254,6 +202,7 @@ class RecapPI0Policy(PI0Policy):
 
     config_class = RecapPI0Config
     name = "recap_pi0"
+    float32 = ("model.state_proj", "model.action_")  # weights of products that are never computed in bfloat16
 
     def __init__(self, config: RecapPI0Config, **_: Any) -> None:
         PreTrainedPolicy.__init__(self, config)
@@ -261,14 +210,26 @@ class RecapPI0Policy(PI0Policy):
         self.config: RecapPI0Config = config
         self.rtc_processor = None
         self.model = PI0Model(config)
-        init_from_scratch(self.model)
-        self.model.to(config.device)
+        finish(self.model, config.device)
+        self.run_with(gradient_checkpointing=config.gradient_checkpointing, compiled=config.compile_model)
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, strict: bool = True, **options: Any) -> RecapPI0Policy:
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any
+    ) -> RecapPI0Policy:
         """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors."""
-        return super(PI0Policy, cls).from_pretrained(path, strict=strict, **options)
+        return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
+
+    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
+        """How it is computed; the results are the same but for the last digits when compiled."""
+        model = self.model.paligemma_with_expert
+        if gradient_checkpointing:
+            for part in (model.paligemma, model.gemma_expert):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            for name in ("encode_prefix", "velocity"):
+                setattr(self.model, name, torch.compile(getattr(self.model, name)))
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])
@@ -299,7 +260,8 @@ class RecapPI0Policy(PI0Policy):
             if "time" in batch
             else self.model.sample_time(size * samples, actions.device).view(size, samples)
         )
-        losses = self.model.flow_loss(images, tokens, mask, state, actions, noise, time)
+        with autocast(self.config):
+            losses = self.model.flow_loss(images, tokens, mask, state, actions, noise, time)
         losses = losses[..., : self.config.output_features[ACTION].shape[0]].mean(dim=(1, 3))
         real = torch.ones_like(losses) if "action_is_pad" not in batch else (~batch["action_is_pad"]).to(losses.dtype)
         per_sample = (losses * real).sum(1) / real.sum(1).clamp(min=1)
@@ -322,7 +284,8 @@ class RecapPI0Policy(PI0Policy):
         unconditional = (
             (batch[UNCONDITIONAL_TOKENS], batch[UNCONDITIONAL_MASK]) if UNCONDITIONAL_TOKENS in batch else None
         )
-        actions = self.model.sample_actions(images, tokens, mask, state, noise, self.config.beta, unconditional)
+        with autocast(self.config):
+            actions = self.model.sample_actions(images, tokens, mask, state, noise, self.config.beta, unconditional)
         return actions[:, :, : self.config.output_features[ACTION].shape[0]]
 
     def reset(self) -> None:

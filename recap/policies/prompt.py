@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +12,14 @@ import torch
 from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.processor import ProcessorStepRegistry, TokenizerProcessorStep
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recap.errors import RecapError
 
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 BUILTIN = "builtin"  # the name of the tokenizer that needs no download
 UNCONDITIONAL_TOKENS = f"{OBS_LANGUAGE_TOKENS}.unconditional"
 UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
@@ -34,7 +39,7 @@ def builtin_tokenizer() -> PreTrainedTokenizerFast:
     words of the indicator are left out on purpose: a small model from scratch overlooks one token, and reads an
     indicator that is spelt out.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     words = (
         "put the moka pot on the stove\nput both moka pots on the stove\n "
@@ -71,6 +76,49 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
+def same_tokenizer(tokenizer: Any, post_processor: Any = None) -> PreTrainedTokenizerFast:
+    """A copy that holds nothing but the tokenizer: no padding and truncation left over from its last use.
+
+    post_processor: in the place of its own, as in tokenizer.json.
+    """
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    if post_processor is not None:
+        copy = Tokenizer.from_str(json.dumps({**json.loads(copy.to_str()), "post_processor": post_processor}))
+    names = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name) is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=copy, **names)
+
+
+def with_indicator(tokenizer: Any, indicator: bool | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts the indicator behind every text by itself, or (None) no longer does.
+
+    The ids are part of its post-processor, so whoever tokenizes an instruction with it needs to know nothing of RECAP.
+    """
+    post = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
+    parts = post["processors"] if post and post["type"] == "Sequence" else [post] if post else []
+    template = next((part for part in parts if part["type"] == "TemplateProcessing"), None)
+    if template is None:
+        template = {"type": "TemplateProcessing", "single": [TEXT], "pair": [TEXT], "special_tokens": {}}
+        parts.append(template)
+    template["single"] = [p for p in template["single"] if p.get("SpecialToken", {}).get("id") != INDICATOR]
+    template["special_tokens"].pop(INDICATOR, None)
+    if indicator is not None:
+        text = prompt("", indicator).removeprefix("\n")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        template["single"].append({"SpecialToken": {"id": INDICATOR, "type_id": 0}})
+        template["special_tokens"][INDICATOR] = {"id": INDICATOR, "ids": ids, "tokens": [text] * len(ids)}
+    return same_tokenizer(tokenizer, {"type": "Sequence", "processors": parts})
+
+
+def own_indicator(tokenizer: Any) -> bool | None:
+    """What a tokenizer says behind every text by itself."""
+    text = tokenizer.backend_tokenizer.to_str()
+    if f'"{INDICATOR}"' not in text:
+        return None
+    return "Advantage: positive" in json.dumps(json.loads(text)["post_processor"])
+
+
 @dataclass
 @ProcessorStepRegistry.register(name="recap_prompt")
 class PromptTokenizer(TokenizerProcessorStep):
@@ -88,13 +136,22 @@ class PromptTokenizer(TokenizerProcessorStep):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.tokenizer is None and self.tokenizer_name == BUILTIN:
-            self.input_tokenizer = builtin_tokenizer()
-        else:
-            super().__post_init__()
+        if self.tokenizer is not None:
+            self.input_tokenizer = same_tokenizer(self.tokenizer)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "default_indicator": self.default_indicator, "beta": self.beta}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tokenizer itself, so that it travels with the checkpoint and nothing is fetched at run time."""
+        names = {name: getattr(self.input_tokenizer, name) for name in SPECIAL}
+        text = json.dumps([same_tokenizer(self.input_tokenizer).backend_tokenizer.to_str(), names])
+        return {"tokenizer": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        text, names = json.loads(bytes(state["tokenizer"].cpu().numpy()).decode())
+        given = {name: value for name, value in names.items() if value is not None}
+        self.input_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **given)
 
     def _tokenize_text(self, text: list[str]) -> dict[str, torch.Tensor]:
         result = super()._tokenize_text(text)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
 
 from recap.config import GemmaSize, SiglipSize
-from recap.policies.backbone import init_from_scratch, make_stem, siglip_config, stack_images, trim
+from recap.policies.backbone import autocast, finish, make_stem, siglip_config, stack_images, trim
 from recap.returns import Bins
 
 
@@ -30,6 +30,8 @@ class RecapValueConfig(PreTrainedConfig):
     tokenizer_max_length: int = 48
     bins: int = 201
     use_state: bool = False
+    dtype: str = "float32"  # of its matrix products; weights that learn and the head are float32
+    freeze_vision: bool = False
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {"VISUAL": NormalizationMode.IDENTITY, "STATE": NormalizationMode.MEAN_STD}
     )
@@ -54,6 +56,7 @@ class RecapValuePolicy(PreTrainedPolicy):
 
     config_class = RecapValueConfig
     name = "recap_value"
+    float32 = ("head.",)  # weights of products that are never computed in bfloat16
 
     def __init__(self, config: RecapValueConfig, **_: Any) -> None:
         super().__init__(config)
@@ -76,14 +79,29 @@ class RecapValuePolicy(PreTrainedPolicy):
         )
         self.state_proj = nn.Linear(config.input_features[OBS_STATE].shape[0], size.width) if config.use_state else None
         self.head = nn.Linear(size.width, config.bins)
-        init_from_scratch(self)
-        self.read_out = nn.Parameter(torch.randn(size.width))
-        bins = Bins(config.bins)
-        self.register_buffer("centers", torch.tensor(bins.centers, dtype=torch.float32), persistent=False)
-        self.to(config.device)
+        finish(self, config.device)
+        self.read_out = nn.Parameter(torch.randn(size.width).to(config.device))
+        centers = torch.tensor(Bins(config.bins).centers, dtype=torch.float32, device=config.device)
+        self.register_buffer("centers", centers, persistent=False)
+        if config.freeze_vision:
+            self.vision_tower.requires_grad_(requires_grad=False)
+
+    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
+        """How it is computed; the results are the same but for the last digits when compiled."""
+        if gradient_checkpointing:
+            for part in (self.vision_tower, self.language_model):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            self._read = torch.compile(self._read)  # type: ignore[method-assign]
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-odds over the return bins, float32 [B, bins]."""
+        with autocast(self.config):
+            hidden = self._read(batch)
+        return self.head(hidden.float())
+
+    def _read(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the read-out token gathered [B, width]."""
         images = stack_images(batch, list(self.config.image_features), self.config.image_size)
         tokens, mask = trim(batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
         size = images.shape[0]
@@ -101,8 +119,7 @@ class RecapValuePolicy(PreTrainedPolicy):
         out = self.language_model(
             inputs_embeds=hidden, attention_mask=valid.long(), position_ids=positions, use_cache=False
         )
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(out.last_hidden_state[:, -1].float())
+        return out.last_hidden_state[:, -1]
 
     def value(self, batch: dict[str, Tensor]) -> Tensor:
         """V = Σ_b p(b | o, l) · centre_b, float32 [B] in (−1, 0)."""

@@ -9,16 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from recap.config import Config, IndicatorMode, PI0Config, PolicyKind, PolicyTrainConfig, StageKind, ValueConfig
+from recap.config import (
+    Config,
+    IndicatorMode,
+    PI0Config,
+    PolicyKind,
+    PolicyTrainConfig,
+    StageKind,
+    Trained,
+    ValueConfig,
+)
 from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
 from recap.device import device_name
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
+from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.processors import prompt_step, read_processors
 from recap.policies.value import RecapValuePolicy
+from recap.policies.weights import folder_of
 from recap.returns import Bins
 from recap.rundir import is_main_process, write_text
 from recap.stages.data import Inputs, Say, checkpoint_of, normalized_returns, sources, task_normalizers
@@ -40,14 +51,16 @@ def train_stage(
     settings: PolicyTrainConfig | Any = getattr(getattr(cfg, policy.name), stage.name)
     if indicator is not None:
         settings = type(settings)(**{**vars(settings), "indicator": indicator})
-    kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
     if "pretrained" in inputs:
-        checkpoint = Checkpoint.load(checkpoint_of(inputs["pretrained"]), kind, device_name(cfg.device))
+        checkpoint = _started(cfg, policy, checkpoint_of(inputs["pretrained"]))
     else:
         checkpoint = _new(cfg, policy, data)
     check_fit(checkpoint, data[0])
+    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+    checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
     share = settings.demonstration_share if len(data) > 1 else 1.0
     if policy is PolicyKind.pi0:
+        checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
         mixture = Mixture(data, share, settings.outcomes)
         labels = [indicators(inputs, source) for source in data] if settings.indicator is IndicatorMode.use else None
         batches = policy_batches(mixture, cfg.pi0, settings, cfg.seed, labels)
@@ -66,22 +79,41 @@ def train_stage(
         settings,
         out,
         label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
-        precision=cfg.precision,
+        sharding=cfg.sharding,
     )
     say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
 
 
-def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
-    """A policy to pre-train: from given weights, or from scratch."""
-    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+def _started(cfg: Config, policy: PolicyKind, folder: Path) -> Checkpoint:
+    """A checkpoint to train on."""
     device = device_name(cfg.device)
-    if size.pretrained is not None:
-        kind = RecapPI0Policy if policy is PolicyKind.pi0 else RecapValuePolicy
-        return Checkpoint.load(Path(size.pretrained), kind, device)
+    if policy is PolicyKind.pi0:
+        return Checkpoint.load(folder, RecapPI0Policy, device, cfg.precision, cfg.pi0.trains, cfg.pi0.lora_rank)
+    return Checkpoint.load(folder, RecapValuePolicy, device, cfg.precision, Trained.all)
+
+
+def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
+    """A policy to pre-train, of the configuration's numbers, from given weights or from random ones.
+
+    Weights of a checkpoint for the same cameras, state and action keep its statistics and its tokenizer; any other
+    start, such as a base model of many robots, takes those of this data.
+    """
+    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
     spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
     torch.manual_seed(cfg.seed)
-    model = build_pi0(size, spec, device) if isinstance(size, PI0Config) else build_value(size, spec, device)
+    device = device_name(cfg.device)
+    model: RecapPI0Policy | RecapValuePolicy = (
+        build_pi0(size, spec, device, cfg.precision)
+        if isinstance(size, PI0Config)
+        else build_value(size, spec, device, cfg.precision)
+    )
+    if size.pretrained is not None:
+        folder = folder_of(size.pretrained, f"{policy.name}.pretrained")
+        if features_of(read_config(folder, type(model))) == features_of(model.config):
+            processors = read_processors(folder, model.config, device)
+            prompt_step(processors[0]).max_length = size.tokenizer_max_length
+            return Checkpoint(model, *processors)
     return Checkpoint.new(model, merged_stats(data))
 
 

@@ -1,0 +1,117 @@
+"""GPU memory of a training, computed from the sizes of its networks; `python -m recap.memory` prints the table.
+
+Exact: how many weights there are, and what a weight, its gradient and its moments take. Estimated: the activations,
+with gradient checkpointing, as what is kept at every layer plus the recomputation of the largest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recap.config import GemmaSize, Optimizer, PI0Config, SiglipSize, Trained
+
+VOCABULARY = 257_152  # PaliGemma's
+MOMENTS = {Optimizer.adamw: 8, Optimizer.adamw8bit: 2}  # bytes a weight
+HALF, FULL = 2, 4  # bytes of bfloat16 and float32
+
+
+def siglip(size: SiglipSize, image_size: int) -> int:
+    """Weights of a vision tower without a stem."""
+    width, mlp = size.width, size.mlp_dim
+    layer = 4 * (width**2 + width) + 2 * width * mlp + mlp + width + 4 * width
+    patches = (image_size // size.patch_size) ** 2
+    return (3 * size.patch_size**2 + 1) * width + patches * width + size.depth * layer + 2 * width
+
+
+def gemma(size: GemmaSize) -> int:
+    """Weights of one Gemma layer."""
+    attention = 2 * size.width * size.head_dim * (size.num_heads + size.num_kv_heads)
+    return attention + 3 * size.width * size.mlp_dim + 2 * size.width
+
+
+def pi0_weights(size: PI0Config, vocabulary: int = VOCABULARY) -> dict[str, int]:
+    """Weights of π0 by part; `unread` are those that no action depends on, and that never learn."""
+    vlm, expert = size.vlm, size.expert
+    last = 2 * vlm.width * vlm.head_dim * vlm.num_heads + 3 * vlm.width * vlm.mlp_dim + vlm.width  # but keys and values
+    around = 2 * size.max_action_dim + size.max_state_dim + 2 * expert.width + expert.width
+    return {
+        "vision": siglip(size.vision, size.image_size),
+        "vlm": (size.vision.width + 1) * vlm.width + vocabulary * vlm.width + vlm.depth * gemma(vlm) - last,
+        "expert": expert.depth * gemma(expert) + expert.width * (around + 5) + size.max_action_dim,
+        "unread": last + vlm.width + vocabulary * (vlm.width + expert.width),
+    }
+
+
+def adapters(size: PI0Config) -> int:
+    """Weights of LoRA beside every matrix of both Gemmas."""
+
+    def layer(gemma: GemmaSize) -> int:
+        width, queries, keys = gemma.width, gemma.num_heads * gemma.head_dim, gemma.num_kv_heads * gemma.head_dim
+        return 2 * (width + queries) + 2 * (width + keys) + 3 * (width + gemma.mlp_dim)
+
+    return size.lora_rank * (size.vlm.depth * layer(size.vlm) + size.expert.depth * layer(size.expert))
+
+
+def training_bytes(
+    size: PI0Config, trains: Trained, optimizer: Optimizer, batch: int, cameras: int = 2, processes: int = 1
+) -> dict[str, float]:
+    """GPU memory of π0's training in bytes, a process, in bfloat16 with gradient checkpointing.
+
+    Args:
+        batch: samples a process. processes: that share weights, gradients and moments (sharding=fsdp).
+    """
+    parts = pi0_weights(size)
+    everything = sum(parts.values())
+    learned = {
+        Trained.all: parts["vision"] + parts["vlm"] + parts["expert"],
+        Trained.frozen_vision: parts["vlm"] + parts["expert"],
+        Trained.expert: parts["expert"],
+        Trained.lora: adapters(size),
+    }[trains]
+    frozen = everything - learned if trains is not Trained.lora else everything
+    return {
+        "weights": (learned * FULL + frozen * HALF) / processes,
+        "gradients": learned * FULL / processes,
+        "moments": learned * MOMENTS[optimizer] / processes,
+        "activations": activations(size, trains, batch, cameras) + learned * HALF / processes,
+    }
+
+
+def activations(size: PI0Config, trains: Trained, batch: int, cameras: int) -> float:
+    """About how many bytes the layers' inputs take, and the largest layer while it is computed again."""
+    patches = (size.image_size // size.vision.patch_size) ** 2
+    tokens = batch * (cameras * patches + size.tokenizer_max_length)
+    pixels = batch * cameras * patches
+    kept = 0.0
+    if trains is Trained.all:
+        kept += size.vision.depth * pixels * size.vision.width * FULL
+    if trains is not Trained.expert:
+        kept += size.vlm.depth * tokens * size.vlm.width * HALF
+    kept += size.vlm.depth * tokens * 2 * size.vlm.num_kv_heads * size.vlm.head_dim * HALF
+    kept += size.expert.depth * batch * (size.chunk_size + 1) * size.expert.width * HALF
+    largest = tokens * (5 * size.vlm.mlp_dim + 8 * size.vlm.width) * HALF  # gate, up, their product and gradients
+    return kept + largest
+
+
+def main() -> None:
+    from pathlib import Path
+
+    import yaml
+
+    values = yaml.safe_load((Path(__file__).resolve().parents[1] / "conf/size/full.yaml").read_text())["pi0"]
+    parts: dict[str, Any] = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    parts |= {key: GemmaSize(**values[key]) for key in ("vlm", "expert")} | {"vision": SiglipSize(**values["vision"])}
+    size = PI0Config(**parts)
+    weights = ", ".join(f"{name} {count / 1e6:.0f}" for name, count in pi0_weights(size).items())
+    print(f"weights (M): {weights}")
+    print("| pi0.trains | optimizer | batch | weights | gradients | moments | activations | together |")
+    print("|---|---|---|---|---|---|---|---|")
+    for trains in Trained:
+        for optimizer, batch in ((Optimizer.adamw, 32), (Optimizer.adamw8bit, 32), (Optimizer.adamw, 8)):
+            found = training_bytes(size, trains, optimizer, batch)
+            numbers = " | ".join(f"{value / 1e9:.1f}" for value in (*found.values(), sum(found.values())))
+            print(f"| {trains.name} | {optimizer.name} | {batch} | {numbers} |")
+
+
+if __name__ == "__main__":
+    main()

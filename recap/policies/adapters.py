@@ -1,0 +1,76 @@
+"""LoRA through peft: small trainable adapters beside frozen weights, saved in the form that lerobot reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recap.errors import RecapError
+from recap.policies.weights import adapter_names, load_weights
+
+CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
+# Every matrix of both Gemmas, and the projections around them; the vision tower stays as it is.
+TARGETS = (
+    r".*\.(language_model|gemma_expert\.model)\.layers\.\d+\.(self_attn|mlp)\..*_proj"
+    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)"
+)
+
+
+def new_adapters(rank: int, base: str) -> LoraConfig:
+    """base: the folder or hub id of the frozen weights."""
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, base_model_name_or_path=base)
+
+
+def has_adapters(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Raises RecapError when the file cannot be read or names no base."""
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise RecapError(f"{folder / CONFIG} cannot be read ({error}). Fix: copy the checkpoint again.") from error
+    if not config.base_model_name_or_path:
+        raise RecapError(f"{folder / CONFIG} does not name the weights that it adapts. Fix: train it again.")
+    return config
+
+
+def add_adapters(policy: Any, config: LoraConfig, folder: Path | None = None) -> None:
+    """Puts adapters into a policy with frozen weights: new ones that change nothing yet, or those of a checkpoint."""
+    inject_adapter_in_model(config, policy)
+    policy.adapters = config
+    for name, parameter in policy.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+    policy.model.paligemma_with_expert.freeze_unread()
+    if folder is not None:
+        load_weights(policy, folder / ADAPTERS, adapters=True)
+
+
+def save_adapters(policy: Any, state: dict[str, Tensor], folder: Path) -> None:
+    names = adapter_names(name for name in state if ".lora_" in name)
+    save_file({names[name]: state[name].contiguous() for name in names}, folder / ADAPTERS)
+    policy.adapters.save_pretrained(str(folder))
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")  # sets have no order
+
+
+@torch.no_grad()
+def merged(policy: Any) -> dict[str, Tensor]:
+    """All weights with the adapters added to them, in float32, under the names of a policy without adapters."""
+    result = {}
+    layers = {name: module for name, module in policy.named_modules() if hasattr(module, "lora_A")}
+    for name, value in policy.state_dict().items():
+        if ".lora_" in name:
+            continue
+        owner, _, last = name.rpartition(".base_layer.")
+        delta = layers[owner].get_delta_weight("default").float() if last == "weight" and owner in layers else 0
+        result[name.replace(".base_layer.", ".")] = (value.float() + delta).contiguous()
+    return result
