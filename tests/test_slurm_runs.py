@@ -144,6 +144,25 @@ def test_a_time_limit_costs_no_step(tmp_path: Path, slurm: None) -> None:
     assert results(tmp_path / RUN) == results(tmp_path / "inline" / RUN)
 
 
+def test_a_notice_in_the_middle_costs_no_step(finished_run: Path, tmp_path: Path, slurm: None) -> None:
+    """The training saves after the step that it is at, though no checkpoint was due."""
+    longer = ["policy=pi0", "stage=sft", "pi0.sft.steps=400", "pi0.sft.save_every=400"]
+    quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
+    for folder in (quiet, disturbed):
+        shutil.copytree(finished_run / RUN / "demonstrations", folder / RUN / "demonstrations")
+    assert tiny("train", *longer, "launcher=inline", cwd=quiet).code == 0
+    assert finish(*longer, "launcher=slurm", "follow=false", cwd=disturbed, entry="train").returncode == 0
+    metrics = disturbed / RUN / "sft/metrics.jsonl"
+    wait(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") > 20, 600, "the training does not begin")
+    sh("scancel", "--signal=USR2", jobs()["sft"]["job"])
+    saved = disturbed / RUN / "sft/checkpoints/last"
+    wait(saved.exists, 60, "nothing is saved")
+    assert 20 < int(saved.readlink().name) < 400
+    wait(lambda: not jobs(), LIMIT, "the training does not end")
+    assert losses(metrics.parent) == losses(quiet / RUN / "sft")
+    assert results(disturbed / RUN) == results(quiet / RUN)
+
+
 # ---------------------------------------------------------------------------------------------------- faults
 LONGER = [
     *["rollout.episodes=24", "eval.episodes=24", "resources.rollout.shards=2"],
