@@ -98,8 +98,12 @@ def main() -> None:
 
     values = yaml.safe_load((Path(__file__).resolve().parents[1] / "conf/size/full.yaml").read_text())["pi0"]
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    towers = {"vlm": GemmaSize(**values["vlm"]), "expert": GemmaSize(**values["expert"])}
-    size = PI0Config(**plain, **towers, vision=SiglipSize(**values["vision"]))
+    size = PI0Config(
+        vision=SiglipSize(**values["vision"]),
+        vlm=GemmaSize(**values["vlm"]),
+        expert=GemmaSize(**values["expert"]),
+        **plain,
+    )
     parts = pi0_weights(size)
     print("weights (M): " + ", ".join(f"{name} {count / 1e6:.0f}" for name, count in parts.items()))
     print("| pi0.trains | optimizer | batch | weights | gradients | moments | activations | together |")
