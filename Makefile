@@ -3,7 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.setup-done
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-small study test test-slow lint format lock clean
+.PHONY: help setup demo demo-small study test test-slow soak lint format lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ test: setup ## Fast tests
 
 test-slow: setup ## End-to-end tests
 	$(PY) -m pytest -m slow $(ARGS)
+
+soak: setup ## A chain on a real SLURM under fifty random faults, about half an hour; RECAP_SEED=1 for other ones
+	RECAP_FAULTS=50 $(PY) -m pytest -m slow tests/test_slurm_runs.py -k faults -s $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(PY) -m ruff check .

@@ -7,15 +7,16 @@
 Every key: python advantage.py --cfg job
 """
 
+from recap.chain import Chain
 from recap.cli import entrypoint
 from recap.config import AdvantageJob
 
 
 @entrypoint(AdvantageJob)
-def main(cfg: AdvantageJob) -> None:
+def main(cfg: AdvantageJob) -> Chain | None:
     from recap.pipeline import run_advantage  # here, because torch takes seconds that a mistyped key should not cost
 
-    run_advantage(cfg)
+    return run_advantage(cfg)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@
 Every key: python eval.py --cfg job
 """
 
+from recap.chain import Chain
 from recap.cli import entrypoint
 from recap.config import EvalJob
 
 
 @entrypoint(EvalJob)
-def main(cfg: EvalJob) -> None:
+def main(cfg: EvalJob) -> Chain | None:
     from recap.pipeline import run_eval  # here, because torch takes seconds that a mistyped key should not cost
 
-    run_eval(cfg)
+    return run_eval(cfg)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,23 @@
     python loop.py experiment=demo +iterations=2 seed=0,1,2 -m     three runs: outputs/demo/seed=0, seed=1, …
     python loop.py experiment=demo iterations=1 advantage.positive_fraction=0.2,0.3 -m
     python loop.py experiment=demo iterations=1 'controls=[labels_on_demonstrations]'
+    python loop.py +iterations=3 follow=false                      on a cluster: submit and leave
+    python loop.py +iterations=3 action=status                     or action=cancel
 
 Started again, it does what is missing and redoes nothing. Every key: python loop.py --cfg job
 """
 
+from recap.chain import Chain
 from recap.cli import entrypoint
 from recap.config import LoopJob
 
 
 @entrypoint(LoopJob)
-def main(cfg: LoopJob) -> None:
-    """One iteration (`cfg.iteration`) of one run; the first also does SFT and the value function, the last reports."""
+def main(cfg: LoopJob) -> Chain | None:
+    """One run; in this process one iteration of it, `cfg.iteration`, after the other."""
     from recap.pipeline import run_loop  # here, because torch takes seconds that a mistyped key should not cost
 
-    run_loop(cfg)
+    return run_loop(cfg)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@
 Started again, it continues from the last checkpoint. Every key: python train.py --cfg job
 """
 
+from recap.chain import Chain
 from recap.cli import entrypoint
 from recap.config import TrainJob
 
 
 @entrypoint(TrainJob)
-def main(cfg: TrainJob) -> None:
+def main(cfg: TrainJob) -> Chain | None:
     from recap.pipeline import run_train  # here, because torch takes seconds that a mistyped key should not cost
 
-    run_train(cfg)
+    return run_train(cfg)
 
 
 if __name__ == "__main__":

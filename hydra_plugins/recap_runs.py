@@ -14,15 +14,20 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from recap.config import Config, ConfigError, LoopJob, difference, keys, shared, typed
+from recap.config import Action, Config, ConfigError, LauncherKind, LoopJob, difference, keys, shared, typed
+from recap.launch import automatic, launcher
+from recap.share import process
 
 
 class Runs(Sweeper):
     """Hydra's multirun as a loop needs it.
 
-    Every combination of the swept values is a run with a directory of its own, the iterations of a run follow each
-    other, and all of them are composed, typed and checked before the first one starts.
+    Every combination of the swept values is a run with a directory of its own, and all of them are composed, typed and
+    checked before the first one starts. In this process the iterations of a run follow each other; for jobs a run is
+    one chain.
     """
+
+    automatic = False  # whether a run leaves the launcher to us
 
     def __init__(self, **_: Any):  # Hydra passes the options of its basic sweeper
         pass
@@ -33,7 +38,11 @@ class Runs(Sweeper):
         self.launch = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
 
     def sweep(self, arguments: list[str]) -> Any:
-        results = self.launch(self.jobs(arguments), initial_job_idx=0)  # one after the other
+        jobs = self.jobs(arguments)
+        if self.automatic and process().index == 0:
+            kind, why = automatic()
+            print(f"launcher=auto: {kind.name}, because {why}", flush=True)
+        results = self.launch(jobs, initial_job_idx=0)  # one after the other
         return [result.return_value for result in results]  # raises what a job raised
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
@@ -51,7 +60,9 @@ class Runs(Sweeper):
             same = runs.setdefault(cfg.output, cfg)
             if changed := difference(shared(same), shared(cfg)):
                 raise ConfigError([f"output={cfg.output}: two runs ({changed[0]}) share it. Fix: give each a name=…"])
-            if isinstance(cfg, LoopJob):
+            self.automatic |= cfg.launcher.kind is LauncherKind.auto
+            here = launcher(cfg) is LauncherKind.inline and cfg.action is Action.run
+            if isinstance(cfg, LoopJob) and here:
                 jobs += [[*job, f"++iteration={k}"] for k in range(1, cfg.iterations + 1)]
             else:
                 jobs.append(job)

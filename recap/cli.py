@@ -19,25 +19,30 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recap.chain import Chain
 from recap.config import Config, ConfigError, keys, nearest, typed
 from recap.errors import RecapError, disk_error
 
-GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "tracking", "experiment")
+GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "site", "tracking", "experiment")
 
 
-def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], None]], Callable[[], None]]:
-    """Decorates `main(cfg)` of <name>.py, configured by conf/<name>.yaml beside it; cfg is a checked `schema`."""
+def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | None]], Callable[[], None]]:
+    """Decorates `main(cfg)` of <name>.py, configured by conf/<name>.yaml beside it; cfg is a checked `schema`.
 
-    def decorate(function: Callable[[C], None]) -> Callable[[], None]:
+    main does the work, or returns it as a chain of jobs; those of all runs of a sweep are submitted side by side.
+    """
+
+    def decorate(function: Callable[[C], Chain | None]) -> Callable[[], None]:
         file = Path(inspect.getfile(function)).resolve()
         return lambda: sys.exit(_run(function, schema, file.parent / "conf", file.stem))
 
     return decorate
 
 
-def _run[C: Config](function: Callable[[C], None], schema: type[C], conf: Path, name: str) -> int:
+def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf: Path, name: str) -> int:
     """Composes, checks and runs every job of the command line, and returns the exit code."""
     failed: set[str] = set()
+    chains: list[Chain] = []
 
     def job(cfg: DictConfig) -> None:
         """One job. It never raises, so that one failed run does not take the others with it."""
@@ -49,7 +54,8 @@ def _run[C: Config](function: Callable[[C], None], schema: type[C], conf: Path, 
             )
             return
         try:
-            function(config)
+            if (chain := function(config)) is not None:
+                chains.append(chain)
         except RecapError as error:
             failed.add(config.output)
             _say(f"{config.output}: {error}")
@@ -72,6 +78,8 @@ def _run[C: Config](function: Callable[[C], None], schema: type[C], conf: Path, 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise its errors instead of printing them and exiting
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+        if chains:
+            failed |= _carry_out(chains, not failed)
     except (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if full_error == "1":
             raise
@@ -89,6 +97,23 @@ def _run[C: Config](function: Callable[[C], None], schema: type[C], conf: Path, 
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
     return 1 if failed else 0
+
+
+def _carry_out(chains: list[Chain], all_ready: bool) -> set[str]:
+    """The directories of the runs that failed."""
+    from recap.follow import carry_out, failure
+
+    if not all_ready:
+        print("nothing was submitted: every run of a sweep has to be ready first", file=sys.stderr)
+        return set()
+    try:
+        broken = carry_out(chains)
+    except RecapError as error:
+        _say(str(error))
+        return {chain.cfg.output for chain in chains}
+    for chain in broken:
+        _say(f"{chain.cfg.output}: {failure(chain)}")
+    return {chain.cfg.output for chain in broken}
 
 
 def _say(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from recap.config import Device
@@ -9,11 +11,13 @@ from recap.errors import RecapError
 
 
 def device_name(device: Device) -> str:
-    """`auto` takes the accelerator that is there.
+    """`auto` takes the accelerator that is there; of processes started together, each takes its own.
 
     Raises:
         RecapError: the device asked for is not on this machine.
     """
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is Device.auto:
         return next(name for name, there in available.items() if there)

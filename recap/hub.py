@@ -79,6 +79,8 @@ def download(name: str, kind: Kind, revision: str | None = None) -> str:
 def refusals(needs: Sequence[Need]) -> dict[Need, str]:
     """Why the hub would not give each of these, "" if it would. Asks for all at once, and waits only some seconds."""
     found = dict.fromkeys(needs, UNREACHABLE)
+    if not needs:
+        return found
 
     def ask(need: Need) -> None:
         found[need] = _refusal(need)
@@ -118,7 +120,8 @@ def _refusal(need: Need) -> str:
     except (HfHubHTTPError, OSError):  # offline, no network, no answer
         return UNREACHABLE
     except Exception as error:  # noqa: BLE001  httpx and its kin have error classes of their own
-        return UNREACHABLE if "Connect" in type(error).__name__ else f"the hub says {str(error).splitlines()[0]}"
+        said = (str(error).splitlines() or [""])[0]
+        return UNREACHABLE if "Connect" in type(error).__name__ else f"the hub says {type(error).__name__} {said}"
     return ""
 
 

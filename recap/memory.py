@@ -6,6 +6,8 @@ with gradient checkpointing, as what is kept at every layer plus the recomputati
 
 from __future__ import annotations
 
+from typing import Any
+
 from recap.config import GemmaSize, Optimizer, PI0Config, SiglipSize, Trained
 
 VOCABULARY = 257_152  # PaliGemma's
@@ -97,15 +99,11 @@ def main() -> None:
     import yaml
 
     values = yaml.safe_load((Path(__file__).resolve().parents[1] / "conf/size/full.yaml").read_text())["pi0"]
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    size = PI0Config(
-        vision=SiglipSize(**values["vision"]),
-        vlm=GemmaSize(**values["vlm"]),
-        expert=GemmaSize(**values["expert"]),
-        **plain,
-    )
-    parts = pi0_weights(size)
-    print("weights (M): " + ", ".join(f"{name} {count / 1e6:.0f}" for name, count in parts.items()))
+    parts: dict[str, Any] = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    parts |= {key: GemmaSize(**values[key]) for key in ("vlm", "expert")} | {"vision": SiglipSize(**values["vision"])}
+    size = PI0Config(**parts)
+    weights = ", ".join(f"{name} {count / 1e6:.0f}" for name, count in pi0_weights(size).items())
+    print(f"weights (M): {weights}")
     print("| pi0.trains | optimizer | batch | weights | gradients | moments | activations | together |")
     print("|---|---|---|---|---|---|---|---|")
     for trains in Trained:

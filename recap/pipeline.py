@@ -12,32 +12,42 @@ from pathlib import Path
 from typing import TextIO
 
 from recap.by_hand import advantage_job, eval_job
-from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob, shared
+from recap.chain import Chain
+from recap.config import Action, AdvantageJob, Config, EvalJob, LauncherKind, LoopJob, TrainJob, shared
 from recap.errors import RecapError, disk_error
 from recap.graph import DEMONSTRATIONS, EXECUTION, Node, control_nodes, iteration_nodes, pretraining, train_node
-from recap.launch import launch
+from recap.launch import Run, launcher, resources, section, submitted
 from recap.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.rundir import (
+    SHARES,
     check,
     claim,
     clear_leftovers,
     finished,
+    in_job,
     is_main_process,
     lock,
+    note_share,
     read_manifest,
     results_digest,
     stage_of,
     verify,
     write_manifest,
 )
+from recap.share import WHOLE, Share, process
 
+SHARED = {"rollout", "evaluate", "advantage"}  # kinds of stages whose work can be shared out
+INPUT_SECONDS = 60.0  # after which a network file system shows what another node has finished
 ELSEWHERE = "result=<another directory> writes there"  # for somebody who wants other values by hand
 
 
 # ---------------------------------------------------------------------------------------------------- one stage
-def run_node(cfg: Config, node: Node) -> None:
-    """Runs one stage of the run directory `cfg.output`, or does nothing if it is finished.
+def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
+    """Runs one stage of the run directory `cfg.output`, or a shard of it, or does nothing if it is finished.
+
+    Processes that were started together share a stage (SHARED) or train together. Of shares, the one that is done last
+    finishes the stage.
 
     Raises:
         RecapError: an input is missing or damaged, the directory belongs to another configuration, or another process
@@ -45,47 +55,76 @@ def run_node(cfg: Config, node: Node) -> None:
     """
     out = Path(cfg.output) / node.path
     inputs = {role: Path(cfg.output) / path for role, path in node.inputs.items()}
-    if not is_main_process():
+    beside = process()
+    share = shard.among(beside.index, beside.count) if node.kind in SHARED else shard
+    if share.whole and not is_main_process():
         _assist(cfg, node, inputs, out)
         return
     config = node.config(cfg)
     check(out, config)
     if finished(out):
-        _check_kept(node, out, inputs)
+        if is_main_process():
+            _check_kept(node, out, inputs)
         return
     for role, path in inputs.items():
         _check_input(cfg, node, role, path)
-    from recap.stages import STAGES  # torch and lerobot take seconds that finished stages should not cost
+    if share.whole or _contribute(cfg, node, inputs, out, share):
+        with lock(out):
+            if finished(out):  # another process finished it while this one looked
+                return
+            claim(out, config)
+            clear_leftovers(out)
+            began = time.time()
+            with _logged(node, out) as say:
+                _stage(node)(cfg, inputs, out, say, **node.options)
+                write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
+            (out / SHARES).unlink(missing_ok=True)
+    elif shard.whole:
+        _wait(out)
 
-    with lock(out):
-        if finished(out):  # another process finished it while this one looked
-            return
-        claim(out, config)
-        clear_leftovers(out)
-        began = time.time()
-        with (out / "log.txt").open("a", buffering=1, encoding="utf-8") as log, _reported(node, out, log):
 
-            def say(text: str) -> None:
-                print(text, flush=True)
-                log.write(text + "\n")
-
-            STAGES[node.kind](cfg, inputs, out, say, **node.options)
-            write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
+def _contribute(cfg: Config, node: Node, inputs: dict[str, Path], out: Path, share: Share) -> bool:
+    """Does one share of a stage beside the others; whether all are done."""
+    with lock(out, shared=True):
+        if finished(out):
+            return False
+        claim(out, node.config(cfg))
+        with _logged(node, out) as say:
+            _stage(node)(cfg, inputs, out, say, share=share, **node.options)
+        return note_share(out, share)
 
 
 def _assist(cfg: Config, node: Node, inputs: dict[str, Path], out: Path) -> None:
-    """What a process beside the main one does: its share of a training; any other stage it only waits for.
-
-    If the main process fails, whoever started the processes ends them all.
-    """
+    """What a process beside the main one does in a stage that is not shared out: its part of a training, or waiting."""
     if finished(out):
         return
     if node.kind == "train":
-        from recap.stages import STAGES
+        _stage(node)(cfg, inputs, out, lambda _: None, **node.options)
+    _wait(out)
 
-        STAGES[node.kind](cfg, inputs, out, lambda _: None, **node.options)
+
+def _wait(out: Path) -> None:
+    """If the process that finishes the stage fails, whoever started the processes ends them all."""
     while not finished(out):
         time.sleep(0.5)
+
+
+def _stage(node: Node) -> Callable[..., None]:
+    from recap.stages import STAGES  # torch and lerobot take seconds that finished stages should not cost
+
+    return STAGES[node.kind]
+
+
+@contextmanager
+def _logged(node: Node, out: Path) -> Iterator[Callable[[str], None]]:
+    """`say`, which tells the console and the stage's log; errors go to the log too."""
+    with (out / "log.txt").open("a", buffering=1, encoding="utf-8") as log, _reported(node, out, log):
+
+        def say(text: str) -> None:
+            print(text, flush=True)
+            log.write(text + "\n")
+
+        yield say
 
 
 @contextmanager
@@ -119,6 +158,9 @@ def _check_kept(node: Node, out: Path, inputs: dict[str, Path]) -> None:
 
 
 def _check_input(cfg: Config, node: Node, role: str, path: Path) -> None:
+    deadline = time.monotonic() + (INPUT_SECONDS if in_job() else 0)
+    while not finished(stage_of(path)) and time.monotonic() < deadline and not (path / "config.json").is_file():
+        time.sleep(1)
     if finished(stage_of(path)):
         verify(stage_of(path), _command(node.inputs[role]))
     elif not (path / "config.json").is_file():  # a checkpoint folder by hand needs no finished stage
@@ -152,32 +194,68 @@ def _command(path: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- several stages
-def run_nodes(cfg: Config, nodes: Sequence[Node], identity: bool = True) -> None:
-    """Runs stages one after the other through the launcher, and says what each did.
+def run_nodes(
+    cfg: Config, nodes: Sequence[Node], *, identity: bool = True, run: Run = run_node, done: Callable[[], None]
+) -> Chain | None:
+    """Runs stages here, one after the other, and says what each did; or returns them as a chain of jobs, checked.
 
     identity: whether they are stages of the run `cfg.output`, which then has to have this configuration as a whole.
+    run: what a job does with its stage. done: called when all are finished, here or by who follows the jobs.
 
     Raises:
         RecapError: before any work, for whatever can be known by then; and what a stage reports.
     """
-    run = Path(cfg.output)
+    chain, inline = Chain(cfg, nodes, run, done), launcher(cfg) is LauncherKind.inline
+    if cfg.action is not Action.run:
+        return chain
+    if inline and not cfg.follow:
+        raise RecapError("follow=false: launcher=inline works in this process. Fix: leave it out, or launcher=slurm.")
     if is_main_process():
-        if identity:
-            check(run, _identity(cfg))
+        _check(cfg, nodes, identity)
+    if not inline:
         for node in nodes:
-            check(run / node.path, node.config(cfg), "name=<another> starts a new run" if identity else ELSEWHERE)
-        if to_do := {node.kind for node in nodes if not finished(run / node.path)}:
-            _check_order(cfg, nodes)
-            preflight(cfg, to_do)
-        if identity:
-            claim(run, _identity(cfg))
+            if finished(chain.out(node)):
+                run_node(cfg, node)
+        return chain
     show: Callable[[str], None] = print if is_main_process() else lambda _: None
     for node in nodes:
-        kept, began = finished(run / node.path), time.perf_counter()
+        kept, began = finished(chain.out(node)), time.perf_counter()
         if not kept:
             show(f"── {node.path}")
-        launch(cfg, node, run_node)
+        run_node(cfg, node)
         show(f"── {node.path}  kept" if kept else f"── {node.path}  done in {time.perf_counter() - began:.0f} s")
+    if is_main_process():
+        done()
+    return None
+
+
+def _check(cfg: Config, nodes: Sequence[Node], identity: bool) -> None:
+    """Raises RecapError for whatever can be known before the first stage; the run directory is this run's then."""
+    run = Path(cfg.output)
+    if identity:
+        check(run, _identity(cfg))
+    for node in nodes:
+        check(run / node.path, node.config(cfg), "name=<another> starts a new run" if identity else ELSEWHERE)
+    to_do = [node for node in nodes if not finished(run / node.path)]
+    if to_do:
+        _check_queue(cfg, to_do)
+        _check_order(cfg, nodes)
+        asked = {section(node): resources(cfg, node) for node in to_do}
+        preflight(cfg, {node.kind for node in to_do}, asked if launcher(cfg) is LauncherKind.slurm else None)
+    if identity:
+        claim(run, _identity(cfg))
+
+
+def _check_queue(cfg: Config, nodes: Sequence[Node]) -> None:
+    """Raises RecapError where `auto` would run here what may be in the queue of a cluster that does not answer now."""
+    if cfg.launcher.kind is not LauncherKind.auto or launcher(cfg) is LauncherKind.slurm or not is_main_process():
+        return
+    for node in nodes:
+        if jobs := submitted(Path(cfg.output) / node.path):
+            raise RecapError(
+                f"{node.path} was submitted to SLURM (job {next(reversed(jobs))}), which does not answer now. "
+                "Fix: the same command again later, or launcher=inline if that job is gone."
+            )
 
 
 def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
@@ -194,7 +272,7 @@ def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
 def _identity(cfg: Config) -> dict:
     """What all stages of a run share. How it is executed may change between two calls of the same run."""
     values = shared(cfg)
-    for key in ("output", "device", "sharding", "launcher", "tracking", "controls"):
+    for key in ("output", "device", "sharding", "launcher", "resources", "tracking", "controls", "action", "follow"):
         values.pop(key)
     for model, key in product(("pi0", "value"), EXECUTION):
         values[model].pop(key, None)
@@ -203,16 +281,27 @@ def _identity(cfg: Config) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------- entrypoints
-def run_loop(cfg: LoopJob) -> None:
-    """Iteration `cfg.iteration` of a run; the first also pre-trains, the last also runs the controls and reports."""
-    assert cfg.iteration is not None
-    last = cfg.iteration == cfg.iterations
-    nodes = (pretraining(cfg) if cfg.iteration == 1 else []) + iteration_nodes(cfg, cfg.iteration)
+def run_loop(cfg: LoopJob) -> Chain | None:
+    """A run: pre-training, the iterations, the controls of the last, the report; `cfg.iteration`: that one alone.
+
+    Iteration 1 brings the pre-training with it.
+    """
+    iterations = range(1, cfg.iterations + 1) if cfg.iteration is None else [cfg.iteration]
+    last = iterations[-1] == cfg.iterations
+    nodes = pretraining(cfg) if iterations[0] == 1 else []
+    for iteration in iterations:
+        nodes += iteration_nodes(cfg, iteration)
     for arm in cfg.controls if last else []:
-        nodes += control_nodes(cfg, arm, cfg.iteration)
-    run_nodes(cfg, nodes)
-    if is_main_process():
-        _report(Path(cfg.output), show=last)
+        nodes += control_nodes(cfg, arm, cfg.iterations)
+    return run_nodes(cfg, nodes, run=run_and_report, done=lambda: _report(Path(cfg.output), show=last))
+
+
+def run_and_report(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
+    """A stage of a loop as a job: the report is up to date after each evaluation, whoever follows the run."""
+    run_node(cfg, node, shard)
+    if node.kind == "evaluate" and is_main_process() and finished(Path(cfg.output) / node.path):
+        with lock(Path(cfg.output)):
+            _report(Path(cfg.output), show=False)
 
 
 def _report(run: Path, show: bool) -> None:
@@ -233,21 +322,20 @@ def _read(path: Path) -> object:
         return None  # missing or damaged: it is written anew
 
 
-def run_train(cfg: TrainJob) -> None:
+def run_train(cfg: TrainJob) -> Chain | None:
     """One training; the demonstrations first, if they are to be recorded."""
     recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
-    run_nodes(cfg, [*recorded, train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)])
+    return run_nodes(cfg, [*recorded, train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)], done=lambda: None)
 
 
-def run_advantage(cfg: AdvantageJob) -> None:
+def run_advantage(cfg: AdvantageJob) -> Chain | None:
     """Labels of an iteration, by the run's own value function or the one in `checkpoint`."""
     node, identity = advantage_job(cfg)
-    run_nodes(cfg, [node], identity)
+    return run_nodes(cfg, [node], identity=identity, done=lambda: None)
 
 
-def run_eval(cfg: EvalJob) -> None:
+def run_eval(cfg: EvalJob) -> Chain | None:
     """Evaluates a checkpoint, or records rollouts with it (`record=true`)."""
     cfg, node, identity = eval_job(cfg)
-    run_nodes(cfg, [node], identity)
-    if is_main_process():
-        print(Path(cfg.output) / node.path / ("dataset" if cfg.record else "result.json"))
+    result = Path(cfg.output) / node.path / ("dataset" if cfg.record else "result.json")
+    return run_nodes(cfg, [node], identity=identity, done=lambda: print(result))

@@ -31,6 +31,12 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLI
 SINGLE_THREAD = {**dict.fromkeys(_THREADS, "1"), "LP_NUM_THREADS": "0"}
 STALL_SECONDS = 600.0  # a request is a chunk of steps in each slot, or one demonstration: longer silence is a hang
 CLOSE_SECONDS = 5.0  # for a process to finish what it writes, before it is killed
+# Signals to a whole job are for its main process: it decides, and the sockets close.
+PROGRAM = """import signal
+for number in signal.SIGTERM, signal.SIGUSR2:
+    signal.signal(number, signal.SIG_IGN)
+from recap.simulation import main
+main({})"""
 RESUME = "Finished episodes are kept: run again to go on."
 
 
@@ -180,7 +186,7 @@ def _start(number: int) -> Worker:
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from recap.simulation import main; main({theirs.fileno()})"],
+            [sys.executable, "-c", PROGRAM.format(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=os.environ | SINGLE_THREAD | egl_device(number) | {"PYTHONPATH": path},

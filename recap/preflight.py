@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from recap.config import Config, Device, EnvKind, Sharding
+from recap import slurm
+from recap.config import Config, Device, EnvKind, Resources, Sharding
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
@@ -30,34 +32,42 @@ ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
 
-def preflight(cfg: Config, kinds: Collection[str]) -> None:
+def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources] | None = None) -> None:
     """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later.
 
     What is missing and the hub gives is fetched, but only when nothing else is wrong.
+
+    jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
     wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
-    found = list(_problems(cfg, set(kinds), absent={need.key for need in wanted}))
-    if wanted:
-        found += [_missing(need, reason) for need, reason in refusals(wanted).items() if reason]
+    remote = [need for need in wanted if not Path(need.name).is_dir()]
+    found = list(_problems(cfg, set(kinds), jobs, absent={need.key for need in wanted}))
+    incomplete = [need for need in wanted if need not in remote]
+    found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
+    found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
+    for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
     if not found:
-        for need in wanted:
+        for need in remote:
             fetch(need)
-        found = list(_problems(cfg, set(kinds), absent=set())) if wanted else []
+        found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
     if found:
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
         )
 
 
-def _problems(cfg: Config, kinds: set[str], absent: set[str]) -> Iterator[str]:
+def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None, absent: set[str]) -> Iterator[str]:
     """absent: keys of what is not on this machine, of which nothing can be said yet."""
     yield from _disk(cfg)
+    yield from () if jobs is None else slurm.problems(cfg, jobs)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
-    checks: list[Callable[[Config], object]] = [_device] if kinds - {"demonstrations"} else []
-    checks += [_memory] if "train" in kinds else []
-    checks += [_names] if kinds & ACTING else []
-    checks += [_environment] if kinds & ACTING and ASSETS_KEY not in absent else []
+    computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
+    checks: list[Callable[[Config], object]] = [_device] if computes and kinds - {"demonstrations"} else []
+    checks += [_memory] if computes and "train" in kinds else []
+    checks += [_names] if simulates else []
+    checks += [_environment] if simulates and ASSETS_KEY not in absent else []
     checks += [_data] if kinds & READING and sources and data_here else []
     checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
     failed = False
@@ -118,6 +128,17 @@ def _disk(cfg: Config) -> Iterator[str]:
                 f"output={cfg.output}: {free / 1e9:.1f} GB free, size={cfg.size} needs about {need / 1e9:.1f} GB. "
                 "Fix: free some, or output=<another disk>."
             )
+
+
+def _renders() -> bool:
+    """Whether this machine can build environments; a cluster's login node need not."""
+    from recap.envs.moka.rendering import choose_gl
+
+    try:
+        choose_gl()
+    except RecapError:
+        return False
+    return True
 
 
 def _device(cfg: Config) -> None:

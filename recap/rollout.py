@@ -26,9 +26,10 @@ from recap.config import DemonstratorConfig
 from recap.envs import EpisodeSpec
 from recap.errors import RecapError
 from recap.pool import RESUME, Pool, Worker
+from recap.share import WHOLE, Share
 from recap.simulation import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
 
-__all__ = ["ActFn", "EpisodeResult", "Pool", "demonstrate", "read_journal", "roll"]
+__all__ = ["ActFn", "EpisodeResult", "Pool", "already", "demonstrate", "journals", "read_journal", "roll"]
 
 LINE_SECONDS = 10.0  # between progress lines when there is no terminal
 
@@ -58,6 +59,7 @@ def roll(
     max_steps: int | None = None,
     on_done: Callable[[EpisodeResult], None] | None = None,
     progress: str | None = "rollout",
+    share: Share = WHOLE,
 ) -> list[EpisodeResult]:
     """Plays every episode of `plan` that is not finished yet; returns the results of the whole plan in its order.
 
@@ -69,17 +71,22 @@ def roll(
     videos: folder for mp4 files of the first `video_episodes` of the plan, when they are played.
     max_steps: an earlier time-out than the environment's. on_done: gets each new result.
     progress: label of the progress bar, None for silence.
+    share: of the plan; the other episodes are played by other processes into the same folder or beside the journal,
+    and are returned if they are finished already.
 
     Raises RecapError: an empty plan, files of another plan, actions that are not finite or of the wrong shape, an
     environment that fails, a process that dies.
     """
     if record is not None and journal is not None:
         raise ValueError("record holds the results already: give record or journal, not both")
-    results = _already(plan, record, journal)
-    todo = [spec for spec in plan if spec.index not in results]
+    results = already(plan, record, journal)
+    mine = {spec.index for spec in share.of(plan)}
+    todo = [spec for spec in share.of(plan) if spec.index not in results]
+    done = [result for result in results.values() if result.index in mine]
     film = frozenset(spec.index for spec in plan[:video_episodes]) if videos is not None else frozenset()
     job = Job(split, record, videos, film, max_steps)
-    with _closing_on_error(pool), _Journal(journal) as lines, _Progress(progress, len(plan), results.values()) as bar:
+    own = journal_of(journal, share)
+    with _closing_on_error(pool), _Journal(own) as lines, _Progress(progress, len(mine), done) as bar:
         for finished in _rounds(pool, job, todo, act, n_action_steps):
             lines.append(finished)
             for result in finished:
@@ -87,7 +94,7 @@ def roll(
                 bar.add(result)
                 if on_done is not None:
                     on_done(result)
-    return [results[spec.index] for spec in plan]
+    return [results[spec.index] for spec in plan if spec.index in results]
 
 
 def demonstrate(
@@ -107,7 +114,7 @@ def demonstrate(
     (`attempt_seed`): a plan of n yields n successes. The seed in a result and in its recording is that of the attempt
     kept. Its time-out is `demonstrator.max_steps`. Raises RecapError as `roll` does.
     """
-    results = _already(plan, record, None, attempts=DEMONSTRATION_ATTEMPTS)
+    results = already(plan, record, None, attempts=DEMONSTRATION_ATTEMPTS)
     todo = deque(spec for spec in plan if spec.index not in results)
     busy: list[Worker] = []
     with _closing_on_error(pool), _Progress(progress, len(plan), results.values()) as bar:
@@ -217,17 +224,21 @@ def _closing_on_error(pool: Pool) -> Iterator[None]:
 
 
 # ----------------------------------------------------------------------------------------------- what is already done
-def _already(
+def already(
     plan: Sequence[EpisodeSpec], record: Path | None, journal: Path | None, attempts: int = 1
 ) -> dict[int, EpisodeResult]:
-    """Finished episodes of the plan by index. Raises RecapError: an empty or doubled plan, files of another plan."""
+    """Finished episodes of the plan by index, whoever played them: recorded in a folder, or told in journals.
+
+    Raises RecapError: an empty or doubled plan, files of another plan.
+    """
     specs = {spec.index: spec for spec in plan}
     if not specs:
         raise RecapError("episodes=0: there is nothing to roll out; ask for at least one episode")
     if len(specs) < len(plan):
         raise RecapError("the plan holds an episode index twice; every index must be its own")
     done: dict[int, EpisodeResult] = {}
-    for path, results in ((record, _recorded(record)), (journal, read_journal(journal))):
+    found = [(record, _recorded(record)), *((path, read_journal(path)) for path in journals(journal))]
+    for path, results in found:
         for result in results:
             spec = specs.get(result.index)
             if spec is None:
@@ -243,6 +254,16 @@ def _already(
                 )
             done[result.index] = result
     return done
+
+
+def journal_of(journal: Path | None, share: Share) -> Path | None:
+    """Where a share writes: each its own file, since two processes must not append to one."""
+    return journal if journal is None or share.whole else journal.with_suffix(f".{share}{journal.suffix}")
+
+
+def journals(journal: Path | None) -> list[Path]:
+    """The journal, and those of shares beside it."""
+    return [] if journal is None else [journal, *sorted(journal.parent.glob(f"{journal.stem}.*of*{journal.suffix}"))]
 
 
 def _recorded(folder: Path | None) -> list[EpisodeResult]:

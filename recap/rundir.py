@@ -26,17 +26,24 @@ import yaml
 
 from recap.config import difference
 from recap.errors import RecapError
+from recap.share import Share, process
 
-MANIFEST, CONFIG = "manifest.json", "config.yaml"
+MANIFEST, CONFIG, SHARES, COMMIT = "manifest.json", "config.yaml", ".shares", "COMMIT"
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 VERIFIED = (".safetensors", ".parquet", ".json")  # results that later stages read
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
 LOCK_SECONDS = 2.0  # what a killed process may take to go
+JOB_LOCK_SECONDS = 300.0  # the same for the process of a job on a cluster, whose node may have been lost
 
 
 def is_main_process() -> bool:
     """False in all but one of the processes that `accelerate launch`, torchrun or SLURM start together."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process().index == 0
+
+
+def in_job() -> bool:
+    """Whether this process is a job's on a cluster, with a network file system between it and others."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 def finished(stage: Path) -> bool:
@@ -223,6 +230,8 @@ def _sha256(path: Path, *_: int) -> str:
 def git_commit() -> str | None:
     """Of the code that runs, with `-dirty` if it has uncommitted changes; None outside a git checkout."""
     root = Path(__file__).resolve().parent
+    if (root.parent / COMMIT).is_file():  # a snapshot, which lies in somebody's checkout or in none
+        return (root.parent / COMMIT).read_text(encoding="utf-8") or None
     try:
         run = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -238,18 +247,18 @@ def git_commit() -> str | None:
 
 # ---------------------------------------------------------------------------------------------------- lock
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """One process at a time works in a stage directory. The lock goes with the process, however that ends.
+def lock(directory: Path, *, shared: bool = False) -> Iterator[None]:
+    """One process at a time works in a directory, or several that share its work. The lock goes with the process.
 
     Raises:
         RecapError: another process holds it, naming which.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + (JOB_LOCK_SECONDS if in_job() else LOCK_SECONDS)
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() < deadline:
@@ -260,7 +269,20 @@ def lock(directory: Path) -> Iterator[None]:
                     f"{directory} is busy: {file.read().strip() or 'another process'} works in it. "
                     "Fix: wait for it, stop it, or choose another name=…"
                 ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
+
+
+def note_share(stage: Path, share: Share) -> bool:
+    """Notes in the stage that a share is done; whether all are. One of the shares at least is told so."""
+    with (stage / SHARES).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a network file system reads anew after locking
+        file.seek(0)
+        done = {*file.read().split(), str(share)}
+        file.write(f"\n{share}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return all(str(Share(index, share.count)) in done for index in range(share.count))

@@ -19,6 +19,7 @@ import torch
 from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
+from recap.notice import NOTICE
 from recap.policies.acting import to_tensor
 from recap.policies.checkpoint import Checkpoint
 from recap.progress import Progress
@@ -149,6 +150,7 @@ def train(
     with (
         Tracker(out / "metrics.jsonl" if main else None, start) as tracker,
         Progress(label, config.steps, start, quiet=not main) as bar,
+        NOTICE.at_a_good_moment(),
     ):
         for step in range(start, config.steps):
             rate = learning_rate(config, step)
@@ -165,7 +167,8 @@ def train(
             unchecked.append(torch.stack([total.detach().float(), whole(norm, total)]))
             done = step + 1
             last = done == config.steps
-            save = last or done % config.save_every == 0
+            leave = _notice_given(processes, total.device) and not last
+            save = last or leave or done % config.save_every == 0
             if save or done % config.log_every == 0:
                 loss, size = _check(mean(torch.stack(unchecked)).tolist(), done, label, config)
                 unchecked.clear()
@@ -173,10 +176,20 @@ def train(
                 tracker.log(done, loss=loss, lr=rate, grad_norm=size, samples_per_second=speed)
             if save:
                 _save(checkpoint, store, folder, done, config, main=main)
+            if leave:
+                NOTICE.leave()
             bar.advance(f"loss {loss:.4f}")
     wait_for_all()
     policy.eval()
     return folder / "last"
+
+
+def _notice_given(processes: int, device: torch.device) -> bool:
+    """The same answer in all processes, after the same step."""
+    given = NOTICE.given()
+    if processes > 1 and NOTICE.requeues is not None:
+        given = bool(mean(torch.tensor(float(given), device=device)).item())
+    return given
 
 
 def _check(numbers: list[list[float]], done: int, label: str, config: TrainConfig) -> tuple[float, float]:

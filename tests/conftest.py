@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["cluster"]
+
 # Before anything imports torch, transformers or wandb, which read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ["SLURM_CONF"] = "/nowhere/slurm.conf"  # no cluster that this machine may belong to; see cluster.py
 
 
 @pytest.fixture(scope="session")

@@ -316,6 +316,14 @@ def test_a_device_that_is_not_there(work: Path) -> None:
     refuses(work, "train", "name=elsewhere", f"device={device}", says=[f"device={device}", "Choices here: cpu"])
 
 
+def test_weights_that_are_not_there(work: Path) -> None:
+    (work / "empty").mkdir()
+    says = ["pi0.pretrained=empty: holds no *model.safetensors"]
+    refuses(work, "train", "name=other", "pi0.pretrained=empty", says=says)
+    says = ["pi0.pretrained=nobody/nothing: not on this machine", "hf download nobody/nothing"]
+    refuses(work, "train", "name=other", "pi0.pretrained=nobody/nothing", says=says)
+
+
 def test_an_unknown_task(tmp_path: Path) -> None:
     says = ["make tea", "put the moka pot on the stove"]
     refuses(tmp_path, "loop", "+iterations=1", "env.tasks=['make tea']", says=says)

@@ -164,7 +164,7 @@ def test_interrupted(run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
-        (["train.py", "pi0.lr=abc"], 2, "Nearest: pi0.sft.learning_rate"),
+        (["train.py", "pi0.lr=abc"], 2, "pi0.sft.learning_rate"),
         (["loop.py", "experiment=demo"], 2, "+iterations="),
         (["eval.py", "--cfg", "job", "experiment=demo"], 0, "n_action_steps: 5"),
     ],

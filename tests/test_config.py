@@ -23,6 +23,7 @@ from recap.config import (
     Normalization,
     PolicyKind,
     Prompt,
+    Resources,
     SourceConfig,
     SourceKind,
     StageKind,
@@ -98,9 +99,8 @@ def test_every_choice(group: str, option: str) -> None:
 
 def test_every_value_says_what_it_does() -> None:
     files = [CONF / f"{entry}.yaml" for entry in ("base", *SCHEMAS)]
-    files += [
-        file for group in ("data", "env", "size", "launcher", "tracking") for file in (CONF / group).glob("*.yaml")
-    ]
+    groups = ("data", "env", "size", "launcher", "site", "tracking")
+    files += [file for group in groups for file in (CONF / group).glob("*.yaml")]
     for file in files:
         for line in file.read_text().splitlines():
             assert ": " not in line or "#" in line, f"{file.name}: {line}"
@@ -183,7 +183,11 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     (("loop", "experiment=dmo"), ["experiment=dmo", "two_pots", "Nearest: demo"]),
     ((*DEMO, "data=mka"), ["data=mka", "libero+rollouts", "Nearest: moka"]),
     ((*DEMO, "size=tny"), ["size=tny", "full, tiny", "Nearest: tiny"]),
-    ((*DEMO, "launcher=slurm"), ["launcher=slurm", "inline, local"]),
+    ((*DEMO, "launcher=slrum"), ["launcher=slrum", "auto, inline, local, slurm", "Nearest: slurm"]),
+    ((*DEMO, "resources.pi0.gpu=4"), ["resources.pi0.gpu", "Nearest: resources.pi0.gpus"]),
+    ((*DEMO, "+launcher.partitoin=x"), ["Nearest: launcher.partition"]),
+    ((*DEMO, "action=stop"), ["action=stop", "run, status, cancel"]),
+    ((*DEMO, "launcher.setup=ls"), ["launcher.setup=ls", "list"]),
     ((*DEMO, "device=gpu"), ["device=gpu", "auto, cpu, cuda, mps"]),
     ((*DEMO, "pi0.sft.indicator=onn"), ["pi0.sft.indicator=onn", "on, use, ignore", "Nearest: on"]),
     ((*DEMO, "pi0.sft.indicator=true"), ["pi0.sft.indicator=true", "quote"]),
@@ -244,7 +248,16 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("env.tasks", [], ["at least one"]),
     ("env.tasks", ["a", " "], ["at least one"]),
     ("env.tasks", ["a", "a"], ["twice"]),
+    ("resources.pi0.minutes", 0, ["at least 1"]),
+    ("resources.value.mem", 0.0, ["greater than 0"]),
+    ("launcher.requeues", -1, ["at least 0"]),
+    ("launcher.options", ["--nice"], ["without their dashes"]),
     # contradictions
+    ("resources.pi0", Resources(gpus=4, processes=2, cpus=1, mem=1, minutes=60), ["Fix: leave it out, or", "gpus=2"]),
+    ("resources.value.shards", 2, ["one job", "resources.value.gpus"]),
+    ("resources.demonstrations.nodes", 2, ["workers.processes"]),
+    ("resources.eval.shards", 151, ["eval.episodes=150"]),
+    ("launcher.notice", 3600, ["resources.demonstrations.minutes=60", "Fix: a longer job, or launcher.notice=3570"]),
     ("pi0.n_action_steps", 11, ["pi0.chunk_size=10", "Fix: pi0.n_action_steps=10"]),
     ("pi0.image_size", 65, ["pi0.vision.patch_size=16"]),
     ("value.vision.width", 65, ["value.vision.num_heads=2"]),

@@ -230,7 +230,7 @@ def test_gymnasium():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"type": EnvKind.libero}, "env=moka"),
+        ({"type": EnvKind.libero}, "env.suite"),
         ({"tasks": ["put the mokka pot on the stove"]}, ONE),
         ({"tasks": []}, "env.tasks"),
         ({"fps": 7}, "env.fps=7"),

@@ -3,6 +3,7 @@
 from recap.config.checks import leaves, problems
 from recap.config.convert import ConfigError, difference, keys, nearest, plain, shared, typed
 from recap.config.schema import (
+    Action,
     AdvantageConfig,
     AdvantageJob,
     Config,
@@ -30,6 +31,8 @@ from recap.config.schema import (
     Precision,
     Prompt,
     Resample,
+    Resources,
+    ResourcesConfig,
     RolloutConfig,
     Sharding,
     SiglipSize,
@@ -47,6 +50,7 @@ from recap.config.schema import (
 )
 
 __all__ = [
+    "Action",
     "AdvantageConfig",
     "AdvantageJob",
     "Config",
@@ -75,6 +79,8 @@ __all__ = [
     "Precision",
     "Prompt",
     "Resample",
+    "Resources",
+    "ResourcesConfig",
     "RolloutConfig",
     "Sharding",
     "SiglipSize",

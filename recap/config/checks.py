@@ -21,6 +21,7 @@ from recap.config.schema import (
     PI0Config,
     PolicyKind,
     Prompt,
+    Resources,
     RolloutConfig,
     Sharding,
     SiglipSize,
@@ -53,8 +54,10 @@ for words, rule in {
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples lora_rank": at_least(1),
     "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
     "fps action_freq max_steps episodes look_ahead processes slots": at_least(1),
+    "nodes cpus minutes shards notice": at_least(1),
     "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),
-    "learning_rate grad_clip normalizer weight": POSITIVE,
+    "gpus requeues": at_least(0),
+    "learning_rate grad_clip normalizer weight mem": POSITIVE,
     "demonstration_share slow hesitate miss decay_to": FRACTION,
 }.items():
     RULES.update(dict.fromkeys(words.split(), rule))
@@ -77,7 +80,7 @@ def problems(cfg: Config) -> list[str]:
     """Everything wrong with a typed configuration, each as one line that names key, value and fix."""
     found = [*_ranges(cfg)]
     if not found:  # the rest divides and compares, which means little when a number is out of range
-        found = [*_models(cfg), *_experiment(cfg), *_job(cfg)]
+        found = [*_models(cfg), *_experiment(cfg), *_jobs(cfg), *_job(cfg)]
     return found
 
 
@@ -259,6 +262,42 @@ def _episodes(node: str, run: RolloutConfig | EvalConfig, cfg: Config) -> Iterat
         yield (
             f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which pi0.indicator_dropout=0 "
             f"never trains. Fix: {node}.beta=1, or pi0.indicator_dropout=0.3"
+        )
+
+
+def _jobs(cfg: Config) -> Iterator[str]:
+    """What jobs ask a cluster for."""
+    for option in cfg.launcher.options:
+        if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", option):
+            yield f"launcher.options={option}: options of sbatch go without their dashes: ['reservation=robots']"
+    for f in fields(cfg.resources):
+        node, asked = f"resources.{f.name}", getattr(cfg.resources, f.name)
+        yield from _resources(node, asked, cfg)
+    for run in ("rollout", "eval"):
+        episodes, shards = getattr(cfg, run).episodes, getattr(cfg.resources, run).shards
+        if shards > episodes:
+            yield f"resources.{run}.shards={shards}: more than {run}.episodes={episodes}"
+
+
+def _resources(node: str, asked: Resources, cfg: Config) -> Iterator[str]:
+    if asked.gpus and asked.processes not in (None, asked.gpus):
+        yield (
+            f"{node}.processes={asked.processes}: there is one process for each GPU. "
+            f"Fix: leave it out, or {node}.gpus={asked.processes}"
+        )
+    if cfg.launcher.notice >= 60 * asked.minutes:
+        yield (
+            f"launcher.notice={cfg.launcher.notice}: seconds, more than {node}.minutes={asked.minutes}. "
+            f"Fix: a longer job, or launcher.notice={max(1, 60 * asked.minutes - 30)}"
+        )
+    stage = node.rpartition(".")[2]
+    if stage in ("demonstrations", "pi0", "value") and asked.shards > 1:
+        more = "workers.processes" if stage == "demonstrations" else f"{node}.nodes and {node}.gpus"
+        yield f"{node}.shards={asked.shards}: this stage is one job. Fix: {node}.shards=1; {more} make it faster"
+    if stage == "demonstrations" and asked.nodes * asked.tasks > 1:
+        yield (
+            f"{node}: one process starts the simulators. "
+            f"Fix: {node}.nodes=1, {node}.processes=1, and as many workers.processes as it has cpus"
         )
 
 

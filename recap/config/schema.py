@@ -78,8 +78,16 @@ class EnvKind(Enum):
 
 
 class LauncherKind(Enum):
+    auto = "auto"
     inline = "inline"
     local = "local"
+    slurm = "slurm"
+
+
+class Action(Enum):
+    run = "run"
+    status = "status"
+    cancel = "cancel"
 
 
 class TrackingKind(Enum):
@@ -303,7 +311,46 @@ class WorkersConfig:
 
 @dataclass
 class LauncherConfig:
+    """Where stages run, and what the cluster wants to hear. Nothing here shows in a result."""
+
     kind: LauncherKind = MISSING
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    options: list[str] = MISSING
+    setup: list[str] = MISSING
+    python: str | None = None
+    notice: int = MISSING  # seconds
+    requeues: int = MISSING
+
+
+@dataclass
+class Resources:
+    """What the job of a stage asks for: nodes, on each of them processes and GPUs; `shards` such jobs side by side."""
+
+    nodes: int = 1
+    processes: int | None = None  # on each node; None: one for each GPU
+    gpus: int = 0  # on each node
+    cpus: int = MISSING  # of each process
+    mem: float = MISSING  # GB on each node
+    minutes: int = MISSING
+    shards: int = 1
+
+    @property
+    def tasks(self) -> int:
+        """Processes on each node."""
+        return self.processes or max(1, self.gpus)
+
+
+@dataclass
+class ResourcesConfig:
+    demonstrations: Resources = field(default_factory=Resources)
+    pi0: Resources = field(default_factory=Resources)
+    value: Resources = field(default_factory=Resources)
+    rollout: Resources = field(default_factory=Resources)
+    advantage: Resources = field(default_factory=Resources)
+    eval: Resources = field(default_factory=Resources)
 
 
 @dataclass
@@ -332,8 +379,11 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     controls: list[Control] = field(default_factory=list)
+    action: Action = Action.run
+    follow: bool = True
 
 
 @dataclass

@@ -164,7 +164,8 @@ class Frames:
                 read_video(path, clips.time[wanted], found, self.files.info["fps"])
             except Exception as error:  # the decoders raise errors of many kinds; all mean that the file is bad
                 at = f"{clips.time[wanted[0]]:.2f} to {clips.time[wanted[-1]]:.2f} s"
-                problem = f"{path.relative_to(self.root)} cannot be decoded at {at} ({str(error).splitlines()[0]})"
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                problem = f"{path.relative_to(self.root)} cannot be decoded at {at} ({said})"
                 raise self.files.error(problem, COPY_AGAIN) from error
             out[wanted] = found
         return out

@@ -33,7 +33,9 @@ class LerobotEpisodes:
         self.config = config
         made = self._lerobot_config()
         self._processor = made.get_env_processors()[0]
-        self._envs = self._chosen(_create(config, made))
+        envs = _create(config, made)
+        self._numbers = self._chosen(envs)
+        self._envs = {task: envs[number] for task, number in self._numbers.items()}
         self.tasks = tuple(self._envs)
         self.fps = made.fps
         shapes = {made.features_map[key]: feature.shape for key, feature in made.features.items()}
@@ -51,11 +53,10 @@ class LerobotEpisodes:
         self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
     ) -> dict[str, np.ndarray]:
         """The first observation. `seed` is the policy's noise, of which no environment knows."""
-        env = self._envs[task]
-        if env is not self._env:
-            self._env.close()  # one simulation at a time: a scene may take hundreds of megabytes
-        self._env, self._steps = env, 0
-        return self._observe(self._reset(env, split, initial_state), render)
+        if self._envs[task] is not self._env:
+            self._leave(self._env)
+        self._env, self._steps = self._envs[task], 0
+        return self._observe(self._reset(self._env, self._numbers[task], split, initial_state), render)
 
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         raw, _, terminated, truncated, info = self._env.step(np.asarray(action, np.float32))
@@ -68,7 +69,8 @@ class LerobotEpisodes:
         return self.config.max_steps
 
     def close(self) -> None:
-        self._env.close()
+        for env in self._envs.values():
+            env.close()
 
     # ------------------------------------------------------------------------------------------------ for one simulator
     def _lerobot_config(self) -> Any:
@@ -89,20 +91,19 @@ class LerobotEpisodes:
     def _state_dim(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return shapes[STATE][0]
 
-    def _reset(self, env: gym.Env[Any, Any], split: str, initial_state: int) -> Any:
-        """lerobot's raw observation of an initial state."""
-        return env.reset(seed=state_seed(split, self.tasks.index(self._task_of(env)), initial_state))[0]
+    def _leave(self, env: gym.Env[Any, Any]) -> None:
+        """Another task comes next."""
+
+    def _reset(self, env: gym.Env[Any, Any], number: int, split: str, initial_state: int) -> Any:
+        """lerobot's raw observation of an initial state of task `number`."""
+        return env.reset(seed=state_seed(split, number, initial_state))[0]
 
     # ------------------------------------------------------------------------------------------------ inside
-    def _chosen(self, envs: list[gym.Env[Any, Any]]) -> dict[str, gym.Env[Any, Any]]:
+    def _chosen(self, envs: list[gym.Env[Any, Any]]) -> dict[str, int]:
         described = [(getattr(e.unwrapped, "task", ""), getattr(e.unwrapped, "task_description", "")) for e in envs]
-        tasks = self.config.tasks
-        if len(envs) == len(tasks) == 1 and not described[0][1]:
-            return {tasks[0]: envs[0]}  # the environment has one task and no words for it
-        return {task: envs[number] for task, number in matching(self.config, described).items()}
-
-    def _task_of(self, env: gym.Env[Any, Any]) -> str:
-        return next(task for task, one in self._envs.items() if one is env)
+        if len(envs) == len(self.config.tasks) == 1 and not described[0][1]:
+            return {self.config.tasks[0]: 0}  # the environment has one task and no words for it
+        return matching(self.config, described)
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         name, wanted = self.config.type.name, self.config.image_size

@@ -61,13 +61,16 @@ class LiberoEpisodes(LerobotEpisodes):
     def _state_dim(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return len(STATE_NAMES)
 
-    def _reset(self, env: gym.Env[Any, Any], split: str, initial_state: int) -> Any:
+    def _leave(self, env: gym.Env[Any, Any]) -> None:
+        env.close()  # a scene takes hundreds of megabytes
+
+    def _reset(self, env: gym.Env[Any, Any], number: int, split: str, initial_state: int) -> Any:
         use_assets(find_assets())
         one: Any = env.unwrapped
         one.init_states = split == "evaluation"
         one.init_state_id = standard = initial_state % STANDARD_STATES
         # The stove and other fixtures are not part of a standard state: they stand where the seed puts them.
-        seed = standard if one.init_states else state_seed(split, one.task_id, initial_state)
+        seed = standard if one.init_states else state_seed(split, number, initial_state)
         one._ensure_env()
         # hf-libero adds its samplers to this list at every reset and draws from all of them: with a list that grows,
         # the placement would depend on how many episodes came before.

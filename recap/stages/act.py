@@ -17,8 +17,9 @@ from recap.policies.acting import ActionChunks
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import RecapPI0Policy
 from recap.pool import Pool
-from recap.rollout import demonstrate, roll
+from recap.rollout import EpisodeResult, already, demonstrate, journals, roll
 from recap.rundir import write_text
+from recap.share import WHOLE, Share
 from recap.simulation import EnvFacts
 from recap.stages.data import Inputs, Say, checkpoint_of, plan, publish, published
 
@@ -49,6 +50,7 @@ def rollout(
     videos: int,
     prompt: Prompt,
     beta: float,
+    share: Share = WHOLE,
 ) -> None:
     """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
     if published(out):
@@ -65,13 +67,25 @@ def rollout(
         videos=out / "videos",
         video_episodes=videos,
         progress="rollout",
+        share=share,
     )
+    if not share.whole:
+        return
     say(f"{sum(r.success for r in results)} of {len(results)} rollouts succeeded")
     publish(cfg, out, SourceKind.rollout, checkpoint_name(cfg, inputs["policy"]))
 
 
 def evaluate(
-    cfg: Config, inputs: Inputs, out: Path, say: Say, *, episodes: int, videos: int, prompt: Prompt, beta: float
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    episodes: int,
+    videos: int,
+    prompt: Prompt,
+    beta: float,
+    share: Share = WHOLE,
 ) -> None:
     """Held-out initial states, the same ones and the same noise for every policy of the run."""
     results = _act(
@@ -85,7 +99,10 @@ def evaluate(
         videos=out / "videos",
         video_episodes=videos,
         progress="evaluation",
+        share=share,
     )
+    if not share.whole:
+        return
     listed = [vars(result) for result in results]
     numbers = summarize(listed, cfg.env.fps)
     result = {
@@ -97,6 +114,8 @@ def evaluate(
         "episodes": listed,
     }
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+    for journal in journals(out / "episodes.jsonl")[1:]:  # of shares: the result holds them now
+        journal.unlink()
     low, high = numbers["ci95"]
     say(f"success {numbers['successes']}/{numbers['n']} = {numbers['success_rate']:.0%} [{low:.0%}, {high:.0%}]")
 
@@ -127,11 +146,26 @@ def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
 
 
 def _act(
-    cfg: Config, inputs: Inputs, episodes: list[EpisodeSpec], split: str, prompt: Prompt, beta: float, **options: Any
-) -> list[Any]:
+    cfg: Config,
+    inputs: Inputs,
+    episodes: list[EpisodeSpec],
+    split: str,
+    prompt: Prompt,
+    beta: float,
+    *,
+    share: Share,
+    record: Path | None = None,
+    journal: Path | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """Plays a share of the episodes; the results of all that are finished then."""
+    done = already(episodes, record, journal)
+    if all(spec.index in done for spec in share.of(episodes)):
+        return [done[spec.index] for spec in episodes if spec.index in done]
     with Pool(cfg.env, cfg.workers.processes, cfg.workers.slots) as pool:
         checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
         checkpoint.policy.config.num_inference_steps = cfg.pi0.num_inference_steps
         check_robot(checkpoint, pool.facts)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
+        options |= {"share": share, "record": record, "journal": journal}
         return roll(pool, episodes, split, act, cfg.pi0.n_action_steps, **options)

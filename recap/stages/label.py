@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,7 +22,9 @@ from recap.device import device_name
 from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.value import RecapValuePolicy
+from recap.progress import Progress
 from recap.returns import check_bin_range, check_c_fail, rewards
+from recap.share import WHOLE, Share
 from recap.stages.data import (
     Inputs,
     Say,
@@ -35,17 +39,20 @@ from recap.stages.train import check_fit
 from recap.training import tensors
 
 VALUE_BATCH = 256  # frames in one pass of the value function
+BLOCK = 16 * VALUE_BATCH  # frames in one file of values: what a killed stage loses at most, and what is shared out
 
 
-def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
+def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Share = WHOLE) -> None:
     """Values of all frames, N-step advantages, ε, and the indicator of every frame."""
     data = sources(cfg, inputs)
-    checkpoint = Checkpoint.load(checkpoint_of(inputs["value"]), RecapValuePolicy, device_name(cfg.device))
-    check_fit(checkpoint, data[0])
     norm = _normalizers(cfg, inputs["value"], data)
+    folder = out / "values"
+    _infer(cfg, inputs["value"], data, folder, share)
+    if not share.whole:
+        return
     settings = cfg.advantage
     tables = [
-        _advantages(frames, values(checkpoint, frames), norm, settings.look_ahead, settings.c_fail) for frames in data
+        _advantages(frames, _values(folder, frames), norm, settings.look_ahead, settings.c_fail) for frames in data
     ]
     pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
@@ -71,6 +78,7 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
         percentiles=equations.percentiles(pooled["advantage"]),
     )
     write_thresholds(out, thresholds)
+    shutil.rmtree(folder)  # they are in the labels now
     for warning in _warnings(cfg, data, norm):
         say(f"warning: {warning}")
     say(describe(thresholds))
@@ -89,11 +97,42 @@ def _normalizers(cfg: Config, value: Path, data: list[Frames]) -> dict[str, floa
     return norm
 
 
+def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Share) -> None:
+    """Fills `folder` with this share of the values: a file for each block of frames, durable when it is there."""
+    blocks = [(frames, start) for frames in data for start in range(0, len(frames), BLOCK)]
+    missing = [(frames, start) for frames, start in share.of(blocks) if not _block(folder, frames, start).is_file()]
+    if not missing:
+        return
+    folder.mkdir(exist_ok=True)
+    checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
+    check_fit(checkpoint, data[0])
+    with Progress("values", len(missing)) as bar:
+        for frames, start in missing:
+            path = _block(folder, frames, start)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with temporary.open("wb") as file:
+                np.save(file, values(checkpoint, frames, range(start, min(start + BLOCK, len(frames)))))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            bar.advance()
+
+
+def _values(folder: Path, frames: Frames) -> np.ndarray:
+    """V(o_t, l) of every frame, float64 [N], from the files of `_infer`."""
+    return np.concatenate([np.load(_block(folder, frames, start)) for start in range(0, len(frames), BLOCK)])
+
+
+def _block(folder: Path, frames: Frames, start: int) -> Path:
+    return folder / f"{frames.name}_{start:09d}.npy"
+
+
 @torch.no_grad()
-def values(checkpoint: Checkpoint, frames: Frames) -> np.ndarray:
-    """V(o_t, l) of every frame: float64 [N]."""
+def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -> np.ndarray:
+    """V(o_t, l) of every frame, or of a range of them: float64 [N]."""
+    which = which or range(len(frames))
     mixture, found = Mixture([frames], 1.0), []
-    parts = np.split(np.arange(len(frames)), range(VALUE_BATCH, len(frames), VALUE_BATCH))
+    parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
     gather = ahead(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
     for k in range(len(parts)):
         batch = tensors(gather(k))

@@ -25,14 +25,7 @@ from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
 from recap.device import device_name
 from recap.errors import RecapError
-from recap.policies.checkpoint import (
-    Checkpoint,
-    build_pi0,
-    build_value,
-    features,
-    features_of,
-    read_config,
-)
+from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.pi0 import RecapPI0Policy
 from recap.policies.processors import prompt_step, read_processors
 from recap.policies.value import RecapValuePolicy
