@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -27,15 +28,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 
     def say(text: str) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"{time.perf_counter() - began:4.0f} s  {memory:4.1f} GB at most  {text}", flush=True)
 
-    make(folder / "ours")
-    say("random weights, saved")
+    if not (folder / "ours").exists():
+        make(folder / "ours")
+        say("random weights, saved")
     batch = {
         "observation.images.image": torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)),
         "observation.state": torch.linspace(-1, 1, 8)[None],
@@ -51,6 +53,7 @@ def main(folder: Path) -> None:
         actions[indicator] = checkpoint.postprocess(checkpoint.policy.predict_action_chunk(checkpoint.prepare(batch)))
         say(f"a chunk of actions, indicator {indicator}")
     del checkpoint
+    shutil.rmtree(folder / "stock", ignore_errors=True)
     out = export(folder / "ours", folder / "stock")
     say("exported")
     job = {"checkpoint": str(out), "batch": str(folder / "batch.pt"), "actions": str(folder / "actions.pt")}

@@ -62,6 +62,9 @@ def run(job: dict[str, Any]) -> None:
     torch.set_default_dtype(getattr(torch, config.dtype))  # at full size there is no memory for float32
     policy = get_policy_class(config.type)(config)
     torch.set_default_dtype(torch.float32)
+    for name, part in policy.model.named_children():
+        if name != "paligemma_with_expert":
+            part.float()  # as lerobot has it in either type
     own = policy.state_dict()
     with safe_open(Path(path) / "model.safetensors", "pt") as file:
         assert own.keys() == set(file.keys())

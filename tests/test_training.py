@@ -360,9 +360,8 @@ def test_two_processes_train_as_one(policy: str, data: list[Frames], repository:
         f"{policy}.sft.save_every=4",
     ]
     runs = {}
-    ways = {"one": (1, "none"), "two": (2, "none"), "fsdp": (2, "fsdp"), "deepspeed": (2, "deepspeed")}
-    if find_spec("deepspeed") is None:
-        del ways["deepspeed"]
+    ways = {"one": (1, "none"), "two": (2, "none"), "fsdp": (2, "fsdp")}
+    ways |= {"deepspeed": (2, "deepspeed")} if find_spec("deepspeed") else {}
     for way, (processes, sharding) in ways.items():
         out = tmp_path / way
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
