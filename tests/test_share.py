@@ -58,6 +58,7 @@ def loop(work: Path, monkeypatch: pytest.MonkeyPatch) -> LoopJob:
         return typed(compose("loop", [*TINY, "+iterations=1"]), LoopJob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_shards_make_what_one_makes(stage: str, loop: LoopJob, finished_run: Path) -> None:
     """In any order, one of them again, and the last one puts it together."""
@@ -73,6 +74,7 @@ def test_shards_make_what_one_makes(stage: str, loop: LoopJob, finished_run: Pat
     assert not [name for name in left if "of" in name and name.endswith(".jsonl")]
 
 
+@pytest.mark.slow
 def test_a_split_can_be_changed_in_the_middle(loop: LoopJob, finished_run: Path) -> None:
     """What two of four have played, the whole does not play again."""
     run, stage = Path(loop.output), "iter_01/eval"

@@ -73,6 +73,7 @@ def python(*arguments: str, cwd: Path, **environment: str) -> str:
 
 
 @needs_pusht
+@pytest.mark.slow
 def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, repository: Path, tmp_path: Path) -> None:
     """Strictly the same weights, tokens and actions as ours with the positive indicator; and lerobot-eval takes it."""
     as_full_size.save(tmp_path / "ours")
@@ -105,6 +106,7 @@ def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, reposit
 
 
 @needs_pusht
+@pytest.mark.slow
 def test_lerobot_eval_runs_any_size_with_this_package_as_the_plugin(repository: Path, tmp_path: Path) -> None:
     pusht_policy().save(tmp_path / "ours")
     arguments = ["--policy.path=ours", "--env.discover_packages_path=recap.policies", *EVALUATE]
