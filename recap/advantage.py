@@ -50,6 +50,25 @@ def advantages(rewards: ArrayLike, values: ArrayLike, look_ahead: int | None, no
     return (total[end] - total[:-1]) / normalizer + bootstrap - v
 
 
+# ---------------------------------------------------------------------------------------------------- several V
+def read_value(
+    values: ArrayLike, held_out: ArrayLike, how: Literal["mean", "worst", "out_of_fold"]
+) -> tuple[Floats, Bools]:
+    """One V of several: their mean, the worst of them, or of the one member that left the frame's episode out.
+
+    values: [members, n]; held_out: bool [members, n], whether a member never trained on the frame's episode.
+    Returns V [n], and bool [n]: whether whoever said it had never seen the episode.
+    """
+    v, out = finite("values", values, ndim=2), np.asarray(held_out, dtype=bool)
+    if v.shape != out.shape:
+        raise RecapError(f"there are values of shape {list(v.shape)} but held_out of shape {list(out.shape)}.")
+    if how == "out_of_fold":
+        if (out.sum(axis=0) != 1).any():
+            raise RecapError("out-of-fold values need every frame to be left out by exactly one member.")
+        return v[out.argmax(axis=0), np.arange(v.shape[1])], np.ones(v.shape[1], dtype=bool)
+    return np.asarray(v.mean(axis=0) if how == "mean" else v.min(axis=0)), np.asarray(out.all(axis=0))
+
+
 # ---------------------------------------------------------------------------------------------------- thresholds
 def threshold(advantages: ArrayLike, positive_fraction: float) -> float:
     """ε such that the share of A > ε is the largest possible one that is not above `positive_fraction`.
@@ -79,17 +98,26 @@ def thresholds(
     tasks: Sequence[str],
     positive_fraction: float,
     scope: Literal["per_task", "all"] = "per_task",
+    by_task: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """ε_l by task: from the task's own frames (the paper), or with scope="all" one number for all tasks (OpenTau).
 
-    advantages, tasks: [n], one entry per frame. Raises RecapError as `threshold` does.
+    advantages, tasks: [n], one entry per frame. by_task: positive fractions of single tasks, with scope="per_task"
+    (the paper takes ~10 % of tasks that shall become faster). Raises RecapError as `threshold` does, and for a task of
+    by_task that has no frame.
     """
     if scope not in ("per_task", "all"):
         raise RecapError(f"advantage.threshold is {scope!r}; the choices are per_task, all.")
     a = finite("advantages", advantages, ndim=1)
     names, which = _groups(tasks, len(a))
+    if unknown := sorted(set(by_task or {}) - set(names)):
+        raise RecapError(
+            f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which there is no frame; there are "
+            f"{', '.join(map(repr, names))}."
+        )
     if scope == "per_task":
-        return {name: threshold(a[which == i], positive_fraction) for i, name in enumerate(names)}
+        fractions = dict.fromkeys(names, positive_fraction) | dict(by_task or {})
+        return {name: threshold(a[which == i], fractions[name]) for i, name in enumerate(names)}
     epsilon = threshold(a, positive_fraction)
     return dict.fromkeys(names, epsilon)
 
@@ -121,6 +149,20 @@ def indicator(
         raise RecapError(f"advantage.force_positive names {unknown[0]!r}; the choices are {', '.join(SOURCES)}.")
     forced = np.array([name in force_positive for name in kinds])
     return (a > eps[which]) | forced[kind]
+
+
+def awr_weights(advantages: ArrayLike, temperature: float, largest: float = 20.0) -> Floats:
+    """Advantage-weighted regression, the paper's baseline: w = min(exp(A / temperature), largest), divided by its mean.
+
+    advantages: [n], in units of value -> weights [n] of mean 1, so that the learning rate keeps its meaning.
+    Source: Peng et al. 2019, arXiv 1910.00177, Eq. (9), clipped at 20 as there; A is taken from its mean, which is the
+    baseline there. Raises RecapError for a temperature that is not positive.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise RecapError(f"awr_temperature is {temperature}; it must be greater than 0.")
+    a = finite("advantages", advantages, ndim=1)
+    weights = np.exp(np.minimum((a - a.mean()) / temperature, math.log(largest)))
+    return np.asarray(weights / weights.mean())
 
 
 # ---------------------------------------------------------------------------------------------------- what to print

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recap.config import AdvantageJob, EvalJob, PolicyKind
+from recap.config import AdvantageJob, EvalJob, PolicyKind, with_arm
 from recap.errors import RecapError
-from recap.graph import Node, advantage_node, eval_node, iteration_dir, prompt_for
+from recap.graph import Node, advantage_node, eval_node, iteration_dir, prompt_for, values_node
 from recap.rundir import stage_of
 
 TYPES = {PolicyKind.pi0: "recap_pi0", PolicyKind.value: "recap_value"}  # as their config.json says
-TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/policy")
+TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")
 FILES = ("config.json", "model.safetensors")
 
 
@@ -79,12 +79,13 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
         tag = checkpoint.resolve().name if stage == checkpoint else f"{stage.resolve().name}_{checkpoint.name}"
         place = f"{'rollout' if cfg.record else 'eval'}/{tag}"
     elif not cfg.record:
-        place = "sft/eval" if source == "sft" else f"{head}/eval"
+        place = f"{source}/eval" if source.endswith("sft") else f"{head}/eval"
     else:
         place = f"{head}/rollout" if "/controls/" in source else f"{iteration_dir(_next(source))}/rollout"
     as_graph = found is not None and cfg.result is None
     policy = source if as_graph else str((stage_of(checkpoint) if found else checkpoint).absolute())
-    training = cfg.pi0.sft if source == "sft" or "/continued_sft/" in source else cfg.pi0.finetune
+    arm = next((name for name in cfg.arms if f"/controls/{name}/" in source), None)
+    training = cfg.pi0.sft if source.endswith("sft") else with_arm(cfg, arm).pi0.finetune
     settings = cfg.rollout if cfg.record else cfg.eval
     episodes = settings.episodes if cfg.episodes is None else cfg.episodes
     options: dict[str, Any] = {"episodes": episodes, "videos": min(settings.videos, episodes)}
@@ -94,7 +95,7 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
         options = {"iteration": _next(source), "prompt": prompt, "beta": beta, **options}
         node = Node(place, "rollout", {"policy": policy}, options)
     else:
-        node = eval_node(cfg, place, policy, training)
+        node = eval_node(cfg, place, policy, training, arm)
         node.options.update(options)
     own = as_graph and run.resolve() == Path(cfg.output).resolve()
     return replace(cfg, output=str(run)), node, own
@@ -106,10 +107,13 @@ def _next(source: str) -> int:
     return int(found[1]) + 1 if found else 1
 
 
-def advantage_job(cfg: AdvantageJob) -> tuple[Node, bool]:
-    """What advantage.py does: (stage, whether it is one of the run itself); `result` names another directory."""
-    node = advantage_node(cfg, cfg.iteration)
-    inputs = dict(node.inputs)
+def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
+    """What advantage.py does: (stages, whether they are the run's own); `result` names another place for the labels.
+
+    With a checkpoint from elsewhere the values lie beside the labels; otherwise they are the run's, asked for once.
+    """
+    values, labels = values_node(cfg, cfg.iteration), advantage_node(cfg, cfg.iteration)
+    inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
         checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.value)
         found = origin(checkpoint)
@@ -117,7 +121,15 @@ def advantage_job(cfg: AdvantageJob) -> tuple[Node, bool]:
             inputs["value"] = str(checkpoint.absolute())
         elif (found[0] / found[1]).resolve() != (Path(cfg.output) / inputs["value"]).resolve():
             inputs["value"] = str(stage_of(checkpoint).absolute())
+    values = replace(values, inputs=inputs)
     if cfg.result is None:
-        return replace(node, inputs=inputs), True
-    inputs = {role: str((Path(cfg.output) / path).absolute()) for role, path in inputs.items()}
-    return replace(node, path=str(Path(cfg.result).absolute()), inputs=inputs), False
+        return [values, labels], True
+    result = Path(cfg.result).absolute()
+    if cfg.checkpoint is not None:
+        values = replace(values, path=str(result.with_name(f"{result.name}_values")), inputs=_absolute(cfg, inputs))
+    inputs = _absolute(cfg, {**labels.inputs, "values": values.path})
+    return [values, replace(labels, path=str(result), inputs=inputs)], False
+
+
+def _absolute(cfg: AdvantageJob, inputs: dict[str, str]) -> dict[str, str]:
+    return {role: str((Path(cfg.output) / path).absolute()) for role, path in inputs.items()}

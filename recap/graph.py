@@ -1,20 +1,32 @@
 """The graph of a run: which stages there are, what each reads, and which part of the configuration decides its result.
 
-demonstrations ─┬─ sft ──────────────┬─ sft/eval
+demonstrations ─┬─ sft ──────────────┬─ sft/eval       with pi0.sft.indicator=use: value ─ values ─ advantage ─ sft
                 └─ value             │
-iter_k:  rollout ─ value ─ advantage ─ policy ─ eval        value and policy restart from the pre-trained ones,
-                                                            on the demonstrations and the rollouts of iterations 1..k
-iter_N/controls/<arm>/{policy,eval}
+iter_k:  rollout ─ value ─ values ─ advantage ─ policy ─ eval      on the demonstrations and the rollouts of
+                                                                   iterations 1..k; restarts as `restart` says
+iter_N/controls/<arm>/{advantage,policy,eval}                      whatever the arm changes
+Further members of the value function (value.members) are value_1, value_2, … beside `value`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recap.config import Config, Control, IndicatorMode, PolicyKind, PolicyTrainConfig, Prompt, StageKind, plain
+from recap.config import (
+    Collector,
+    Config,
+    IndicatorMode,
+    PolicyKind,
+    PolicyTrainConfig,
+    Prompt,
+    Restart,
+    StageKind,
+    plain,
+    relabels,
+    with_arm,
+)
 
 DEMONSTRATIONS = "demonstrations"
 
@@ -23,17 +35,20 @@ DEMONSTRATIONS = "demonstrations"
 class Node:
     """One stage. `path`: its directory below the run directory; `inputs`: role -> path of the stage it reads.
 
-    `kind` names the function in `recap.stages`; `options` are its arguments beside the configuration. Absolute paths
-    are those given by hand: a result directory elsewhere, a checkpoint folder instead of a stage.
+    `kind` names the function in `recap.stages`; `options` are its arguments beside the configuration, which is that of
+    the control arm `arm` if one is named. Absolute paths are those given by hand: a result directory elsewhere, a
+    checkpoint folder instead of a stage.
     """
 
     path: str
     kind: str
     inputs: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    arm: str | None = None
 
     def config(self, cfg: Config) -> dict[str, Any]:
         """The resolved values that decide this stage's result, as in its config.yaml."""
+        cfg = with_arm(cfg, self.arm)
         values = plain(cfg)
         used: dict[str, Any] = {"stage": self.kind, **plain_options(self.options), "seed": cfg.seed}
         used |= {f"input_{role}": path for role, path in self.inputs.items() if Path(path).is_absolute()}
@@ -42,19 +57,27 @@ class Node:
         used.get("data", {}).pop("rollouts", None)
         used.get("workers", {}).pop("processes", None)  # how many processes simulate does not show in the result
         if self.kind == "train":
-            model = used[self.options["policy"].name] = values[self.options["policy"].name]
-            for key in EXECUTION:
-                model.pop(key, None)
-            for other in StageKind:
-                if other is not self.options["stage"]:
-                    model.pop(other.name)
-            if self.options.get("indicator") is not None:
-                model[self.options["stage"].name]["indicator"] = self.options["indicator"].name
-            if self.options["policy"] is PolicyKind.value:
-                used["advantage"] = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
+            used |= self._trained(values)
+        if self.kind == "advantage":
+            used["value"] = {"read": values["value"]["read"]}
+            if self.options["stage"] is StageKind.sft:
+                used["advantage"] |= used["advantage"].pop("sft")
+            else:
+                del used["advantage"]["sft"]
         if self.kind in ("rollout", "evaluate"):
             used["n_action_steps"], used["num_inference_steps"] = cfg.pi0.n_action_steps, cfg.pi0.num_inference_steps
         return used
+
+    def _trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The model, and what its targets come from."""
+        model = values[self.options["policy"].name]
+        other = StageKind.finetune if self.options["stage"] is StageKind.sft else StageKind.sft
+        for key in (*EXECUTION, other.name):
+            model.pop(key, None)
+        if self.options["policy"] is PolicyKind.pi0:
+            return {"pi0": model}
+        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
+        return {"value": model, "advantage": returns}
 
 
 EXECUTION = ("gradient_checkpointing", "compile")  # of a model: how it is computed, not what
@@ -62,6 +85,7 @@ USES: dict[str, tuple[str, ...]] = {
     "demonstrations": ("env", "data"),
     "train": ("precision", "data"),
     "rollout": ("env", "workers"),
+    "values": ("data",),
     "advantage": ("data", "advantage"),
     "evaluate": ("env", "workers"),
 }
@@ -75,6 +99,11 @@ def iteration_dir(iteration: int) -> str:
     return f"iter_{iteration:02d}"
 
 
+def _in(iteration: int, stage: str) -> str:
+    """The path of a stage of an iteration; 0 is the pre-training."""
+    return f"{iteration_dir(iteration)}/{stage}" if iteration else stage
+
+
 def data_inputs(cfg: Config, iteration: int) -> dict[str, str]:
     """Where the data up to an iteration comes from: role = name of the data set in labels and messages."""
     recorded = {} if cfg.data.demonstrator is None else {DEMONSTRATIONS: DEMONSTRATIONS}
@@ -86,86 +115,159 @@ def prompt_for(wanted: Prompt, training: PolicyTrainConfig) -> Prompt:
     return Prompt.none if training.indicator is IndicatorMode.ignore else wanted
 
 
+# ---------------------------------------------------------------------------------------------------- trainings
+def policy_path(iteration: int) -> str:
+    return f"{iteration_dir(iteration)}/policy" if iteration else "sft"
+
+
 def train_node(cfg: Config, policy: PolicyKind, stage: StageKind, iteration: int = 0) -> Node:
-    own = "sft" if policy is PolicyKind.pi0 else "value"
-    options = {"policy": policy, "stage": stage}
-    if stage is StageKind.sft:
-        return Node(own, "train", data_inputs(cfg, 0), options)
-    head = iteration_dir(iteration)
-    inputs = {"pretrained": own, **data_inputs(cfg, iteration)}
+    """The SFT or a fine-tuning of the policy, or the first member of the value function."""
     if policy is PolicyKind.value:
-        return Node(f"{head}/value", "train", inputs, options)
-    labels = {"labels": f"{head}/advantage"} if cfg.pi0.finetune.indicator is IndicatorMode.use else {}
-    return Node(f"{head}/policy", "train", inputs | labels, options)
+        return value_node(cfg, iteration if stage is StageKind.finetune else 0)
+    if stage is StageKind.sft:
+        return sft_node(cfg, "sft", "advantage")
+    return policy_node(cfg, policy_path(iteration), iteration)
 
 
-def advantage_node(cfg: Config, iteration: int) -> Node:
-    head = iteration_dir(iteration)
-    return Node(f"{head}/advantage", "advantage", {"value": f"{head}/value", **data_inputs(cfg, iteration)})
+def sft_node(cfg: Config, path: str, labels: str, arm: str | None = None) -> Node:
+    read = {"labels": labels} if with_arm(cfg, arm).pi0.sft.indicator.labelled else {}
+    options = {"policy": PolicyKind.pi0, "stage": StageKind.sft}
+    return Node(path, "train", data_inputs(cfg, 0) | read, options, arm)
 
 
+def policy_node(
+    cfg: Config,
+    path: str,
+    iteration: int,
+    *,
+    arm: str | None = None,
+    pretrained: str | None = None,
+    labels: str | None = None,
+    rollouts: bool = True,
+) -> Node:
+    """A fine-tuning of the policy on the data of iterations 1..`iteration`, or on the demonstrations alone."""
+    training = with_arm(cfg, arm).pi0.finetune
+    start = policy_path(iteration - 1) if training.restart is Restart.last else "sft"
+    inputs = {"pretrained": pretrained or start, **data_inputs(cfg, iteration if rollouts else 0)}
+    if training.indicator.labelled or training.awr_temperature is not None:
+        inputs["labels"] = labels or _in(iteration, "advantage")
+    return Node(path, "train", inputs, {"policy": PolicyKind.pi0, "stage": StageKind.finetune}, arm)
+
+
+def value_node(cfg: Config, iteration: int, member: int = 0) -> Node:
+    """A member of the value function: pre-trained on the demonstrations, then fine-tuned in each iteration."""
+    name = f"value_{member}" if member else "value"
+    stage = StageKind.finetune if iteration else StageKind.sft
+    options = {"policy": PolicyKind.value, "stage": stage} | ({"member": member} if member else {})
+    inputs = data_inputs(cfg, iteration)
+    if iteration:
+        before = iteration - 1 if cfg.value.finetune.restart is Restart.last else 0
+        inputs = {"pretrained": _in(before, name), **inputs}
+    return Node(_in(iteration, name), "train", inputs, options)
+
+
+def value_nodes(cfg: Config, iteration: int) -> list[Node]:
+    return [value_node(cfg, iteration, member) for member in range(cfg.value.members)]
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+def values_node(cfg: Config, iteration: int) -> Node:
+    """What every member of the value function says of every frame."""
+    members = {node.path.rpartition("/")[2]: node.path for node in value_nodes(cfg, iteration)}
+    return Node(_in(iteration, "values"), "values", members | data_inputs(cfg, iteration))
+
+
+def advantage_node(cfg: Config, iteration: int, path: str | None = None, arm: str | None = None) -> Node:
+    """The labels of all frames up to an iteration, from their values."""
+    inputs = {"values": _in(iteration, "values"), **data_inputs(cfg, iteration)}
+    options = {"stage": StageKind.finetune if iteration else StageKind.sft}
+    return Node(path or _in(iteration, "advantage"), "advantage", inputs, options, arm)
+
+
+# ---------------------------------------------------------------------------------------------------- acting
 def rollout_node(cfg: Config, iteration: int) -> Node:
-    source, training = (
-        ("sft", cfg.pi0.sft) if iteration == 1 else (f"{iteration_dir(iteration - 1)}/policy", cfg.pi0.finetune)
-    )
+    """Experience of the policy before, or with rollout.policy=best of the best of those before."""
+    training = cfg.pi0.sft if iteration == 1 else cfg.pi0.finetune
+    inputs = {"policy": policy_path(iteration - 1)}
+    if cfg.rollout.policy is Collector.best and iteration > 1:
+        for k in range(iteration):
+            inputs |= {f"policy_{k}": policy_path(k), f"eval_{k}": _in(k, "eval") if k else "sft/eval"}
+        del inputs["policy"]
     prompt = prompt_for(cfg.rollout.prompt, training)
     options = {
         "iteration": iteration,
         "episodes": cfg.rollout.episodes,
+        "tasks": cfg.rollout.tasks,
         "videos": cfg.rollout.videos,
         "prompt": prompt,
         "beta": 1.0 if prompt is Prompt.none else cfg.rollout.beta,
     }
-    return Node(f"{iteration_dir(iteration)}/rollout", "rollout", {"policy": source}, options)
+    return Node(_in(iteration, "rollout"), "rollout", inputs, options)
 
 
-def eval_node(cfg: Config, path: str, policy: str, training: PolicyTrainConfig, prompt: Prompt | None = None) -> Node:
-    prompt = prompt_for(prompt or cfg.eval.prompt, training)
+def eval_node(cfg: Config, path: str, policy: str, training: PolicyTrainConfig, arm: str | None = None) -> Node:
+    wanted = with_arm(cfg, arm).eval
+    prompt = prompt_for(wanted.prompt, training)
     options = {
-        "episodes": cfg.eval.episodes,
-        "videos": cfg.eval.videos,
+        "episodes": wanted.episodes,
+        "videos": wanted.videos,
         "prompt": prompt,
-        "beta": 1.0 if prompt is not cfg.eval.prompt else cfg.eval.beta,
+        "beta": 1.0 if prompt is not wanted.prompt else wanted.beta,
     }
-    return Node(path, "evaluate", {"policy": policy}, options)
+    return Node(path, "evaluate", {"policy": policy}, options, arm)
 
 
-def control_nodes(cfg: Config, arm: Control, iteration: int) -> Iterable[Node]:
-    """An arm trained for as many steps as the last policy, and its evaluation on the same initial states."""
-    head = f"{iteration_dir(iteration)}/controls/{arm.name}"
-    last = f"{iteration_dir(iteration)}/policy"
-    if arm is Control.negative_prompt:
-        yield eval_node(cfg, f"{head}/eval", last, cfg.pi0.finetune, Prompt.negative)
-        return
-    options: dict[str, Any] = {"policy": PolicyKind.pi0, "stage": StageKind.finetune}
-    inputs = {"pretrained": "sft", **data_inputs(cfg, 0)}
-    training = cfg.pi0.finetune
-    if arm is Control.labels_on_demonstrations:
-        inputs["labels"] = f"{iteration_dir(iteration)}/advantage"
-    else:  # SFT goes on as it was
-        options["indicator"] = cfg.pi0.sft.indicator
-        training = cfg.pi0.sft
-    yield Node(f"{head}/policy", "train", inputs, options)
-    yield eval_node(cfg, f"{head}/eval", f"{head}/policy", training)
+# ---------------------------------------------------------------------------------------------------- a run
+def control_nodes(cfg: Config, arm: str, iteration: int) -> list[Node]:
+    """An arm: trained for as many steps as the last policy, and evaluated on the same initial states."""
+    changed, own = cfg.arms[arm], with_arm(cfg, arm)
+    head = f"{iteration_dir(iteration)}/controls/{arm}"
+    if not changed.trains:
+        return [eval_node(cfg, f"{head}/eval", policy_path(iteration), own.pi0.finetune, arm)]
+    nodes: list[Node] = []
+    pretrained = labels = None
+    if changed.conditioned_pretraining and not cfg.pi0.sft.indicator.labelled:
+        nodes = [] if _conditioned(cfg) else [values_node(cfg, 0), advantage_node(cfg, 0)]
+        pretrained = f"{head}/sft"
+        nodes.append(sft_node(cfg, pretrained, "advantage", arm))
+    if relabels(changed):
+        labels = f"{head}/advantage"
+        nodes.append(advantage_node(cfg, iteration, labels, arm))
+    policy = policy_node(
+        cfg,
+        f"{head}/policy",
+        iteration,
+        arm=arm,
+        pretrained=pretrained,
+        labels=labels,
+        rollouts=changed.rollouts,
+    )
+    return [*nodes, policy, eval_node(cfg, f"{head}/eval", policy.path, own.pi0.finetune, arm)]
+
+
+def _conditioned(cfg: Config) -> bool:
+    """Whether SFT itself reads labels, as in the paper's pre-training."""
+    return cfg.pi0.sft.indicator.labelled
 
 
 def pretraining(cfg: Config) -> list[Node]:
     """What all iterations share."""
     recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
-    return [
-        *recorded,
-        train_node(cfg, PolicyKind.pi0, StageKind.sft),
-        eval_node(cfg, "sft/eval", "sft", cfg.pi0.sft),
-        train_node(cfg, PolicyKind.value, StageKind.sft),
-    ]
+    policy = train_node(cfg, PolicyKind.pi0, StageKind.sft)
+    policies = [policy, eval_node(cfg, "sft/eval", policy.path, cfg.pi0.sft)]
+    values = value_nodes(cfg, 0)
+    if _conditioned(cfg):
+        return [*recorded, *values, values_node(cfg, 0), advantage_node(cfg, 0), *policies]
+    return [*recorded, *policies, *values]
 
 
 def iteration_nodes(cfg: Config, iteration: int) -> list[Node]:
     policy = train_node(cfg, PolicyKind.pi0, StageKind.finetune, iteration)
     return [
         rollout_node(cfg, iteration),
-        train_node(cfg, PolicyKind.value, StageKind.finetune, iteration),
+        *value_nodes(cfg, iteration),
+        values_node(cfg, iteration),
         advantage_node(cfg, iteration),
         policy,
-        eval_node(cfg, f"{iteration_dir(iteration)}/eval", policy.path, cfg.pi0.finetune),
+        eval_node(cfg, _in(iteration, "eval"), policy.path, cfg.pi0.finetune),
     ]

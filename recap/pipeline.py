@@ -13,9 +13,30 @@ from typing import TextIO
 
 from recap.by_hand import advantage_job, eval_job
 from recap.chain import Chain
-from recap.config import Action, AdvantageJob, Config, EvalJob, LauncherKind, LoopJob, TrainJob, shared
+from recap.config import (
+    Action,
+    AdvantageJob,
+    Config,
+    EvalJob,
+    LauncherKind,
+    LoopJob,
+    PolicyKind,
+    StageKind,
+    TrainJob,
+    shared,
+    with_arm,
+)
 from recap.errors import RecapError, disk_error
-from recap.graph import DEMONSTRATIONS, EXECUTION, Node, control_nodes, iteration_nodes, pretraining, train_node
+from recap.graph import (
+    DEMONSTRATIONS,
+    EXECUTION,
+    Node,
+    control_nodes,
+    iteration_nodes,
+    pretraining,
+    train_node,
+    value_nodes,
+)
 from recap.launch import Run, launcher, resources, section, submitted
 from recap.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
@@ -37,7 +58,9 @@ from recap.rundir import (
 )
 from recap.share import WHOLE, Share, process
 
-SHARED = {"rollout", "evaluate", "advantage"}  # kinds of stages whose work can be shared out
+SHARED = {"rollout", "evaluate", "values"}  # kinds of stages whose work can be shared out
+# What may change from one call of a run to the next: where and how it is executed, and the arms beside it.
+RUNNING = ("output", "device", "sharding", "launcher", "resources", "tracking", "arms", "controls", "action", "follow")
 INPUT_SECONDS = 60.0  # after which a network file system shows what another node has finished
 ELSEWHERE = "result=<another directory> writes there"  # for somebody who wants other values by hand
 
@@ -53,7 +76,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
         RecapError: an input is missing or damaged, the directory belongs to another configuration, or another process
             works in it; and whatever the stage itself reports.
     """
-    out = Path(cfg.output) / node.path
+    cfg, out = with_arm(cfg, node.arm), Path(cfg.output) / node.path
     inputs = {role: Path(cfg.output) / path for role, path in node.inputs.items()}
     beside = process()
     share = shard.among(beside.index, beside.count) if node.kind in SHARED else shard
@@ -185,6 +208,9 @@ def _command(path: str) -> str:
         ("value", True): "python train.py policy=value stage=sft",
         ("rollout", False): f"python eval.py record=true checkpoint=…/{before}/checkpoints/last",
         ("value", False): f"python train.py policy=value stage=finetune iteration={iteration}",
+        ("values", True): "python advantage.py iteration=0",
+        ("advantage", True): "python advantage.py iteration=0",
+        ("values", False): f"python advantage.py iteration={iteration}",
         ("advantage", False): f"python advantage.py iteration={iteration}",
         ("policy", False): f"python train.py policy=pi0 stage=finetune iteration={iteration}",
     }
@@ -272,7 +298,7 @@ def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
 def _identity(cfg: Config) -> dict:
     """What all stages of a run share. How it is executed may change between two calls of the same run."""
     values = shared(cfg)
-    for key in ("output", "device", "sharding", "launcher", "resources", "tracking", "controls", "action", "follow"):
+    for key in RUNNING:
         values.pop(key)
     for model, key in product(("pi0", "value"), EXECUTION):
         values[model].pop(key, None)
@@ -293,6 +319,7 @@ def run_loop(cfg: LoopJob) -> Chain | None:
         nodes += iteration_nodes(cfg, iteration)
     for arm in cfg.controls if last else []:
         nodes += control_nodes(cfg, arm, cfg.iterations)
+    nodes = list({node.path: node for node in nodes}.values())  # arms share the labels of the pre-training
     return run_nodes(cfg, nodes, run=run_and_report, done=lambda: _report(Path(cfg.output), show=last))
 
 
@@ -325,13 +352,19 @@ def _read(path: Path) -> object:
 def run_train(cfg: TrainJob) -> Chain | None:
     """One training; the demonstrations first, if they are to be recorded."""
     recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
-    return run_nodes(cfg, [*recorded, train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)], done=lambda: None)
+    before = cfg.iteration if cfg.stage is StageKind.finetune else 0
+    trained = (
+        value_nodes(cfg, before)
+        if cfg.policy is PolicyKind.value
+        else [train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)]
+    )
+    return run_nodes(cfg, [*recorded, *trained], done=lambda: None)
 
 
 def run_advantage(cfg: AdvantageJob) -> Chain | None:
-    """Labels of an iteration, by the run's own value function or the one in `checkpoint`."""
-    node, identity = advantage_job(cfg)
-    return run_nodes(cfg, [node], identity=identity, done=lambda: None)
+    """Values and labels of an iteration, by the run's own value function or the one in `checkpoint`."""
+    nodes, identity = advantage_job(cfg)
+    return run_nodes(cfg, nodes, identity=identity, done=lambda: None)
 
 
 def run_eval(cfg: EvalJob) -> Chain | None:

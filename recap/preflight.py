@@ -24,7 +24,7 @@ from recap.rundir import CONFIG
 # A run's checkpoints and data: at full size 3 checkpoints with optimiser state, and rollouts.
 GIGABYTES = {"tiny": 1, "full": 200}
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
-READING = {"train", "advantage"}  # kinds of stages that read data sets
+READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
 WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake

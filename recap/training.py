@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recap.advantage import awr_weights
 from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
@@ -38,13 +39,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def policy_batches(
-    mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[np.ndarray] | None
+    mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[dict[str, np.ndarray]] | None
 ) -> Callable[[int], Batch]:
     """Batches of π0: action chunks, the indicator of each frame (after dropout), flow noise and time.
 
     Args:
-        labels: with `indicator=use`, the indicator bool [frames] of every source of the mixture.
+        labels: of every source of the mixture, "indicator" bool [frames] and "advantage" float64 [frames], where the
+            training reads them.
     """
+    weights = _awr(train.awr_temperature, labels) if train.awr_temperature is not None else None
 
     def indicators(picked: Picked, rng: np.random.Generator) -> list[bool | None]:
         if train.indicator is IndicatorMode.ignore:
@@ -53,8 +56,10 @@ def policy_batches(
             given = [True] * len(picked.frame)
         else:
             assert labels is not None
-            given = [bool(labels[s][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
+            given = [bool(labels[s]["indicator"][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
         dropped = rng.random(len(given)) < size.indicator_dropout
+        if train.indicator is IndicatorMode.positive_only:
+            dropped |= ~np.array(given)
         return [None if gone else positive for gone, positive in zip(dropped, given, strict=True)]
 
     def batch(step: int) -> Batch:
@@ -64,11 +69,21 @@ def policy_batches(
         shift_images(data, train.image_shift, rng)
         shape = (train.batch_size, size.flow_samples)
         data["indicator"] = indicators(picked, rng)
+        if weights is not None:
+            chosen = [weights[s][f] for s, f in zip(picked.source, picked.frame, strict=True)]
+            data["weight"] = np.array(chosen, dtype=np.float32)
         data["noise"] = rng.standard_normal((*shape, size.chunk_size, size.max_action_dim), dtype=np.float32)
         data["time"] = (rng.beta(1.5, 1.0, shape) * 0.999 + 0.001).astype(np.float32)  # as lerobot's PI0Config
         return data
 
     return batch
+
+
+def _awr(temperature: float, labels: list[dict[str, np.ndarray]] | None) -> list[np.ndarray]:
+    """Weights of the frames of every source, of mean 1 over all of them together."""
+    assert labels is not None
+    together = awr_weights(np.concatenate([source["advantage"] for source in labels]), temperature)
+    return np.split(together, np.cumsum([len(source["advantage"]) for source in labels])[:-1])
 
 
 def shift_images(batch: Batch, pixels: int, rng: np.random.Generator) -> None:

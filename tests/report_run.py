@@ -114,7 +114,8 @@ def labels(
     table = {key: np.concatenate(value) for key, value in rows.items()}
     n, mean = len(table["value"]), {True: 0.01, False: -0.03}
     table["advantage"] = rng.normal(0, 0.05, n) + np.array([mean[bool(s)] for s in table["success"]])
-    return table | {"dataset": np.full(n, name), "source": np.full(n, source)}
+    held_out = table["episode_index"] % 5 == 0
+    return table | {"dataset": np.full(n, name), "source": np.full(n, source), "held_out": held_out}
 
 
 def label(stage: Path, tables: list[dict], positive_fraction: float = 0.3) -> None:

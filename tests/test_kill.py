@@ -97,6 +97,7 @@ KILLS: list[tuple[str, str, Moment]] = [
     ("value", "in the middle", lines("metrics.jsonl", 9)),
     ("iter_01/rollout", "writing an episode", lambda stage: episodes(3)(stage) and writing("episodes/*.tmp")(stage)),
     ("iter_01/value", "writing a checkpoint", writing("checkpoints/.*.tmp")),
+    ("iter_01/values", "asking the value function", exists("blocks")),
     ("iter_01/advantage", "writing the labels", exists("demonstrations")),
     ("iter_01/policy", "in the middle", lines("metrics.jsonl", 11)),
     ("iter_01/eval", "in the middle", lines("episodes.jsonl", 1)),

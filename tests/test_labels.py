@@ -31,6 +31,7 @@ def make_table():
         "return": -0.5 - advantage,
         "advantage": advantage,
         "indicator": advantage > 0.04,
+        "held_out": episode == 9,
         "source": np.array(["demonstration"] * 3 + ["rollout"] * 7),
         "success": episode != 4,
         "task": np.array(["put the moka pot on the stove"] * 10),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny_run import ROOT, RUN, STAGES, TINY, read, results, run, snapshot, summary, tiny
 
-BY_HAND = {  # every stage of the loop but the demonstrations, which train.py records first
+BY_HAND = {  # every stage of the loop but demonstrations and values, which train.py and advantage.py see to
     "sft": ("train", "policy=pi0", "stage=sft"),
     "sft/eval": ("eval", f"checkpoint={RUN}/sft/checkpoints/last"),
     "value": ("train", "policy=value", "stage=sft"),
@@ -202,6 +202,12 @@ def test_other_values_by_hand_go_elsewhere(work: Path) -> None:
     seen = tiny("advantage", "data=moka+rollouts", *pickier, cwd=work)
     assert seen.code == 0, seen.err
     assert read(work / "other/pickier/thresholds.json")["wanted_positive"] == 0.1
+    assert (work / "other/pickier_values/manifest.json").is_file(), "another value function was asked"
+    relabelled = ["advantage.look_ahead=3", "result=other/n3"]
+    seen = tiny("advantage", "data=moka+rollouts", *relabelled, cwd=work)
+    assert seen.code == 0, seen.err
+    assert "iter_01/values  kept" in seen.out, "new labels need no network"
+    assert read(work / "other/n3/thresholds.json")["look_ahead"] == 3
     assert before.items() <= snapshot(work).items()
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_shifted_images_are_whole_pictures_moved() -> None:
 
 
 def test_indicators_of_a_batch(data: list[Frames]) -> None:
-    mixture, labels = Mixture(data, 0.5), [np.arange(len(frames)) % 3 == 0 for frames in data]
+    mixture, labels = Mixture(data, 0.5), [{"indicator": np.arange(len(frames)) % 3 == 0} for frames in data]
 
     def indicators(mode: IndicatorMode, dropout: float, step: int) -> list[bool | None]:
         size = pi0_size(indicator_dropout=dropout)
@@ -155,9 +156,10 @@ def test_indicators_of_a_batch(data: list[Frames]) -> None:
 
     for step in range(5):
         picked = mixture.pick(SEED, step, 8)
-        own = [bool(labels[s][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
+        own = [bool(labels[s]["indicator"][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
         assert indicators(IndicatorMode.use, 0.0, step) == own
         assert indicators(IndicatorMode.on, 0.0, step) == [True] * 8
+        assert indicators(IndicatorMode.positive_only, 0.0, step) == [True if positive else None for positive in own]
         assert indicators(IndicatorMode.ignore, 0.3, step) == [None] * 8
     given = [x for step in range(100) for x in indicators(IndicatorMode.on, 0.3, step)]
     assert set(given) == {True, None}
@@ -316,7 +318,8 @@ def test_an_endless_gradient_is_not_saved(batches: Callable[[int], Any], tmp_pat
 
 def test_the_value_function_learns_to_tell_frames_apart(data: list[Frames], tmp_path: Path) -> None:
     bins = [np.where(frames.task_index == 0, 3, 17) for frames in data]
-    config = TrainConfig(**{k: v for k, v in vars(settings(steps=25)).items() if k not in ("indicator", "outcomes")})
+    known = {field.name for field in fields(TrainConfig)}
+    config = TrainConfig(**{k: v for k, v in vars(settings(steps=25)).items() if k in known})
     checkpoint = new_value()
     train(checkpoint, value_batches(Mixture(data, 0.5), config, SEED, bins), config, tmp_path, label="value")
     lines = records(tmp_path)

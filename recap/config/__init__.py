@@ -1,13 +1,16 @@
 """Configuration: schema (names, types, choices), checks (values), convert (from Hydra's values, and the errors)."""
 
+from recap.config.arms import relabels, with_arm
 from recap.config.checks import leaves, problems
-from recap.config.convert import ConfigError, difference, keys, nearest, plain, shared, typed
+from recap.config.convert import ConfigError, difference, keys, plain, shared, typed
+from recap.config.names import nearest
 from recap.config.schema import (
     Action,
     AdvantageConfig,
     AdvantageJob,
+    ArmConfig,
+    Collector,
     Config,
-    Control,
     DataConfig,
     DemonstratorConfig,
     Device,
@@ -30,9 +33,11 @@ from recap.config.schema import (
     PolicyTrainConfig,
     Precision,
     Prompt,
+    ReadValue,
     Resample,
     Resources,
     ResourcesConfig,
+    Restart,
     RolloutConfig,
     Sharding,
     SiglipSize,
@@ -53,9 +58,10 @@ __all__ = [
     "Action",
     "AdvantageConfig",
     "AdvantageJob",
+    "ArmConfig",
+    "Collector",
     "Config",
     "ConfigError",
-    "Control",
     "DataConfig",
     "DemonstratorConfig",
     "Device",
@@ -78,9 +84,11 @@ __all__ = [
     "PolicyTrainConfig",
     "Precision",
     "Prompt",
+    "ReadValue",
     "Resample",
     "Resources",
     "ResourcesConfig",
+    "Restart",
     "RolloutConfig",
     "Sharding",
     "SiglipSize",
@@ -101,6 +109,8 @@ __all__ = [
     "nearest",
     "plain",
     "problems",
+    "relabels",
     "shared",
     "typed",
+    "with_arm",
 ]

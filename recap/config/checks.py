@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from recap.config.arms import with_arm
+from recap.config.names import nearest
 from recap.config.schema import (
+    ArmConfig,
     Config,
     EnvKind,
     EvalConfig,
@@ -20,13 +23,17 @@ from recap.config.schema import (
     Optimizer,
     PI0Config,
     PolicyKind,
+    PolicyTrainConfig,
     Prompt,
+    ReadValue,
     Resources,
+    Restart,
     RolloutConfig,
     Sharding,
     SiglipSize,
     SourceConfig,
     StageKind,
+    Threshold,
     TrainConfig,
     Trained,
     TrainJob,
@@ -47,17 +54,18 @@ POSITIVE: Rule = (lambda x: x > 0, "must be greater than 0")
 RULES: dict[str, Rule] = {
     "bins": at_least(2),
     "positive_fraction": (lambda x: 0 < x < 1, "must lie strictly between 0 and 1 (0.3 labels 30 % of the frames)"),
+    "held_out": (lambda x: 0 <= x < 1, "must be at least 0 and below 1 (0.1 leaves a tenth of the episodes out)"),
     "indicator_dropout": (lambda x: 0 <= x < 1, "must be at least 0 and below 1 (at 1 no indicator is ever read)"),
 }
 for words, rule in {
     "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples lora_rank": at_least(1),
-    "steps batch_size save_every keep_checkpoints log_every iterations iteration": at_least(1),
+    "steps batch_size save_every keep_checkpoints log_every iterations members": at_least(1),
     "fps action_freq max_steps episodes look_ahead processes slots": at_least(1),
     "nodes cpus minutes shards notice": at_least(1),
     "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),
-    "gpus requeues": at_least(0),
-    "learning_rate grad_clip normalizer weight mem": POSITIVE,
+    "gpus requeues iteration": at_least(0),
+    "learning_rate grad_clip normalizer weight mem awr_temperature": POSITIVE,
     "demonstration_share slow hesitate miss decay_to": FRACTION,
 }.items():
     RULES.update(dict.fromkeys(words.split(), rule))
@@ -71,7 +79,8 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{f.name}.")
         elif isinstance(value, dict):
             for name, one in value.items():
-                yield from leaves(one, f"{prefix}{f.name}.{name}.")
+                key = f"{prefix}{f.name}.{name}"
+                yield from leaves(one, f"{key}.") if is_dataclass(one) else [(key, one)]
         else:
             yield f"{prefix}{f.name}", value
 
@@ -80,7 +89,7 @@ def problems(cfg: Config) -> list[str]:
     """Everything wrong with a typed configuration, each as one line that names key, value and fix."""
     found = [*_ranges(cfg)]
     if not found:  # the rest divides and compares, which means little when a number is out of range
-        found = [*_models(cfg), *_experiment(cfg), *_jobs(cfg), *_job(cfg)]
+        found = [*_models(cfg), *_experiment(cfg), *_arms(cfg), *_jobs(cfg), *_job(cfg)]
     return found
 
 
@@ -125,12 +134,30 @@ def _models(cfg: Config) -> Iterator[str]:
     }
     for node, training in trainings.items():
         yield from _training(node, training)
+        if node.endswith(".sft") and training.restart is Restart.last:
+            yield f"{node}.restart=last: there is no iteration before. Fix: pretrained, or {node[:-3]}finetune.restart"
         if training.optimizer is Optimizer.adamw8bit and cfg.sharding is not Sharding.none:
             yield (
                 f"{node}.optimizer=adamw8bit: its moments cannot be shared out by sharding={cfg.sharding.name}. "
                 f"Fix: {node}.optimizer=adamw, or sharding=none"
             )
+    yield from _weighted("pi0.sft", pi0.sft)
+    yield from _weighted("pi0.finetune", pi0.finetune)
     yield from _start(pi0, value)
+    if value.read is ReadValue.out_of_fold and value.members == 1:
+        yield "value.read=out_of_fold: one value function has no folds. Fix: value.members=5, or value.read=mean"
+
+
+def _weighted(node: str, training: PolicyTrainConfig) -> Iterator[str]:
+    if training.awr_temperature is None:
+        return
+    if node == "pi0.sft":
+        yield "pi0.sft.awr_temperature: SFT has no advantages. Fix: null, or pi0.finetune.awr_temperature"
+    elif training.indicator is not IndicatorMode.ignore:
+        yield (
+            f"{node}.awr_temperature={training.awr_temperature:g}: weighs frames instead of naming them. "
+            f"Fix: {node}.indicator=ignore, or {node}.awr_temperature=null"
+        )
 
 
 def _start(pi0: PI0Config, value: ValueConfig) -> Iterator[str]:
@@ -189,8 +216,13 @@ def _experiment(cfg: Config) -> Iterator[str]:
         yield f"workers.processes={workers.processes}: each needs a slot. Fix: at most workers.slots={workers.slots}"
     if cfg.env.recorded_images is Images.video and cfg.env.image_size % 2:
         yield f"env.image_size={cfg.env.image_size}: videos need an even number. Fix: that, or env.recorded_images=png"
+    if unknown := [task for task in cfg.rollout.tasks or [] if task not in tasks]:
+        yield f"rollout.tasks={cfg.rollout.tasks}: {unknown[0]!r} is none of env.tasks={tasks}"
+    elif cfg.rollout.tasks == []:
+        yield "rollout.tasks=[]: must name at least one. Fix: null takes all of env.tasks"
     yield from _demonstrations(cfg)
     yield from _normalization(cfg)
+    yield from _fractions(cfg)
     yield from _episodes("rollout", cfg.rollout, cfg)
     yield from _episodes("eval", cfg.eval, cfg)
 
@@ -246,6 +278,40 @@ def _normalization(cfg: Config) -> Iterator[str]:
             f"advantage.normalizer={advantage.normalizer:g}: returns reach -(max_steps + c_fail) = -{lowest:g}, "
             f"below the bins. Fix: advantage.normalizer={lowest:g}, or a smaller advantage.c_fail={advantage.c_fail:g}"
         )
+
+
+def _fractions(cfg: Config) -> Iterator[str]:
+    given = cfg.advantage.positive_fraction_by_task
+    for task, fraction in given.items():
+        if not 0 < fraction < 1:
+            yield f"advantage.positive_fraction_by_task.{task}={fraction:g}: must lie strictly between 0 and 1"
+    if given and cfg.advantage.threshold is Threshold.all:
+        yield (
+            "advantage.positive_fraction_by_task: advantage.threshold=all has one ε for all tasks. "
+            "Fix: advantage.threshold=per_task"
+        )
+
+
+def _arms(cfg: Config) -> Iterator[str]:
+    for name in cfg.controls:
+        if name not in cfg.arms:
+            yield f"controls=[{name}]: there is no such arm. {nearest(name, list(cfg.arms))}"
+    for name, arm in cfg.arms.items():
+        if not re.fullmatch(r"\w+", name):
+            yield f"arms.{name}: names a directory. Fix: letters, digits and _ only"
+        elif name in cfg.controls:
+            yield from _arm(f"arms.{name}", arm, with_arm(cfg, name))
+
+
+def _arm(node: str, arm: ArmConfig, changed: Config) -> Iterator[str]:
+    given = {f.name for f in fields(arm) if getattr(arm, f.name) != f.default}
+    if not arm.trains and (of_training := sorted(given - {"trains", "prompt", "beta"})):
+        yield f"{node}.{of_training[0]}: trains=false leaves the policy as it is. Fix: only prompt and beta beside it"
+    if not given:
+        yield f"{node}={{}}: differs from RECAP in nothing. Fix: one of {', '.join(f.name for f in fields(arm))}"
+    yield from (f"{node}: {text}" for text in _weighted("pi0.finetune", changed.pi0.finetune))
+    if changed.eval.beta != 1 and arm.beta is not None:
+        yield from (f"{node}: {text}" for text in _episodes("eval", changed.eval, changed))
 
 
 def _episodes(node: str, run: RolloutConfig | EvalConfig, cfg: Config) -> Iterator[str]:
@@ -307,6 +373,8 @@ def _job(cfg: Config) -> Iterator[str]:
             "stage=sft: trains on demonstrations only, but data.rollouts=true. "
             "Fix: stage=finetune, or the data choice without '+rollouts'"
         )
+    if isinstance(cfg, TrainJob) and cfg.stage is StageKind.finetune and cfg.iteration == 0:
+        yield "iteration=0: is the pre-training. Fix: iteration=1, or stage=sft"
     if isinstance(cfg, EvalJob) and cfg.policy is PolicyKind.value:
         yield "policy=value: the value function cannot act. Fix: policy=pi0 (advantage.py asks the value function)"
     if isinstance(cfg, EvalJob) and not cfg.checkpoint.strip():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING as NO_DEFAULT
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recap.config.checks import problems
+from recap.config.names import nearest
 from recap.config.schema import Config
 from recap.errors import RecapError
 
@@ -192,7 +192,8 @@ def _node(hint: Any) -> type | None:
 
 def _named(hint: Any) -> type | None:
     """The dataclass D of `dict[str, D]`, whose keys are the user's own names."""
-    return get_args(hint)[1] if getattr(hint, "__origin__", None) is dict else None
+    held = get_args(hint)[1] if getattr(hint, "__origin__", None) is dict else None
+    return held if is_dataclass(held) and isinstance(held, type) else None
 
 
 def _is_list(hint: Any) -> bool:
@@ -200,7 +201,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _choices(hint: Any) -> list[str]:
-    inner = get_args(hint)[0] if _is_list(hint) else hint
+    inner = get_args(hint)[0] if _is_list(hint) or isinstance(hint, UnionType) else hint
     return [m.name for m in inner] if isinstance(inner, type) and issubclass(inner, Enum) else []
 
 
@@ -224,20 +225,3 @@ def keys(schema: type, prefix: str = "") -> list[str]:
         if node := _named(hints[f.name]):
             result += keys(node, f"{prefix}{f.name}.<name>.")
     return result
-
-
-def nearest(wrong: str, valid: list[str]) -> str:
-    """`Nearest: a, b` for a mistyped key or choice."""
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, wrong.lower(), candidate.lower()).ratio()
-        (*nodes, word), (*candidate_nodes, candidate_word) = wrong.lower().split("."), candidate.lower().split(".")
-        last = difflib.SequenceMatcher(None, word, candidate_word).ratio()
-        if len(word) > 1 and word == "".join(part[0] for part in candidate_word.split("_") if part):
-            last = 1.0  # lr is learning_rate
-        inside = bool(nodes) and nodes == candidate_nodes[: len(nodes)]
-        return max(whole, last) + 0.3 * inside - 0.02 * len(candidate_nodes)
-
-    ranked = sorted(valid, key=likeness, reverse=True)
-    best = [v for v in ranked[:3] if likeness(v) > likeness(ranked[0]) - 0.03]
-    return f"Nearest: {', '.join(best)}"

@@ -23,7 +23,13 @@ class StageKind(Enum):
 class IndicatorMode(Enum):
     on = "on"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
     use = "use"  # the sample's own label (OpenTau's `use`)
+    positive_only = "positive_only"  # "Advantage: positive" where the label is positive, no text elsewhere
     ignore = "ignore"  # no indicator text at all (OpenTau's `ignore`)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it reads the labels of the advantage stage."""
+        return self in (IndicatorMode.use, IndicatorMode.positive_only)
 
 
 class Prompt(Enum):
@@ -124,10 +130,20 @@ class Sharding(Enum):
     deepspeed = "deepspeed"
 
 
-class Control(Enum):
-    labels_on_demonstrations = "labels_on_demonstrations"
-    continued_sft = "continued_sft"
-    negative_prompt = "negative_prompt"
+class Restart(Enum):
+    pretrained = "pretrained"  # the paper and the guide
+    last = "last"  # the iteration before
+
+
+class Collector(Enum):
+    last = "last"
+    best = "best"  # of those evaluated so far
+
+
+class ReadValue(Enum):
+    mean = "mean"
+    worst = "worst"
+    out_of_fold = "out_of_fold"  # the member that never trained on the episode
 
 
 # -------------------------------------------------------------------------------- sizes
@@ -169,12 +185,14 @@ class TrainConfig:
     demonstration_share: float = MISSING
     image_shift: int = MISSING
     optimizer: Optimizer = Optimizer.adamw
+    restart: Restart = Restart.pretrained
 
 
 @dataclass
 class PolicyTrainConfig(TrainConfig):
     indicator: IndicatorMode = MISSING
     outcomes: Outcomes = MISSING
+    awr_temperature: float | None = None
 
 
 @dataclass
@@ -214,6 +232,10 @@ class ValueConfig:
     tokenizer_max_length: int = MISSING
     bins: int = MISSING
     use_state: bool = MISSING
+    members: int = MISSING
+    read: ReadValue = MISSING
+    held_out: float = MISSING
+    interventions: bool = MISSING
     pretrained: str | None = None
     pretrained_vision: str | None = None
     pretrained_text: str | None = None
@@ -259,6 +281,7 @@ class SourceConfig:
     weight: float = 1.0
     kind: SourceKind = SourceKind.demonstration
     all_succeed: bool = False
+    interventions: str | None = None  # the column that is true where a human corrected the policy
     fps: int | None = None
 
 
@@ -275,9 +298,19 @@ class DataConfig:
 
 
 @dataclass
-class AdvantageConfig:
-    look_ahead: int = MISSING
+class PretrainingLabels:
+    """Labels of the demonstrations alone, where pi0.sft reads them (the paper's pre-training)."""
+
+    look_ahead: int | None = MISSING
     positive_fraction: float = MISSING
+
+
+@dataclass
+class AdvantageConfig:
+    look_ahead: int | None = MISSING  # None: the whole episode
+    positive_fraction: float = MISSING
+    positive_fraction_by_task: dict[str, float] = field(default_factory=dict)
+    sft: PretrainingLabels = field(default_factory=PretrainingLabels)
     threshold: Threshold = MISSING
     normalization: Normalization = MISSING
     normalizer: float | None = None
@@ -288,6 +321,8 @@ class AdvantageConfig:
 @dataclass
 class RolloutConfig:
     episodes: int = MISSING
+    tasks: list[str] | None = None  # None: all of the environment
+    policy: Collector = MISSING
     prompt: Prompt = MISSING
     beta: float = MISSING
     videos: int = MISSING
@@ -299,6 +334,26 @@ class EvalConfig:
     prompt: Prompt = MISSING
     beta: float = MISSING
     videos: int = MISSING
+
+
+@dataclass
+class ArmConfig:
+    """A control arm: where it differs from RECAP, beside which it is trained for as many steps. None: as in the run."""
+
+    trains: bool = True  # False: the policy of the last iteration, prompted otherwise
+    rollouts: bool = True  # False: demonstrations alone
+    as_sft: bool = False  # prompts as SFT did
+    conditioned_pretraining: bool = False  # SFT reads labels of the demonstrations, as in the paper
+    indicator: IndicatorMode | None = None
+    outcomes: Outcomes | None = None
+    awr_temperature: float | None = None
+    indicator_dropout: float | None = None
+    demonstration_share: float | None = None
+    look_ahead: int | None = None
+    positive_fraction: float | None = None
+    force_positive: list[SourceKind] | None = None
+    prompt: Prompt | None = None
+    beta: float | None = None
 
 
 @dataclass
@@ -349,6 +404,7 @@ class ResourcesConfig:
     pi0: Resources = field(default_factory=Resources)
     value: Resources = field(default_factory=Resources)
     rollout: Resources = field(default_factory=Resources)
+    values: Resources = field(default_factory=Resources)
     advantage: Resources = field(default_factory=Resources)
     eval: Resources = field(default_factory=Resources)
 
@@ -381,7 +437,8 @@ class Config:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    controls: list[Control] = field(default_factory=list)
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    controls: list[str] = field(default_factory=list)  # names of arms
     action: Action = Action.run
     follow: bool = True
 

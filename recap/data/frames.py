@@ -36,8 +36,9 @@ class Frames:
     Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this pace),
     task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
     float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
-    int64 [E], the last two -1 where unknown; success bool [E]. image_shapes: {camera key: (H, W, 3)}; clips: where
-    cameras kept as video have each frame. weight: beside other given data sets; None for what the run collects.
+    int64 [E], the last two -1 where unknown; success bool [E]. corrected bool [N]: a human was in control.
+    image_shapes: {camera key: (H, W, 3)}; clips: where cameras kept as video have each frame. weight: beside other
+    given data sets; None for what the run collects.
     """
 
     files: DataSetFiles
@@ -53,6 +54,7 @@ class Frames:
     frame_index: np.ndarray
     task_index: np.ndarray
     row: np.ndarray
+    corrected: np.ndarray
     state: np.ndarray
     action: np.ndarray
     start: np.ndarray
@@ -75,6 +77,10 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.episode_index)
+
+    def source_of_frame(self) -> np.ndarray:
+        """Names of SourceKind, object [N]: frames that a human corrected are corrections in any data set."""
+        return np.where(self.corrected, SourceKind.correction.name, self.kind.name).astype(object)
 
     def pixels(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, 3] RGB of a camera key in the frames `rows`, in their order, which may repeat."""
@@ -179,6 +185,7 @@ class Taken:
     episodes: their numbers, None for all. weight: see Frames. fps: the pace of the recording, where its info.json says
     something else. pace: the frames a second wanted; None: as recorded. vectors: how states and actions are resampled.
     all_succeed: take every episode as a success, for data sets without outcomes (meta/recap.json or next.success).
+    interventions: the column that is true where a human was in control.
     """
 
     all_succeed: bool = False
@@ -187,6 +194,7 @@ class Taken:
     fps: float | None = None
     pace: float | None = None
     vectors: Resample = Resample.nearest
+    interventions: str | None = None
 
 
 _loaded: dict[tuple, tuple[int, Frames]] = {}
@@ -224,6 +232,11 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
         raise files.error(f"it has no {missing}", f"π0 needs both; its features are {list(files.features)}")
     counters = ["episode_index", "frame_index", "task_index"]
     flags = ["next.success"] if "next.success" in files.features else []
+    if taken.interventions is not None:
+        if taken.interventions not in files.features:
+            has = f"its features are {list(files.features)}"
+            raise files.error(f"it has no column {taken.interventions!r} of interventions", has)
+        flags.append(taken.interventions)
     table = files.table(files.data_files, [*counters, STATE, ACTION, *flags])
     if table.num_rows == 0:
         raise files.error("it holds no frames", "record some episodes first")
@@ -237,6 +250,8 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
     if not 0 <= task_index.min() <= task_index.max() < len(tasks):
         raise files.error(f"task_index {task_index.max()} is none of {len(tasks)} in meta/tasks.parquet", COPY_AGAIN)
     recorded = files.recorded_episodes(len(start))
+    human = taken.interventions
+    corrected = np.zeros(len(episode_index), bool) if human is None else np.asarray(files.integers(table, human) > 0)
     videos = [key for key in image_shapes if files.features[key]["dtype"] == "video"]
     clips = {key: files.clips(key, episode_index, frame_index) for key in videos}
 
@@ -257,6 +272,7 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
         "frame_index": np.arange(len(row)) - np.repeat(new_start, new_length),
         "task_index": task_index[row],
         "row": row,
+        "corrected": corrected[row],
         "state": state,
         "action": action,
         "start": new_start,

@@ -32,5 +32,6 @@ def given(config: DataConfig, name: str) -> Frames:
         fps=source.fps,
         pace=config.action_freq,
         vectors=config.vector_resample_strategy,
+        interventions=source.interventions,
     )
     return load_frames(root, name, source.kind, taken=taken)

@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("return", pa.float64()),  # R_t normalised and clipped: the target of V
         ("advantage", pa.float64()),
         ("indicator", pa.bool_()),  # I_t, forced-positive sources included
+        ("held_out", pa.bool_()),  # whether the value comes from a function that never trained on the episode
         ("source", pa.string()),  # demonstration | rollout | correction
         ("success", pa.bool_()),  # of the episode
         ("task", pa.string()),

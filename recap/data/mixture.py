@@ -31,13 +31,18 @@ class Mixture:
         demonstration_share: share of the given data sets (`Frames.weight`, by which they divide it), where there are
             collected ones beside them (no weight), which are drawn from as one.
         outcomes: `success` leaves out the frames of failed episodes that are no demonstrations.
+        left_out: of each source, the frames that are never drawn: bool [N].
 
     Raises:
         RecapError: nothing to draw from, or sources that do not fit together.
     """
 
     def __init__(
-        self, sources: Sequence[Frames], demonstration_share: float, outcomes: Outcomes = Outcomes.all
+        self,
+        sources: Sequence[Frames],
+        demonstration_share: float,
+        outcomes: Outcomes = Outcomes.all,
+        left_out: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.sources = list(sources)
         first = self.sources[0]
@@ -60,6 +65,8 @@ class Mixture:
             keep = np.ones(len(source), dtype=bool)
             if outcomes is Outcomes.success and source.kind is not SourceKind.demonstration:
                 keep = source.success[source.episode]
+            if left_out is not None:
+                keep = keep & ~left_out[number]
             frames = np.flatnonzero(keep)
             rows = np.stack([np.full(len(frames), number), frames], axis=1)
             if len(frames) and source.weight is None:

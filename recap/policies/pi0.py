@@ -244,7 +244,8 @@ class RecapPI0Policy(PI0Policy):
         """Flow-matching loss over the real action dimensions and the real frames of the chunk.
 
         The batch has `action` [B, chunk, A] normalised, `action_is_pad` bool [B, chunk], and may bring its own `noise`
-        [B, K, chunk, max_action_dim] and `time` [B, K]. `reduction="none"` gives one loss a sample.
+        [B, K, chunk, max_action_dim], `time` [B, K] and a `weight` [B] of each sample's loss. `reduction="none"` gives
+        one loss a sample.
         """
         images, tokens, mask, state = self._inputs(batch)
         tokens, mask = trim(tokens, mask)
@@ -263,6 +264,8 @@ class RecapPI0Policy(PI0Policy):
         with autocast(self.config):
             losses = self.model.flow_loss(images, tokens, mask, state, actions, noise, time)
         losses = losses[..., : self.config.output_features[ACTION].shape[0]].mean(dim=(1, 3))
+        if "weight" in batch:
+            losses = losses * batch["weight"][:, None]
         real = torch.ones_like(losses) if "action_is_pad" not in batch else (~batch["action_is_pad"]).to(losses.dtype)
         per_sample = (losses * real).sum(1) / real.sum(1).clamp(min=1)
         if reduction == "none":

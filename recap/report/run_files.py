@@ -19,7 +19,8 @@ Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry 
 
 ITERATION = re.compile(r"iter_(\d+)$")
 # The order in which a run visits its stages; wall times and loss curves are shown in it.
-STAGE_ORDER = ("demonstrations", "value", "advantage", "sft", "sft/eval", "rollout", "policy", "eval")
+STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval", "rollout", "policy", "eval")
+ITERATION_ORDER = ("rollout", "value", "values", "advantage", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,9 +58,7 @@ def _stage_rank(node: str) -> tuple[int, int, int, str]:
     word = tail if found else node
     rank = STAGE_ORDER.index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
     if found:  # inside an iteration the rollouts come first
-        rank = (
-            ("rollout", "value", "advantage", "policy", "eval").index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
-        )
+        rank = ITERATION_ORDER.index(word) if word in ITERATION_ORDER else len(ITERATION_ORDER)
     return group, int(found.group(1)) if found else 0, rank, node
 
 

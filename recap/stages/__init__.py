@@ -9,6 +9,7 @@ from recap.stages.act import demonstrations, evaluate, rollout
 from recap.stages.data import checkpoint_of
 from recap.stages.label import advantage
 from recap.stages.train import train_stage
+from recap.stages.values import values_stage
 
 __all__ = ["STAGES", "checkpoint_of"]
 
@@ -16,6 +17,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "demonstrations": demonstrations,
     "train": train_stage,
     "rollout": rollout,
+    "values": values_stage,
     "advantage": advantage,
     "evaluate": evaluate,
 }

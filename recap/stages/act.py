@@ -13,6 +13,7 @@ from recap.device import device_name
 from recap.envs import EpisodeSpec
 from recap.errors import RecapError
 from recap.evaluation import summarize
+from recap.graph import prompt_for
 from recap.policies.acting import ActionChunks
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import RecapPI0Policy
@@ -50,12 +51,16 @@ def rollout(
     videos: int,
     prompt: Prompt,
     beta: float,
+    tasks: list[str] | None = None,
     share: Share = WHOLE,
 ) -> None:
     """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
     if published(out):
         return
-    episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration)
+    if "policy" not in inputs:
+        inputs, prompt, beta = _best(cfg, inputs, prompt, beta)
+        say(f"collected by {checkpoint_name(cfg, inputs['policy'])}")
+    episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration, only=tasks)
     results = _act(
         cfg,
         inputs,
@@ -118,6 +123,15 @@ def evaluate(
         journal.unlink()
     low, high = numbers["ci95"]
     say(f"success {numbers['successes']}/{numbers['n']} = {numbers['success_rate']:.0%} [{low:.0%}, {high:.0%}]")
+
+
+def _best(cfg: Config, inputs: Inputs, prompt: Prompt, beta: float) -> tuple[Inputs, Prompt, float]:
+    """The policy with the highest success rate so far, the later one of equals, prompted as it was trained."""
+    rounds = range(sum(role.startswith("policy_") for role in inputs))
+    rates = [json.loads((inputs[f"eval_{k}"] / "result.json").read_text())["success_rate"] for k in rounds]
+    best = max(rounds, key=lambda k: (rates[k], k))
+    prompt = prompt_for(prompt, cfg.pi0.finetune if best else cfg.pi0.sft)
+    return {"policy": inputs[f"policy_{best}"]}, prompt, 1.0 if prompt is Prompt.none else beta
 
 
 def checkpoint_name(cfg: Config, policy: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from recap.data.frames import Frames, load_frames
 from recap.data.given import given
 from recap.data.recorder import assemble
 from recap.envs import EpisodeSpec, instructions, make_env
+from recap.errors import RecapError
 from recap.graph import DEMONSTRATIONS
 from recap.returns import normalize, normalizers, returns, rewards
 
+NORMALIZERS = "normalizers.json"  # of a value function: steps by task
 Inputs = Mapping[str, Path]  # role -> directory of a finished stage
 Say = Callable[[str], None]
 
@@ -28,10 +31,17 @@ def checkpoint_of(stage: Path) -> Path:
     return stage / "checkpoints" / "last" if (stage / "checkpoints").is_dir() else stage
 
 
-def plan(cfg: Config, episodes: int, first_state: int, stream: int) -> list[EpisodeSpec]:
-    """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone."""
+def plan(
+    cfg: Config, episodes: int, first_state: int, stream: int, only: Sequence[str] | None = None
+) -> list[EpisodeSpec]:
+    """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone.
+
+    only: those of env.tasks; None: all.
+    """
     seeds = np.random.SeedSequence([cfg.seed, stream]).generate_state(episodes, np.uint32)
-    tasks = instructions(cfg.env)
+    tasks = list(instructions(cfg.env))
+    if only is not None:
+        tasks = [task for name, task in zip(cfg.env.tasks, tasks, strict=True) if name in only]
     start = cfg.seed * STATES_PER_SEED + first_state
     return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // len(tasks), int(seed)) for i, seed in enumerate(seeds)]
 
@@ -92,6 +102,17 @@ def task_normalizers(cfg: Config, data: list[Frames]) -> dict[str, float]:
     tasks, lengths, _ = pooled_episodes(data)
     constant = cfg.advantage.normalizer if cfg.advantage.normalization is Normalization.constant else None
     return normalizers(tasks, lengths, constant)
+
+
+def read_normalizers(folder: Path) -> dict[str, float]:
+    """Those that a value function was trained with. Raises RecapError if they are missing or damaged."""
+    path = folder / NORMALIZERS
+    try:
+        return {str(task): float(steps) for task, steps in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise RecapError(
+            f"{path} cannot be read ({error}). Fix: name the stage that trained the value function, or train it again."
+        ) from error
 
 
 def normalized_returns(frames: Frames, norm: dict[str, float], c_fail: float) -> np.ndarray:

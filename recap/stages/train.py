@@ -21,6 +21,7 @@ from recap.config import (
 )
 from recap.data.ahead import ahead
 from recap.data.frames import Frames
+from recap.data.held_out import left_out
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
 from recap.device import device_name
@@ -32,8 +33,10 @@ from recap.policies.value import RecapValuePolicy
 from recap.policies.weights import folder_of
 from recap.returns import Bins
 from recap.rundir import is_main_process, write_text
-from recap.stages.data import Inputs, Say, checkpoint_of, normalized_returns, sources, task_normalizers
+from recap.stages.data import NORMALIZERS, Inputs, Say, checkpoint_of, normalized_returns, sources, task_normalizers
 from recap.training import policy_batches, train, value_batches
+
+MEMBER_SEEDS = 1_000_003  # between the members of a value function: none of them is another run's
 
 
 def train_stage(
@@ -44,17 +47,16 @@ def train_stage(
     *,
     policy: PolicyKind,
     stage: StageKind,
-    indicator: IndicatorMode | None = None,
+    member: int = 0,
 ) -> None:
-    """SFT or fine-tuning of either policy; fine-tuning restarts from the pre-trained checkpoint."""
+    """SFT or fine-tuning of either policy; fine-tuning restarts from a checkpoint. member: of the value function."""
     data = sources(cfg, inputs)
     settings: PolicyTrainConfig | Any = getattr(getattr(cfg, policy.name), stage.name)
-    if indicator is not None:
-        settings = type(settings)(**{**vars(settings), "indicator": indicator})
+    seed = cfg.seed + member * MEMBER_SEEDS
     if "pretrained" in inputs:
         checkpoint = _started(cfg, policy, checkpoint_of(inputs["pretrained"]))
     else:
-        checkpoint = _new(cfg, policy, data)
+        checkpoint = _new(cfg, policy, data, seed)
     check_fit(checkpoint, data[0])
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
@@ -62,15 +64,17 @@ def train_stage(
     if policy is PolicyKind.pi0:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
         mixture = Mixture(data, share, settings.outcomes)
-        labels = [indicators(inputs, source) for source in data] if settings.indicator is IndicatorMode.use else None
-        batches = policy_batches(mixture, cfg.pi0, settings, cfg.seed, labels)
+        labels = [of_frames(inputs, source) for source in data] if "labels" in inputs else None
+        batches = policy_batches(mixture, cfg.pi0, settings, seed, labels)
     else:
         norm = task_normalizers(cfg, data)
         if is_main_process():
-            write_text(out / "normalizers.json", json.dumps(norm, indent=2) + "\n")
+            write_text(out / NORMALIZERS, json.dumps(norm, indent=2) + "\n")
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
-        batches = value_batches(Mixture(data, share), settings, cfg.seed, targets)
+        unseen = [left_out(source, cfg.value, cfg.seed, member) for source in data]
+        mixture = Mixture(data, share, left_out=unseen)
+        batches = value_batches(mixture, settings, seed, targets)
     if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
         batches = ahead(batches, settings.steps)
     last = train(
@@ -92,7 +96,7 @@ def _started(cfg: Config, policy: PolicyKind, folder: Path) -> Checkpoint:
     return Checkpoint.load(folder, RecapValuePolicy, device, cfg.precision, Trained.all)
 
 
-def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
+def _new(cfg: Config, policy: PolicyKind, data: list[Frames], seed: int) -> Checkpoint:
     """A policy to pre-train, of the configuration's numbers, from given weights or from random ones.
 
     Weights of a checkpoint for the same cameras, state and action keep its statistics and its tokenizer; any other
@@ -101,7 +105,7 @@ def _new(cfg: Config, policy: PolicyKind, data: list[Frames]) -> Checkpoint:
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
     spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(seed)
     device = device_name(cfg.device)
     model: RecapPI0Policy | RecapValuePolicy = (
         build_pi0(size, spec, device, cfg.precision)
@@ -136,7 +140,7 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
         )
 
 
-def indicators(inputs: Inputs, frames: Frames) -> np.ndarray:
-    """I_t of every frame of a data set, from the advantage stage's file."""
+def of_frames(inputs: Inputs, frames: Frames) -> dict[str, np.ndarray]:
+    """I_t and the advantage of every frame of a data set, from the advantage stage's file."""
     labels: Labels = read_labels(inputs["labels"] / frames.name)
-    return labels.lookup(frames.episode_index, frames.frame_index)["indicator"]
+    return labels.lookup(frames.episode_index, frames.frame_index)

@@ -1,0 +1,39 @@
+"""The configuration of a control arm: that of the run, but for what the arm changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from recap.config.schema import ArmConfig, Config, IndicatorMode
+
+
+def with_arm(cfg: Config, name: str | None) -> Config:
+    """`cfg` as the stages of arm `name` see it; None is the run itself."""
+    if name is None:
+        return cfg
+    arm = cfg.arms[name]
+    sft: dict[str, Any] = {"indicator": IndicatorMode.use} if arm.conditioned_pretraining else {}
+    finetune = _given(arm, "indicator", "outcomes", "awr_temperature", "demonstration_share")
+    if arm.as_sft:
+        finetune["indicator"] = cfg.pi0.sft.indicator
+    return replace(
+        cfg,
+        pi0=replace(
+            cfg.pi0,
+            **_given(arm, "indicator_dropout"),
+            sft=replace(cfg.pi0.sft, **sft),
+            finetune=replace(cfg.pi0.finetune, **finetune),
+        ),
+        advantage=replace(cfg.advantage, **_given(arm, "look_ahead", "positive_fraction", "force_positive")),
+        eval=replace(cfg.eval, **_given(arm, "prompt", "beta")),
+    )
+
+
+def relabels(arm: ArmConfig) -> bool:
+    """Whether the arm has labels of its own."""
+    return bool(_given(arm, "look_ahead", "positive_fraction", "force_positive"))
+
+
+def _given(arm: ArmConfig, *keys: str) -> dict[str, Any]:
+    return {key: value for key in keys if (value := getattr(arm, key)) is not None}

@@ -1,0 +1,121 @@
+"""The values stage: what every member of the value function says of every frame. What labels need networks for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recap.config import Config
+from recap.data.ahead import ahead
+from recap.data.frames import Frames
+from recap.data.mixture import Mixture, Picked
+from recap.device import device_name
+from recap.errors import RecapError
+from recap.policies.checkpoint import Checkpoint
+from recap.policies.value import RecapValuePolicy
+from recap.progress import Progress
+from recap.rundir import write_text
+from recap.share import WHOLE, Share
+from recap.stages.data import NORMALIZERS, Inputs, Say, checkpoint_of, episodes_of, read_normalizers, sources
+from recap.stages.train import check_fit
+from recap.training import tensors
+
+VALUE_BATCH = 256  # frames in one pass of the value function
+BLOCK = 16 * VALUE_BATCH  # frames in one file of values: what a killed stage loses at most, and what is shared out
+
+
+def values_stage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Share = WHOLE) -> None:
+    """Writes `<data set>.npy`, float64 [members, N], and the normalizers that the values are in units of."""
+    data = sources(cfg, inputs)
+    members = [path for role, path in inputs.items() if role == "value" or role.startswith("value_")]
+    for member in members:
+        check_tasks(member, data)
+    blocks = out / "blocks"
+    for number, member in enumerate(members):
+        _infer(cfg, member, data, blocks / str(number), share)
+    if not share.whole:
+        return
+    for frames in data:
+        found = np.stack([_joined(blocks / str(number), frames) for number in range(len(members))])
+        _save(out / f"{frames.name}.npy", found)
+    write_text(out / NORMALIZERS, (members[0] / NORMALIZERS).read_text(encoding="utf-8"))
+    shutil.rmtree(blocks)
+    say(f"{sum(map(len, data))} frames, {len(members)} value function{'s' if len(members) > 1 else ''}")
+
+
+def read_values(folder: Path, frames: Frames) -> np.ndarray:
+    """What the stage wrote of a data set: float64 [members, N]. Raises RecapError if it is of other data."""
+    path = folder / f"{frames.name}.npy"
+    try:
+        found: np.ndarray = np.load(path)
+    except (OSError, ValueError) as error:
+        raise RecapError(
+            f"the values in {path} cannot be read ({error}). Fix: delete {folder}, run it again."
+        ) from error
+    if found.ndim != 2 or found.shape[1] != len(frames) or not np.isfinite(found).all():
+        raise RecapError(
+            f"the values in {path} have shape {list(found.shape)} for {len(frames)} frames, or hold NaN. "
+            f"Fix: delete {folder}, run it again."
+        )
+    return found
+
+
+def check_tasks(value: Path, data: list[Frames]) -> None:
+    """Raises RecapError for a task that the value function never saw: it has no normalizer."""
+    missing = {task for frames in data for task in episodes_of(frames)[0]} - set(read_normalizers(value))
+    if missing:
+        raise RecapError(
+            f"{value / NORMALIZERS} has no normalizer for task {min(missing)!r}: the value function never saw it. "
+            "Fix: fine-tune it on this data."
+        )
+
+
+def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Share) -> None:
+    """Fills `folder` with this share of the values: a file for each block of frames, durable when it is there."""
+    blocks = [(frames, start) for frames in data for start in range(0, len(frames), BLOCK)]
+    missing = [(frames, start) for frames, start in share.of(blocks) if not _block(folder, frames, start).is_file()]
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
+    check_fit(checkpoint, data[0])
+    with Progress("values", len(missing)) as bar:
+        for frames, start in missing:
+            block = range(start, min(start + BLOCK, len(frames)))
+            _save(_block(folder, frames, start), values(checkpoint, frames, block))
+            bar.advance()
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _joined(folder: Path, frames: Frames) -> np.ndarray:
+    """V(o_t, l) of every frame, float64 [N], from the files of `_infer`."""
+    return np.concatenate([np.load(_block(folder, frames, start)) for start in range(0, len(frames), BLOCK)])
+
+
+def _block(folder: Path, frames: Frames, start: int) -> Path:
+    return folder / f"{frames.name}_{start:09d}.npy"
+
+
+@torch.no_grad()
+def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -> np.ndarray:
+    """V(o_t, l) of every frame, or of a range of them: float64 [N]."""
+    which = which or range(len(frames))
+    mixture, found = Mixture([frames], 1.0), []
+    parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
+    gather = ahead(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
+    for k in range(len(parts)):
+        batch = tensors(gather(k))
+        found.append(checkpoint.policy.value(checkpoint.prepare(batch)).double().cpu().numpy())
+    return np.concatenate(found)
