@@ -23,8 +23,8 @@ study: setup ## Repeat the runs behind docs/results.md: five seeds with all cont
 	$(PY) loop.py experiment=study +iterations=1 seed=21,22,23,24,25 $(ARGS)
 	$(PY) -m recap.study outputs/study docs
 
-test: setup ## Fast tests
-	$(PY) -m pytest -m "not slow" $(ARGS)
+test: setup ## Fast tests, two at a time
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: setup ## End-to-end tests
 	$(PY) -m pytest -m slow $(ARGS)

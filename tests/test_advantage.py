@@ -5,10 +5,12 @@ import pytest
 
 from recap.advantage import (
     advantages,
+    awr_weights,
     indicator,
     percentiles,
     positive_shares,
     positive_shares_per_task,
+    read_value,
     threshold,
     thresholds,
 )
@@ -233,3 +235,36 @@ def test_shares_refuse_what_is_not_bool():
         positive_shares(np.array([1, 0]), ["rollout"] * 2, np.array([True, False]))
     with pytest.raises(RecapError, match="no frames"):
         positive_shares(np.zeros(0, bool), [], np.zeros(0, bool))
+
+
+# ---------------------------------------------------------------------------------------------------- other uses
+def test_fractions_of_single_tasks():
+    a, tasks = np.arange(20.0), ["slow"] * 10 + ["fast"] * 10
+    epsilon = thresholds(a, tasks, 0.3, by_task={"fast": 0.1})
+    assert [share(a[:10], epsilon["slow"]), share(a[10:], epsilon["fast"])] == [0.3, 0.1]
+    with pytest.raises(RecapError, match="'other', of which there is no frame; there are 'slow', 'fast'"):
+        thresholds(a, tasks, 0.3, by_task={"other": 0.1})
+
+
+def test_several_value_functions_are_read_as_one():
+    v, out = [[-0.2, -0.4, -0.6], [-0.4, -0.2, -0.2]], [[True, False, True], [False, True, False]]
+    mean, unseen = read_value(v, out, "mean")
+    assert mean == pytest.approx([-0.3, -0.3, -0.4])
+    assert not unseen.any()
+    assert read_value(v, out, "worst")[0].tolist() == [-0.4, -0.4, -0.6]
+    fold, unseen = read_value(v, out, "out_of_fold")
+    assert fold.tolist() == [-0.2, -0.2, -0.6]
+    assert unseen.all()
+    assert read_value(v, [[True, True, False]] * 2, "mean")[1].tolist() == [True, True, False]
+    with pytest.raises(RecapError, match="left out by exactly one member"):
+        read_value(v, [[True, True, False]] * 2, "out_of_fold")
+
+
+def test_awr_weighs_by_the_exponential_of_the_advantage():
+    weights = awr_weights([-0.1, 0.0, 0.1], 0.1)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[1:] / weights[:-1] == pytest.approx([np.e, np.e])
+    clipped = awr_weights([0.0] * 99 + [10.0], 0.1)
+    assert clipped[-1] / clipped[0] == pytest.approx(20 / np.exp(-1.0)), "clipped at 20"
+    with pytest.raises(RecapError, match="awr_temperature is 0"):
+        awr_weights([0.0, 1.0], 0)

@@ -15,7 +15,7 @@ from data_helpers import CAMERAS, EPISODES, TASKS
 
 from recap.config import SourceKind
 from recap.data.encoding import encode_png
-from recap.data.frames import UNKNOWN, load_frames
+from recap.data.frames import UNKNOWN, Taken, load_frames
 from recap.data.recorder import assemble, write_episode
 from recap.errors import RecapError
 
@@ -80,6 +80,17 @@ def test_a_third_party_data_set(copy: Path) -> None:
     edit_info(copy, lambda info: info["features"].pop("next.success"))
     with pytest.raises(RecapError, match=r"does not say which episodes succeeded.*all_succeed=true"):
         load_frames(copy, "theirs", SourceKind.demonstration)
+
+
+def test_interventions_are_corrections(copy: Path) -> None:
+    edit_data(copy, lambda table: table.append_column("is_intervention", pa.array(np.arange(len(table)) % 5 == 0)))
+    edit_info(copy, lambda info: info["features"].update({"is_intervention": {"dtype": "bool", "shape": [1]}}))
+    frames = load_frames(copy, "theirs", SourceKind.rollout, taken=Taken(interventions="is_intervention"))
+    assert frames.corrected.tolist() == [k % 5 == 0 for k in range(len(frames))]
+    assert frames.source_of_frame()[:6].tolist() == ["correction", *["rollout"] * 4, "correction"]
+    assert set(load_frames(copy, "theirs", SourceKind.rollout).source_of_frame()) == {"rollout"}
+    with pytest.raises(RecapError, match="no column 'human' of interventions"):
+        load_frames(copy, "theirs", SourceKind.rollout, taken=Taken(interventions="human"))
 
 
 def edit_info(root: Path, change) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import RecapPI0Policy
 from recap.tracking import Tracker
-from recap.training import OPTIMIZER, learning_rate, policy_batches, shift_images, train, value_batches
+from recap.training import OPTIMIZER, learning_rate, policy_batches, shift_images, tensors, train, value_batches
 
 SEED = 5
 
@@ -164,6 +164,21 @@ def test_indicators_of_a_batch(data: list[Frames]) -> None:
     given = [x for step in range(100) for x in indicators(IndicatorMode.on, 0.3, step)]
     assert set(given) == {True, None}
     assert given.count(None) / len(given) == pytest.approx(0.3, abs=0.065)  # 4 standard deviations of 800 draws
+
+
+def test_awr_weighs_the_frames_of_a_batch(data: list[Frames]) -> None:
+    mixture = Mixture(data, 0.5)
+    labels = [{"advantage": np.linspace(-0.2, 0.1, len(frames))} for frames in data]
+    config = settings(indicator=IndicatorMode.ignore, awr_temperature=0.1)
+    batch = policy_batches(mixture, pi0_size(), config, SEED, labels)(3)
+    picked = mixture.pick(SEED, 3, config.batch_size)
+    chosen = np.array([labels[s]["advantage"][f] for s, f in zip(picked.source, picked.frame, strict=True)])
+    assert batch["weight"] / batch["weight"][0] == pytest.approx(np.exp((chosen - chosen[0]) / 0.1), rel=1e-5)
+    plain = policy_batches(mixture, pi0_size(), replace(config, awr_temperature=None), SEED, labels)(3)
+    policy = new_pi0()
+    ones, doubled = ({**batch, "weight": np.full(config.batch_size, x, np.float32)} for x in (1, 2))
+    losses = [float(policy.policy(policy.prepare(tensors(b)))[0].detach()) for b in (plain, ones, doubled)]
+    assert losses[1:] == pytest.approx([losses[0], 2 * losses[0]])
 
 
 def test_value_batches_bring_the_bin_of_their_frame(data: list[Frames]) -> None:
