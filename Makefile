@@ -2,6 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.setup-done
 ARGS ?=
+SEEDS ?= 31,32,33,34,35
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-small study test test-slow soak lint format lock clean
 
@@ -19,9 +20,11 @@ demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind docs/results.md: five seeds with all control arms, about an hour on two cores
-	$(PY) loop.py experiment=study +iterations=1 seed=21,22,23,24,25 $(ARGS)
-	$(PY) -m recap.study outputs/study docs
+study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all control arms; hours on two cores
+	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
+	$(PY) loop.py experiment=ablation/settings +iterations=1 seed=$(SEEDS) $(ARGS)
+	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
+	$(PY) -m recap.study outputs/study outputs/study_three docs
 
 test: setup ## Fast tests, two at a time
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

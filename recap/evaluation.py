@@ -57,6 +57,26 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     return McNemar(fixed, broke, min(1.0, 2 * tail / 2**n))  # whole numbers until the one division
 
 
+def bootstrap_mean(values: Sequence[float], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over seeds (Efron 1979): (low, high); the same value twice for one seed.
+
+    values: one number a seed. Resampling is seeded, so the interval is a function of the values.
+    """
+    from scipy import stats  # most of its second of import is not needed elsewhere
+
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (np.asarray(values, float),),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def pair(before: Episodes, after: Episodes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Outcomes of two evaluations in the same order: success before, success after, bool [n] each.
 
@@ -99,9 +119,6 @@ def summarize(episodes: Episodes, fps: float) -> dict[str, Any]:
                 "have at least 1."
             )
     _outcomes(episodes, "evaluated")
-    steps = [int(e["steps"]) for e in episodes if e["success"]]
-    total = sum(int(e["steps"]) for e in episodes)
-    n, successes = len(episodes), len(steps)
     per_task: dict[str, dict[str, int]] = {}
     for episode in episodes:
         row = per_task.setdefault(episode["task"], {"episodes": 0, "successes": 0})
@@ -110,13 +127,26 @@ def summarize(episodes: Episodes, fps: float) -> dict[str, Any]:
     return {
         "episodes": [dict(e) for e in episodes],
         "fps": fps,
+        **rates(episodes, fps),
+        "per_task": dict(sorted(per_task.items())),
+    }
+
+
+def rates(episodes: Episodes, fps: float) -> dict[str, Any]:
+    """n, successes, success_rate, ci95, mean_steps_to_success and successes_per_hour, as `summarize` has them.
+
+    Also of several evaluations together, whose initial states may be the same.
+    """
+    steps = [int(e["steps"]) for e in episodes if e["success"]]
+    total = sum(int(e["steps"]) for e in episodes)
+    n, successes = len(episodes), len(steps)
+    return {
         "n": n,
         "successes": successes,
         "success_rate": successes / n,
         "ci95": list(wilson(successes, n)),
         "mean_steps_to_success": sum(steps) / successes if successes else None,
         "successes_per_hour": successes * fps * 3600 / total,
-        "per_task": dict(sorted(per_task.items())),
     }
 
 

@@ -1,58 +1,116 @@
-"""The table of docs/results.md: several seeds of one experiment, every arm on the same held-out initial states.
+"""docs/results.md: experiments repeated over seeds, every arm of a seed on the same held-out initial states.
 
-make study                                   runs the seeds, then writes docs/results.md and docs/results/*.json
-python -m recap.study outputs/study docs     the second half alone
+make study                                                     runs the seeds, then writes the page
+python -m recap.study outputs/study outputs/study_three docs   the second half alone: what to read, where to write
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
 from recap.errors import RecapError
-from recap.evaluation import mcnemar, pair, wilson
+from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
 from recap.report.verdict import arm_name
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+RESULTS, PAGE, FIGURE = "results", "results.md", "results.png"
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment over seeds. runs: seed -> arm -> its episodes as in result.json, of the same arms in each."""
+
+    name: str
+    tasks: list[str]
+    collected: list[str]  # tasks that rollouts were collected of
+    fps: float
+    runs: dict[str, dict[str, Episodes]]
+    commits: list[str]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(next(iter(self.runs.values())))
+
+    @property
+    def last(self) -> str:
+        """RECAP's last iteration."""
+        return max((arm for arm in self.arms if arm.startswith("RECAP")), default=self.arms[-1])
+
+    def pooled(self, arm: str, task: str | None = None) -> list[Any]:
+        """Its episodes of all seeds."""
+        return [e for run in self.runs.values() for e in run[arm] if task is None or e["task"] == task]
+
+    def paired(self, before: str, after: str, task: str | None = None) -> McNemar:
+        """McNemar's test over all seeds: an initial state of one seed is a pair."""
+        sides = [pair(_of(run[before], task), _of(run[after], task)) for run in self.runs.values()]
+        return mcnemar(*(np.concatenate(side) for side in zip(*sides, strict=True)))
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
+    if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        write_results(Path(arguments[0]), Path(arguments[1]))
+        write_results([Path(argument) for argument in arguments[:-1]], Path(arguments[-1]))
     except RecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def write_results(study: Path, docs: Path) -> None:
-    """Copies the summaries of `study/seed=*` to `docs/results/` and writes `docs/results.md` from them.
+def write_results(folders: Sequence[Path], docs: Path) -> None:
+    """Copies the summaries of `<folder>/seed=*` to `docs/results/` and writes results.md and results.png from the runs.
 
     Raises:
-        RecapError: there is no finished run.
+        RecapError: there is no finished run, or the runs of a folder have no arm in common.
     """
-    runs = {path.parent.name: path.parent for path in sorted(study.glob("seed=*/summary.json"))}
-    if not runs:
-        raise RecapError(f"{study} holds no seed=*/summary.json. Fix: make study, which runs them.")
-    (docs / "results").mkdir(parents=True, exist_ok=True)
-    for name, run in runs.items():
-        shutil.copy(run / "summary.json", docs / "results" / f"{name.replace('=', '_')}.json")
-    text = render({name: read_arms(run) for name, run in runs.items()}, _commits(runs.values()))
-    (docs / "results.md").write_text(text)
-    print(text)
+    studies = [read_study(folder) for folder in folders]
+    shutil.rmtree(docs / RESULTS, ignore_errors=True)
+    (docs / RESULTS).mkdir(parents=True)
+    for folder, study in zip(folders, studies, strict=True):
+        for seed in study.runs:
+            kept = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
+            shutil.copy(folder / seed / "summary.json", kept)
+    draw(studies, docs / FIGURE)
+    (docs / PAGE).write_text(render(studies), encoding="utf-8")
+    print(docs / PAGE)
 
 
-def read_arms(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> its evaluated episodes, SFT first and the last iteration last."""
+def read_study(folder: Path) -> Study:
+    """The finished runs below a folder. Raises RecapError as `write_results` does."""
+    found = {path.parent.name: path.parent for path in sorted(folder.glob("seed=*/summary.json"))}
+    if not found:
+        raise RecapError(f"{folder} holds no seed=*/summary.json. Fix: make study, which runs them.")
+    every = {seed: read_arms(run) for seed, run in found.items()}
+    common = [arm for arm in next(iter(every.values())) if all(arm in arms for arms in every.values())]
+    if not common:
+        raise RecapError(f"the runs in {folder} have no arm in common. Fix: make study, which runs the missing ones.")
+    first = next(iter(found.values()))
+    config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
+    tasks = config["env"]["tasks"]
+    manifests = (json.loads(path.read_text()) for run in found.values() for path in run.rglob("manifest.json"))
+    return Study(
+        folder.name,
+        tasks,
+        config["rollout"].get("tasks") or tasks,
+        config["env"]["fps"],
+        {seed: {arm: arms[arm] for arm in common} for seed, arms in every.items()},
+        sorted({(manifest["git_commit"] or "an unknown commit")[:12] for manifest in manifests}),
+    )
+
+
+def read_arms(run: Path) -> dict[str, Episodes]:
+    """Arm -> its evaluated episodes, SFT first."""
     summary = json.loads((run / "summary.json").read_text())
     found = {
         f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
@@ -62,64 +120,135 @@ def read_arms(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {arm: json.loads((run / numbers["outcomes"]).read_text())["episodes"] for arm, numbers in found.items()}
 
 
-def _commits(runs: Iterable[Path]) -> list[str]:
-    """The code that the runs were made with."""
-    manifests = (json.loads(path.read_text()) for run in runs for path in run.rglob("manifest.json"))
-    return sorted({(manifest["git_commit"] or "an unknown commit")[:12] for manifest in manifests})
-
-
-def render(runs: dict[str, dict[str, list[dict[str, Any]]]], commits: Sequence[str]) -> str:
-    """The whole page. runs: name -> arm -> its episodes as in result.json; commits: of the code."""
-    arms = list(next(iter(runs.values())))
-    last = max((arm for arm in arms if arm.startswith("RECAP")), default=arms[-1])
-    n = sum(len(run[arms[0]]) for run in runs.values())
-    head = " | ".join(name.replace("=", " ") for name in runs)
+# ---------------------------------------------------------------------------------------------------- the page
+def render(studies: Sequence[Study]) -> str:
+    """The whole page."""
+    commits = sorted({commit for study in studies for commit in study.commits})
     lines = [
-        "# Results on the embedded task",
+        "# Results on the embedded tasks",
         "",
-        (
-            f"Written by `make study` from `docs/results/*.json`: {len(runs)} seeds that no setting was chosen on, "
-            f"{n // len(runs)} held-out initial states a seed, the same for all arms of a seed. "
-            f"Code: {', '.join(commits)}."
-        ),
+        "Written by `make study` from its runs (`docs/results/*.json`); no setting was chosen on these seeds.",
+        "Rates with Wilson's 95 % interval over all seeds' held-out initial states, the same for all arms of a seed;",
+        "means over seeds with a bootstrap interval (10,000 resamples of the seeds: with five of them rather narrow);",
+        "p: McNemar's exact test on the pairs of all seeds, not corrected for the number of arms.",
+        f"Code: {', '.join(commits)}.",
         "",
-        f"| policy | {head} | all, 95 % Wilson | steps to success |",
-        f"|---|{'---|' * (len(runs) + 2)}",
+        f"![Success rates of all arms]({FIGURE})",
     ]
-    for arm in arms:
-        episodes = [episode for run in runs.values() for episode in run[arm]]
-        won = [e["steps"] for e in episodes if e["success"]]
-        low, high = wilson(len(won), len(episodes))
-        each = " | ".join(f"{rate(run[arm]):.0%}" for run in runs.values())
-        steps = f"{statistics.mean(won):.1f}" if won else "–"
-        lines.append(f"| {arm} | {each} | **{len(won) / len(episodes):.1%}** [{low:.1%}, {high:.1%}] | {steps} |")
-    lines += [
-        "",
-        f"## {last} against each arm, paired",
+    for study in studies:
+        lines += ["", f"# `experiment={study.name}`", "", _about(study), "", *_rates(study), "", *_leads(study)]
+        if len(study.tasks) > 1:
+            lines += ["", *_tasks(study)]
+    return "\n".join(lines) + "\n"
+
+
+def _about(study: Study) -> str:
+    n = len(study.pooled(study.arms[0])) // len(study.runs)
+    text = f"{len(study.runs)} seeds, {n} held-out initial states a seed. Tasks: {', '.join(study.tasks)}."
+    others = [task for task in study.tasks if task not in study.collected]
+    return f"{text} No rollouts were collected of: {', '.join(others)}." if others else text
+
+
+def _rates(study: Study) -> list[str]:
+    seeds = [seed.replace("=", " ") for seed in study.runs]
+    lines = [
+        f"| policy | {' | '.join(seeds)} | all, 95 % Wilson | steps to success | successes an hour |",
+        f"|---|{'---|' * (len(seeds) + 3)}",
+    ]
+    for arm in study.arms:
+        all_of_it = rates(study.pooled(arm), study.fps)
+        each = " | ".join(f"{rate(run[arm]):.0%}" for run in study.runs.values())
+        low, high = all_of_it["ci95"]
+        steps = all_of_it["mean_steps_to_success"]
+        lines.append(
+            f"| {arm} | {each} | **{all_of_it['success_rate']:.1%}** [{low:.1%}, {high:.1%}] | "
+            f"{'–' if steps is None else format(steps, '.1f')} | {all_of_it['successes_per_hour']:.0f} |"
+        )
+    return lines
+
+
+def _leads(study: Study) -> list[str]:
+    lines = [
+        f"## {study.last} against each arm, paired",
         "",
         "| against | lead by seed, points | mean [95 %, over seeds] | fixed | broke | McNemar p |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_paired(runs, arm, last) for arm in arms if arm != last]
-    return "\n".join(lines) + "\n"
+    for arm in study.arms:
+        if arm == study.last:
+            continue
+        leads = [100 * (rate(run[study.last]) - rate(run[arm])) for run in study.runs.values()]
+        low, high = bootstrap_mean(leads)
+        test = study.paired(arm, study.last)
+        each = ", ".join(f"{lead:+.0f}" for lead in leads)
+        lines.append(
+            f"| {arm} | {each} | {statistics.mean(leads):+.1f} [{low:+.1f}, {high:+.1f}] | {test.fixed} | {test.broke} "
+            f"| {test.p:.2g} |"
+        )
+    return lines
 
 
-def rate(episodes: list[dict[str, Any]]) -> float:
-    return sum(e["success"] for e in episodes) / len(episodes)
+def _tasks(study: Study) -> list[str]:
+    """Rates by task, and what became of the tasks of which no experience was collected."""
+    head = " | ".join(f"{task}{'' if task in study.collected else ' (no rollouts)'}" for task in study.tasks)
+    lines = ["## By task", "", f"| policy | {head} |", f"|---|{'---|' * len(study.tasks)}"]
+    for arm in study.arms:
+        shown = []
+        for task in study.tasks:
+            of_task = rates(study.pooled(arm, task), study.fps)
+            low, high = of_task["ci95"]
+            shown.append(f"{of_task['success_rate']:.1%} [{low:.0%}, {high:.0%}]")
+        lines.append(f"| {arm} | {' | '.join(shown)} |")
+    for task in study.tasks:
+        if task not in study.collected:
+            test = study.paired("SFT", study.last, task)
+            forgot = test.p < SIGNIFICANT and test.broke > test.fixed
+            said = "it forgot" if forgot else "no loss is shown"
+            against = f"{study.last} fixed {test.fixed} and broke {test.broke} initial states against SFT"
+            lines += ["", f"Forgetting: of “{task}” {against} (p = {test.p:.2g}): {said}."]
+    return lines
 
 
-def _paired(runs: dict[str, dict[str, list[dict[str, Any]]]], arm: str, last: str) -> str:
-    """One row: the lead of `last` by seed, its mean with Student's interval over seeds, the pooled McNemar test."""
-    leads = [100 * (rate(run[last]) - rate(run[arm])) for run in runs.values()]
-    before, after = zip(*(pair(run[arm], run[last]) for run in runs.values()), strict=True)
-    test = mcnemar([x for run in before for x in run], [x for run in after for x in run])
-    mean = statistics.mean(leads)
-    interval = ""
-    if 1 < len(leads) <= len(T_975) + 1:
-        half = T_975[len(leads) - 2] * statistics.stdev(leads) / math.sqrt(len(leads))
-        interval = f" [{mean - half:+.1f}, {mean + half:+.1f}]"
-    each = ", ".join(f"{lead:+.0f}" for lead in leads)
-    return f"| {arm} | {each} | {mean:+.1f}{interval} | {test.fixed} | {test.broke} | {test.p:.2g} |"
+def rate(episodes: Episodes) -> float:
+    return sum(bool(e["success"]) for e in episodes) / len(episodes)
+
+
+def _of(episodes: Episodes, task: str | None) -> Episodes:
+    return [e for e in episodes if task is None or e["task"] == task]
+
+
+# ---------------------------------------------------------------------------------------------------- the figure
+def draw(studies: Sequence[Study], path: Path) -> None:
+    """Success rates of all arms with their intervals, a dot for each seed; one panel for each study."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    tallest = max(len(study.arms) for study in studies)
+    figure, panels = plt.subplots(
+        1, len(studies), figsize=(6.2 * len(studies), 1.2 + 0.34 * tallest), squeeze=False, layout="constrained"
+    )
+    for axes, study in zip(panels[0], studies, strict=True):
+        recap = 100 * rate(study.pooled(study.last))
+        axes.axvline(recap, color="#2a6fbb", lw=1, ls=(0, (2, 3)), zorder=0)
+        for row, arm in enumerate(reversed(study.arms)):
+            found = rates(study.pooled(arm), study.fps)
+            middle, (low, high) = 100 * found["success_rate"], (100 * x for x in found["ci95"])
+            colour = "#2a6fbb" if arm == study.last else "#222222" if arm == "SFT" else "#8a8f98"
+            axes.plot([low, high], [row, row], color=colour, lw=2.5, solid_capstyle="round")
+            axes.plot(middle, row, "o", color=colour, ms=6)
+            axes.plot([100 * rate(run[arm]) for run in study.runs.values()], [row + 0.24] * len(study.runs), "|",
+                      color=colour, ms=5, alpha=0.7)  # fmt: skip
+        axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)), fontsize=9)
+        axes.set_xlim(0, 100)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
+        axes.set_title(f"{study.name}: {', '.join(study.tasks)}", fontsize=9, loc="left", wrap=True)
+        axes.grid(axis="x", color="#e6e8eb", zorder=-1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 from report_run import make_run, outcomes
 
 from recap.errors import RecapError
@@ -14,37 +16,58 @@ from recap.study import main, write_results
 SFT = [outcomes("1100000010"), outcomes("1000000000")]
 LAST = [outcomes("1011111100"), outcomes("1110000000")]
 CONTROL = [outcomes("1011110000"), outcomes("1111000000")]
+BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # as report_run has them, in turn
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    study, docs = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("docs")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of two tasks, of the second of which no rollouts were collected."""
+    study, docs = tmp_path_factory.mktemp("made") / "study", tmp_path_factory.mktemp("docs")
     for seed, (sft, last, control) in enumerate(zip(SFT, LAST, CONTROL, strict=True), 1):
         run = make_run(study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": control})
+        config = {"name": "study", "env": {"tasks": BOTH, "fps": 10}, "rollout": {"tasks": BOTH[:1]}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
         write_summary(run, build_summary(run))
-    write_results(study, docs)
-    assert sorted(path.name for path in (docs / "results").iterdir()) == ["seed_1.json", "seed_2.json"]
+    write_results([study], docs)
+    return docs
+
+
+@pytest.fixture(scope="module")
+def page(docs: Path) -> str:
     return (docs / "results.md").read_text()
 
 
+def test_what_is_written(docs: Path) -> None:
+    assert sorted(path.name for path in (docs / "results").iterdir()) == ["study_seed_1.json", "study_seed_2.json"]
+    with Image.open(docs / "results.png") as image:
+        assert image.width > 500
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50, "something is drawn"
+
+
 def test_rates_of_each_seed_and_of_all(page: str) -> None:
-    assert "2 seeds" in page
-    assert "10 held-out initial states a seed" in page
+    assert "2 seeds, 10 held-out initial states a seed" in page
     assert "Code: 0123abc." in page
     assert "| SFT | 30% | 10% | **20.0%** [8.1%, 41.6%] |" in page  # Wilson of 4 in 20
     assert "| RECAP, iteration 1 | 70% | 30% | **50.0%** [29.9%, 70.1%] |" in page
 
 
 def test_leads_are_paired(page: str) -> None:
-    # 6 fixed and 2 broke in seed 1, 2 fixed in seed 2: p = 2 · (1 + 10 + 45) / 1024. Student: 30 ± 12.706 · 10.
-    assert "| SFT | +40, +20 | +30.0 [-97.1, +157.1] | 8 | 2 | 0.11 |" in page
+    # 6 fixed and 2 broke in seed 1, 2 fixed in seed 2: p = 2 · (1 + 10 + 45) / 1024. Two seeds: 20 and 40 are the ends.
+    assert "| SFT | +40, +20 | +30.0 [+20.0, +40.0] | 8 | 2 | 0.11 |" in page
     # 2 fixed in seed 1, 1 broke in seed 2: p = 2 · (1 + 3) / 8.
-    assert "| same labels, demonstrations only | +20, -10 | +5.0 [-185.6, +195.6] | 2 | 1 | 1 |" in page
+    assert "| same labels, demonstrations only | +20, -10 | +5.0 [-10.0, +20.0] | 2 | 1 | 1 |" in page
+
+
+def test_tasks_of_which_nothing_was_collected(page: str) -> None:
+    assert "No rollouts were collected of: put both moka pots on the stove." in page
+    # At odd positions SFT won 1 of 10 and the last iteration 4, of which 1 and 4 pairs differ: p = 2 · (1 + 5) / 32.
+    assert "| SFT | 30.0% [11%, 60%] | 10.0% [2%, 40%] |" in page
+    assert "fixed 4 and broke 1 initial states against SFT (p = 0.38): no loss is shown." in page
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecapError, match="make study"):
-        write_results(tmp_path, tmp_path / "docs")
+        write_results([tmp_path], tmp_path / "docs")
     assert main([str(tmp_path), str(tmp_path / "docs")]) == 1
     assert not (tmp_path / "docs").exists()
     assert "make study" in capsys.readouterr().err

@@ -14,9 +14,7 @@ from recap.data.labels import read_thresholds
 from recap.errors import RecapError
 from recap.evaluation import compare, summarize
 from recap.report import run_files as files
-
-# The three control arms, in the order in which they are told; any other directory under controls/ follows by name.
-ARMS = ("labels_on_demonstrations", "continued_sft", "negative_prompt")
+from recap.report.verdict import ARM_NAMES
 
 
 def build_summary(run_dir: Path) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def _controls(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
     last = max(files.iterations(nodes), default=0)
     head = f"{files.iteration_dir(last)}/controls/"
     arms = {node.removeprefix(head).split("/")[0] for node in nodes if node.startswith(head) and node.endswith("/eval")}
-    ordered = [arm for arm in ARMS if arm in arms] + sorted(arms - set(ARMS))
+    ordered = [arm for arm in ARM_NAMES if arm in arms] + sorted(arms - set(ARM_NAMES))  # told in this order
     return [
         {"arm": arm, "iteration": last, "eval": _evaluation(run_dir, nodes, f"{head}{arm}/eval")} for arm in ordered
     ]

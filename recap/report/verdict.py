@@ -9,12 +9,32 @@ NBSP = "\u00a0"  # keeps a number and its sign on one line
 ARM_NAMES = {
     "labels_on_demonstrations": "same labels, demonstrations only",
     "continued_sft": "SFT continued, same steps",
+    "all_data": "all data, no indicator",
+    "filtered_bc": "filtered BC",
+    "awr": "AWR",
+    "conditioned_pretraining": "RECAP, conditioned pre-training",
+    "guided": "RECAP, guidance β = 1.5",
+    "strongly_guided": "RECAP, guidance β = 2.5",
     "negative_prompt": "last policy, prompted negative",
+    "all_outcomes": "RECAP with failed rollouts",
+    "positive_only": "RECAP, only positive is named",
+    "forced_demonstrations": "RECAP, demonstrations forced positive",
+    "no_dropout": "RECAP without dropout",
+    "pickier": "RECAP, 10 % positive",
+    "generous": "RECAP, 50 % positive",
+    "longer_look_ahead": "RECAP, N = 20",
+    "whole_episode": "RECAP, N = whole episode",
 }
 # Every word of these fits a narrow column, where the chart breaks them.
 ARM_SHORT = {
     "labels_on_demonstrations": "labels on demos",
     "continued_sft": "SFT longer",
+    "all_data": "all data",
+    "filtered_bc": "filtered BC",
+    "awr": "AWR",
+    "conditioned_pretraining": "conditioned pre-training",
+    "guided": "β = 1.5",
+    "strongly_guided": "β = 2.5",
     "negative_prompt": "negative prompt",
 }
 # The arm that answers "did experience help?": the first of these that was run.
