@@ -2,9 +2,10 @@
 PY := .venv/bin/python
 STAMP := .venv/.setup-done
 ARGS ?=
+RUN ?= outputs/demo
 SEEDS ?= 31,32,33,34,35
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-small study test test-slow soak lint format lock clean
+.PHONY: help setup demo demo-small study report test test-slow soak lint format lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -25,6 +26,9 @@ study: setup ## Repeat the runs behind docs/results.md: two experiments, five se
 	$(PY) loop.py experiment=ablation/settings +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) -m recap.study outputs/study outputs/study_three docs
+
+report: setup ## Build report.html of a run again: RUN=outputs/demo; of several, RUN='outputs/a outputs/b', side by side
+	$(PY) -m recap.report $(RUN) $(ARGS)
 
 test: setup ## Fast tests, two at a time
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

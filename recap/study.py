@@ -20,7 +20,7 @@ import yaml
 
 from recap.errors import RecapError
 from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
-from recap.report.verdict import arm_name
+from recap.report.words import arm_name
 
 RESULTS, PAGE, FIGURE = "results", "results.md", "results.png"
 SIGNIFICANT = 0.05

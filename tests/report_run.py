@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from recap.advantage import indicator, percentiles, positive_shares, positive_shares_per_task
 from recap.data.labels import Thresholds, write_labels, write_thresholds
+from recap.data.recorder import Episode, assemble, write_episode
+from recap.envs import EpisodeSpec
 from recap.evaluation import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
@@ -48,6 +47,8 @@ def finish(stage: Path, seconds: float, **extra: object) -> None:
         "host": "bench",
         "started": "2026-05-01T10:00:00+00:00",
         "wall_seconds": seconds,
+        "inputs": {},
+        "outputs": {},
     }
     (stage / "manifest.json").write_text(json.dumps(manifest | extra))
 
@@ -65,8 +66,9 @@ def evaluate(stage: Path, wins: Sequence[bool], steps: int, videos: int = 0) -> 
         }
         for i, win in enumerate(wins)
     ]
+    (stage / "config.yaml").write_text("stage: evaluate\nenv: {max_steps: 50}\n")
     (stage / "result.json").write_text(
-        json.dumps({"checkpoint": "…", "prompt": "positive", **summarize(episodes, FPS)})
+        json.dumps({"checkpoint": "…", "prompt": "positive", "beta": 1.0, **summarize(episodes, FPS)})
     )
     for episode in episodes[:videos]:
         end = 1.0 if episode["success"] else 0.4
@@ -89,6 +91,7 @@ def film(path: Path, end: float) -> None:
 
 def train(stage: Path, seconds: float, rng: np.random.Generator) -> None:
     stage.mkdir(parents=True, exist_ok=True)
+    (stage / "checkpoints" / "last").mkdir(parents=True)
     steps = range(10, 1010, 10)
     lines = [
         json.dumps({"step": s, "loss": 1.9 * np.exp(-s / 120) + 0.12 + 0.02 * rng.random(), "lr": 1e-3}) for s in steps
@@ -132,25 +135,36 @@ def label(stage: Path, tables: list[dict], positive_fraction: float = 0.3) -> No
 
 
 def record(stage: Path, table: dict, rng: np.random.Generator) -> None:
-    """A rollout data set with its images in parquet, as LeRobot v3 keeps them."""
-    dataset = stage / "dataset"
-    (dataset / "meta").mkdir(parents=True)
-    (dataset / "data" / "chunk-000").mkdir(parents=True)
-    episodes, images = [], []
+    """A rollout data set, by the recorder."""
     for episode in np.unique(table["episode_index"]):
         length = int((table["episode_index"] == episode).sum())
         win = bool(table["success"][table["episode_index"] == episode][0])
-        episodes.append({"episode_index": int(episode), "steps": length, "success": win})
-        for t in range(length):
-            buffer = io.BytesIO()
-            picture(t / length * (1 if win else 0.45)).save(buffer, "PNG")
-            images.append({"bytes": buffer.getvalue(), "path": None})
-    keys = {key: table[key] for key in ("episode_index", "frame_index")}
-    path = dataset / "data" / "chunk-000" / "file-000.parquet"
-    pq.write_table(pa.table({**keys, "observation.images.image": images}), path)
-    (dataset / "meta" / "info.json").write_text(json.dumps({"fps": FPS, "total_episodes": len(episodes)}))
-    (dataset / "meta" / "recap.json").write_text(json.dumps({"source": "rollout", "fps": FPS, "episodes": episodes}))
+        film = [np.asarray(picture(t / length * (1 if win else 0.45))) for t in range(length)]
+        images = {key: np.stack(film) for key in ("observation.images.image", "observation.images.image2")}
+        spec = EpisodeSpec(index=int(episode), task=TASKS[episode % 2], initial_state=100 + int(episode), seed=7)
+        numbers = (rng.normal(size=(length, size)).astype(np.float32) for size in (8, 7))
+        write_episode(stage / "episodes", Episode(spec, "collection", "rollout", win, images, *numbers))
+    assemble(stage / "episodes", stage / "dataset", fps=FPS, source="rollout")
     finish(stage, 12.0)
+
+
+def gate(stage: Path, failed: Sequence[str], action: str = "stop") -> None:
+    """What a value gate leaves behind: a manifest only where the run goes on."""
+    checks = [
+        ("rank correlation", 0.71, "at least 0.3", "value.finetune.steps"),
+        ("success/failure AUC", 0.55, "at least 0.7", "value.finetune.demonstration_share"),
+        ("saturated values", None, "at most 5 %", "advantage.c_fail"),
+    ]
+    keys = ("name", "value", "limit", "knob")
+    found = [
+        {**dict(zip(keys, check, strict=True)), "passed": check[0] not in failed, "text": f"What {check[0]} says."}
+        for check in checks
+    ]
+    stage.mkdir(parents=True, exist_ok=True)
+    (stage / "gate.json").write_text(json.dumps({"passed": not failed, "action": action, "checks": found}))
+    picture(0.5).save(stage / "gate.png")
+    if not failed or action == "warn":
+        finish(stage, 0.4)
 
 
 def make_run(
@@ -172,6 +186,7 @@ def make_run(
         tables.append(labels(f"rollouts_{k:02d}", "rollout", rng.random(rollouts) < 0.5, rng))
         record(here / "rollout", tables[-1], rng)
         train(here / "value", 22.0, rng)
+        gate(here / "gate", [])
         label(here / "advantage", tables)
         train(here / "policy", 61.0, rng)
         evaluate(here / "eval", wins, 37, videos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from recap.errors import RecapError
 Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry a frame
 
 ITERATION = re.compile(r"iter_(\d+)$")
-# The order in which a run visits its stages; wall times and loss curves are shown in it.
-STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval", "rollout", "policy", "eval")
-ITERATION_ORDER = ("rollout", "value", "values", "advantage", "policy", "eval")
+# The order in which a run visits its stages, before and in the iterations; wall times and curves are shown in it.
+STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval")
+ITERATION_ORDER = ("rollout", "value", "values", "gate", "advantage", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of the run as plain containers, or {} where there is none."""
+    """config.yaml of the run, or of a stage, as plain containers, or {} where there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         return {}
@@ -51,15 +52,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise RecapError(f"{path} is not valid YAML: {error}") from error
 
 
-def _stage_rank(node: str) -> tuple[int, int, int, str]:
+def _stage_rank(node: str) -> tuple[int, int, str, int]:
     head, _, tail = node.partition("/")
     found = ITERATION.match(head)
-    group = 1 if found else 0
-    word = tail if found else node
-    rank = STAGE_ORDER.index(word) if word in STAGE_ORDER else len(STAGE_ORDER)
-    if found:  # inside an iteration the rollouts come first
-        rank = ITERATION_ORDER.index(word) if word in ITERATION_ORDER else len(ITERATION_ORDER)
-    return group, int(found.group(1)) if found else 0, rank, node
+    order, word = (ITERATION_ORDER, tail) if found else (STAGE_ORDER, node)
+    word = re.sub(r"^value_\d+$", "value", word)  # a further member of the value function
+    if word not in order:  # a control arm's: its own stages in their order
+        arm, _, word = node.rpartition("/")
+        return int(found.group(1)) if found else 0, len(order), arm, order.index(word) if word in order else 0
+    return int(found.group(1)) if found else 0, order.index(word), node, 0
 
 
 def finished_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -77,6 +78,26 @@ def iterations(nodes: dict[str, dict[str, Any]]) -> list[int]:
 
 def iteration_dir(iteration: int) -> str:
     return f"iter_{iteration:02d}"
+
+
+def read_gates(run_dir: Path) -> list[dict[str, Any]]:
+    """What the value gates found, by iteration: gate.json and "iteration". A gate that failed has no manifest."""
+    paths = [path for path in sorted(run_dir.glob("iter_*/gate/gate.json")) if ITERATION.match(path.parts[-3])]
+    return [{"iteration": int(path.parts[-3][5:]), **read_json(path)} for path in paths]
+
+
+def read_episodes(dataset: Path) -> list[dict[str, Any]]:
+    """Task, success, steps, initial state and seed of the episodes of a data set that the run recorded; [] without."""
+    path = dataset / "meta" / "recap.json"
+    return read_json(path)["episodes"] if path.is_file() else []
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"pi0.finetune.steps": 1200, ...} of nested values."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def moment(value: Any) -> float | None:

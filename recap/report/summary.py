@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,27 @@ from recap.data.labels import read_thresholds
 from recap.errors import RecapError
 from recap.evaluation import compare, summarize
 from recap.report import run_files as files
-from recap.report.verdict import ARM_NAMES
+from recap.report.advice import advise, best_policy, got_worse
+from recap.report.words import ARM_NAMES
+
+# What advice goes by, of the run's configuration.
+SETTINGS = (
+    *(f"pi0.{key}" for key in ("sft.indicator", "indicator_dropout")),
+    *(f"pi0.finetune.{key}" for key in ("steps", "learning_rate", "indicator", "outcomes", "demonstration_share")),
+    *("value.finetune.steps", "value.finetune.demonstration_share"),
+    *("advantage.look_ahead", "advantage.positive_fraction", "advantage.force_positive"),
+    *("rollout.episodes", "rollout.beta", "eval.episodes", "eval.beta"),
+)
 
 
 def build_summary(run_dir: Path) -> dict[str, Any]:
     """What the finished stages of a run directory say, in the format of summary.json.
 
-    Keys: name, seed, policies (one entry an iteration, 0 is SFT), controls, comparisons (paired, on the same initial
-    states), advantage, wall_seconds. `before` and `after` of a comparison are iterations, or the name of a control arm.
-    `eval` is None for a policy that was trained but not evaluated; a count of episodes that no file tells is None.
+    Keys: name, seed; worse, best, advice (see `recap.report.advice`); policies (one entry an iteration, 0 is SFT),
+    controls, comparisons (paired, on the same initial states), forgetting (the same, on tasks without rollouts), gate,
+    advantage, settings (of the configuration, by key), wall_seconds. `before` and `after` of a comparison are
+    iterations, or the name of a control arm. `eval` is None for a policy that was trained but not evaluated; a count of
+    episodes that no file tells is None.
     Raises RecapError when the directory is missing, holds no finished stage, or holds a file that cannot be read.
     """
     run_dir = Path(run_dir)
@@ -34,25 +47,46 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
             f"{run_dir} holds no finished stage (no manifest.json); run loop.py with output={run_dir} first"
         )
     policies = _policies(run_dir, nodes)
-    controls = _controls(run_dir, nodes)
-    return {
+    controls, settings = _controls(run_dir, nodes), files.flat(config)
+    summary = {
         "name": config.get("name") or run_dir.resolve().name,
         "seed": config.get("seed", next((m["seed"] for m in nodes.values() if "seed" in m), None)),
+        **dict.fromkeys(("worse", "best", "advice")),  # what is said first follows from the rest
         "policies": policies,
         "controls": controls,
         "comparisons": _comparisons(run_dir, policies, controls),
+        "forgetting": _forgetting(run_dir, policies),
+        "gate": files.read_gates(run_dir),
         "advantage": _advantage(run_dir, nodes),
+        "settings": {key: settings[key] for key in SETTINGS if key in settings},
         "wall_seconds": {node: seconds for node, m in nodes.items() if (seconds := files.wall_seconds(m)) is not None},
     }
+    return summary | {"worse": got_worse(summary), "best": best_policy(summary), "advice": advise(summary)}
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write summary.json (built here unless given) and return it. Raises RecapError as `build_summary` does."""
+    """Write summary.json (built here unless given) and return it; the link `best` leads to the checkpoint to keep.
+
+    Raises RecapError as `build_summary` does.
+    """
     summary = build_summary(run_dir) if summary is None else summary
     write_atomic(
         Path(run_dir) / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
+    _link(Path(run_dir), summary["best"])
     return summary
+
+
+def _link(run_dir: Path, best: dict[str, Any] | None) -> None:
+    """The relative link `best` in the run directory, exchanged at once; without one where there can be no links."""
+    link, part = run_dir / "best", run_dir / ".best.tmp"
+    somebody_elses = link.exists() and not link.is_symlink()
+    if best is None or somebody_elses or not (run_dir / best["checkpoint"]).exists():
+        return
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        part.symlink_to(best["checkpoint"])
+        os.replace(part, link)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -85,7 +119,18 @@ def _evaluation(run_dir: Path, nodes: dict[str, Any], node: str) -> dict[str, An
         result["episodes"], result["fps"]
     )  # counted again, so that the summary cannot disagree with its episodes
     keys = ("successes", "success_rate", "ci95", "mean_steps_to_success", "successes_per_hour", "per_task")
-    return {"episodes": numbers["n"], **{key: numbers[key] for key in keys}, "outcomes": f"{node}/result.json"}
+    longest = files.read_config(run_dir / node).get("env", {}).get("max_steps")
+    return {
+        "episodes": numbers["n"],
+        **{key: numbers[key] for key in keys},
+        "timeouts": None if longest is None else sum(_timed_out(episode, longest) for episode in result["episodes"]),
+        **{key: result.get(key) for key in ("prompt", "beta")},
+        "outcomes": f"{node}/result.json",
+    }
+
+
+def _timed_out(episode: dict[str, Any], longest: int) -> bool:
+    return not episode["success"] and episode["steps"] >= longest
 
 
 def _policies(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,23 +166,45 @@ def _demonstrations(run_dir: Path, nodes: dict[str, Any]) -> int | None:
 
 
 def _controls(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
-    """The arms of the last iteration; those of earlier ones stay in their directories."""
-    last = max(files.iterations(nodes), default=0)
-    head = f"{files.iteration_dir(last)}/controls/"
-    arms = {node.removeprefix(head).split("/")[0] for node in nodes if node.startswith(head) and node.endswith("/eval")}
-    ordered = [arm for arm in ARM_NAMES if arm in arms] + sorted(arms - set(ARM_NAMES))  # told in this order
+    """The arms of the last iteration that has some; `changes`: {key: value} where their configuration is another."""
+    found = sorted(
+        node for node in nodes if node.startswith("iter_") and "/controls/" in node and node.endswith("/eval")
+    )
+    head = found[-1].partition("/")[0] if found else ""
+    arms = [node.split("/")[2] for node in found if node.startswith(f"{head}/")]
+    order = [arm for arm in ARM_NAMES if arm in arms] + [arm for arm in arms if arm not in ARM_NAMES]
     return [
-        {"arm": arm, "iteration": last, "eval": _evaluation(run_dir, nodes, f"{head}{arm}/eval")} for arm in ordered
+        {
+            "arm": arm,
+            "iteration": int(head[5:]),
+            "changes": _changes(run_dir, head, arm),
+            "eval": _evaluation(run_dir, nodes, f"{head}/controls/{arm}/eval"),
+        }
+        for arm in order
     ]
 
 
+def _changes(run_dir: Path, head: str, arm: str) -> dict[str, Any]:
+    """Where an arm's configuration is another than that of RECAP's own stages, by keys of the run's configuration."""
+    changes: dict[str, Any] = {}
+    for stage, prefix in (("sft", ""), ("advantage", ""), ("policy", ""), ("eval", "eval.")):
+        recap = stage if stage == "sft" else f"{head}/{stage}"
+        own, theirs = (
+            files.flat(files.read_config(run_dir / path)) for path in (recap, f"{head}/controls/{arm}/{stage}")
+        )
+        for key, value in theirs.items() if own else ():
+            if key in own and own[key] != value:
+                changes[key if "." in key else prefix + key] = value
+    return changes
+
+
 def _comparisons(run_dir: Path, policies: list[dict], controls: list[dict]) -> list[dict[str, Any]]:
-    """Each iteration against the one before, the last against SFT, and each control against the last."""
-    evaluated = [policy for policy in policies if policy["eval"]]
-    pairs = list(pairwise(evaluated))
-    if len(evaluated) > 2:
-        pairs.append((evaluated[0], evaluated[-1]))
-    pairs += [(control, evaluated[-1]) for control in controls if evaluated]
+    """Each iteration against the one before, the last against SFT, the best and each control."""
+    ran = [policy for policy in policies if policy["eval"]]
+    best = best_policy({"policies": policies}) or {}
+    pairs = list(pairwise(ran))
+    pairs += [(before, ran[-1]) for before in ran[:-2] if before is ran[0] or before["iteration"] == best["iteration"]]
+    pairs += [(control, ran[-1]) for control in controls if ran]
     return [
         {
             "before": before.get("arm", before["iteration"]),
@@ -146,6 +213,29 @@ def _comparisons(run_dir: Path, policies: list[dict], controls: list[dict]) -> l
         }
         for before, after in pairs
     ]
+
+
+def _forgetting(run_dir: Path, policies: list[dict]) -> dict[str, Any] | None:
+    """The first and the last policy on the tasks that no rollouts were collected for; None where there are none.
+
+    {"tasks", "before", "after" (iterations), "episodes", "fixed", "broke", "mcnemar_p"}.
+    """
+    datasets = run_dir.glob("iter_*/rollout/dataset")
+    collected = {episode["task"] for dataset in datasets for episode in files.read_episodes(dataset)}
+    ran = [policy for policy in policies if policy["eval"]]
+    tasks = sorted(set(ran[-1]["eval"]["per_task"]) - collected) if ran and collected else []
+    if not tasks or len(ran) < 2:
+        return None
+    sides = [
+        [
+            e
+            for e in read_evaluation(run_dir, policy["eval"]["outcomes"].rpartition("/")[0])["episodes"]
+            if e["task"] in tasks
+        ]
+        for policy in (ran[0], ran[-1])
+    ]
+    ends = {"before": ran[0]["iteration"], "after": ran[-1]["iteration"]}
+    return {"tasks": tasks, **ends, "episodes": len(sides[0]), **compare(*sides)}
 
 
 def _advantage(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,17 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recap.report.verdict import (
-    ARM_NAMES,
-    SIGNIFICANT,
-    arm_name,
-    comparison,
-    evaluated,
-    p_number,
-    percent,
-    policy_name,
-    verdict,
-)
+from recap.report.advice import SIGNIFICANT, pair_of
+from recap.report.verdict import alarm, verdict
+from recap.report.words import ARM_NAMES, arm_name, evaluated, interval, number, p_number, percent, policy_name
 
 INTERVAL_FROM = 112  # columns of terminal from which a drawn interval has room beside the numbers
 INTERVAL_WIDTH = 41
@@ -37,16 +29,28 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
         )
     )
     console.print()
+    if said := alarm(summary):
+        _say(console, said, "bold red")
+        console.print()
     console.print(_policies(summary, wide))
     if summary["controls"] and evaluated(summary):
         console.print()
         console.print(_controls(summary, wide))
     console.print()
     for sentence in verdict(summary):
-        # textwrap keeps "p < 0.001" together at its no-break spaces; rich would not.
-        lines = textwrap.wrap(sentence, min(console.width, 104) - 2, initial_indent=" ", subsequent_indent="   ")
-        console.print(Text("\n".join(lines)))
+        _say(console, sentence)
+    if summary["advice"]:
+        console.print("\n What the numbers point at, and what to try:", style="bold", highlight=False)
+    for finding in summary["advice"]:
+        _say(console, f"· {finding['problem']} ({finding['evidence']})")
+        console.print(*(f"     {override}" for override in finding["try"]), sep="\n", style="cyan", highlight=False)
     console.print()
+
+
+def _say(console: Console, sentence: str, style: str = "") -> None:
+    """textwrap keeps "p < 0.001" together at its no-break spaces; rich would not."""
+    lines = textwrap.wrap(sentence, min(console.width, 104) - 2, initial_indent=" ", subsequent_indent="   ")
+    console.print(Text("\n".join(lines), style))
 
 
 def _table(first: str, wide: bool) -> Table:
@@ -67,7 +71,7 @@ def _numbers(evaluation: dict[str, Any], wide: bool, style: str) -> list[Text | 
     cells: list[Text | str] = [
         f"{evaluation['successes']}/{evaluation['episodes']}",
         Text(percent(evaluation["success_rate"]), "bold"),
-        f"{100 * low:.0f}–{100 * high:.0f} %",
+        interval(evaluation["ci95"]),
     ]
     return [*cells, _interval(low, evaluation["success_rate"], high, style)] if wide else cells
 
@@ -90,12 +94,11 @@ def _policies(summary: dict[str, Any], wide: bool) -> Table:
         if evaluation is None:
             table.add_row(policy_name(policy["iteration"]), *["–"] * (6 if wide else 5), share)
             continue
-        steps, hourly = evaluation["mean_steps_to_success"], evaluation["successes_per_hour"]
         table.add_row(
             policy_name(policy["iteration"]),
             *_numbers(evaluation, wide, "cyan"),
-            "–" if steps is None else f"{steps:.1f}",
-            "–" if hourly is None else f"{hourly:.0f}",
+            number(evaluation["mean_steps_to_success"], 1),
+            number(evaluation["successes_per_hour"]),
             share,
         )
     return table
@@ -109,7 +112,7 @@ def _controls(summary: dict[str, Any], wide: bool) -> Table:
     for control in summary["controls"]:
         if (evaluation := control["eval"]) is None:
             continue
-        paired = comparison(summary, control["arm"], last["iteration"])
+        paired = pair_of(summary, control["arm"], last["iteration"])
         lead = 100 * (last["eval"]["success_rate"] - evaluation["success_rate"])
         sure = paired is not None and paired["mcnemar_p"] < SIGNIFICANT
         table.add_row(

@@ -1,0 +1,78 @@
+"""Names and numbers of a summary as they are written, in the terminal and on the page alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NBSP = "\u00a0"  # keeps a number and its sign on one line
+ARM_NAMES = {  # in the order in which they are told; any other arm follows under its own name
+    "labels_on_demonstrations": "same labels, demonstrations only",
+    "continued_sft": "SFT continued, same steps",
+    "all_data": "all data, no indicator",
+    "filtered_bc": "filtered BC",
+    "awr": "AWR",
+    "conditioned_pretraining": "RECAP, conditioned pre-training",
+    "guided": "RECAP, guidance β = 1.5",
+    "strongly_guided": "RECAP, guidance β = 2.5",
+    "negative_prompt": "last policy, prompted negative",
+    "all_outcomes": "RECAP with failed rollouts",
+    "positive_only": "RECAP, only positive is named",
+    "forced_demonstrations": "RECAP, demonstrations forced positive",
+    "no_dropout": "RECAP without dropout",
+    "pickier": "RECAP, 10 % positive",
+    "generous": "RECAP, 50 % positive",
+    "longer_look_ahead": "RECAP, N = 20",
+    "whole_episode": "RECAP, N = whole episode",
+}
+
+
+def arm_name(arm: str) -> str:
+    return ARM_NAMES.get(arm, arm.replace("_", " "))
+
+
+def policy_name(iteration: int) -> str:
+    return "SFT" if iteration == 0 else f"iteration {iteration}"
+
+
+def side_name(side: int | str) -> str:
+    """A side of a comparison: an iteration, or a control arm."""
+    return policy_name(side) if isinstance(side, int) else arm_name(side)
+
+
+def sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f}{NBSP}%"
+
+
+def interval(ci95: list[float]) -> str:
+    """A 95 % interval of a rate: 40–89 %."""
+    return f"{100 * ci95[0]:.0f}–{100 * ci95[1]:.0f}{NBSP}%"
+
+
+def points(difference: float) -> str:
+    """Percentage points of a difference of two rates, without its sign."""
+    rounded = round(abs(difference) * 100)
+    return f"{rounded}{NBSP}point{'' if rounded == 1 else 's'}"
+
+
+def p_text(p: float) -> str:
+    """p = 0.012, with two significant digits, and never rounded to 0."""
+    number = "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.995 else "= 1"
+    return f"p {number}".replace(" ", NBSP)
+
+
+def p_number(p: float) -> str:
+    """The same for a column headed p: 0.012 or < 0.0001."""
+    return p_text(p).removeprefix(f"p{NBSP}").removeprefix(f"={NBSP}")
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def evaluated(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The policies that were evaluated, by iteration; the first is SFT as a rule."""
+    return [policy for policy in summary["policies"] if policy["eval"]]
