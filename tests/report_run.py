@@ -151,13 +151,13 @@ def record(stage: Path, table: dict, rng: np.random.Generator) -> None:
 def gate(stage: Path, failed: Sequence[str], action: str = "stop") -> None:
     """What a value gate leaves behind: a manifest only where the run goes on."""
     checks = [
-        ("rank correlation", 0.71, "at least 0.3", "value.finetune.steps"),
-        ("success/failure AUC", 0.55, "at least 0.7", "value.finetune.demonstration_share"),
-        ("saturated values", None, "at most 5 %", "advantage.c_fail"),
+        ("rank", 0.71, "at least 0.3", "value.finetune.steps, value.use_state"),
+        ("outcome_auc", 0.55, "at least 0.7", "rollout.episodes (more)"),
+        ("saturated_values", None, "at most 5 %", "rollout.episodes"),
     ]
     keys = ("name", "value", "limit", "knob")
     found = [
-        {**dict(zip(keys, check, strict=True)), "passed": check[0] not in failed, "text": f"What {check[0]} says."}
+        {**dict(zip(keys, check, strict=True)), "passed": check[0] not in failed, "text": f"what {check[0]} says"}
         for check in checks
     ]
     stage.mkdir(parents=True, exist_ok=True)

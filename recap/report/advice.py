@@ -7,15 +7,17 @@ overrides of loop.py (`key=value`), the most promising first. `settings` in a su
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recap.report.words import arm_name, evaluated, p_text, percent, policy_name
+from recap.report.words import arm_name, evaluated, p_text, percent, policy_name, sentence_case
 
 SIGNIFICANT = 0.05
 SHARE_OFF = 0.1  # between the wanted and the achieved share of positive frames
 RISE = 0.1  # of the share of time-outs
 CROWDED = 0.5  # share of demonstrations in a batch below which rollouts can crowd them out
+SMALLEST = 0.02  # difference of two rates that is worth more episodes
 LOW_SUCCESS = 0.5  # below it, positive-only conditioning was better in replications
 
 Summary = dict[str, Any]
@@ -119,20 +121,24 @@ def _beaten_by(summary: Summary, arm: str) -> dict[str, Any] | None:
 
 # ---------------------------------------------------------------------------------------------------- the labels
 def _gate(summary: Summary) -> Iterator[Finding]:
-    """Every check of the last value gate that failed, with the knob that the gate itself names."""
+    """Every check of the last value gate that failed, with the knobs that the gate itself names."""
     for gate in summary["gate"][-1:]:
         for check in gate["checks"]:
             if not check["passed"]:
-                measured = "" if check["value"] is None else f"{check['value']:.3g}, "
-                evidence = (
-                    f"value gate of iteration {gate['iteration']}: {check['name']} {measured}wanted {check['limit']}"
-                )
-                yield _finding(check["text"], evidence, check["knob"])
+                name = check["name"].replace("_", " ")
+                measured = "" if check["value"] is None else f" {check['value']:.3g}"
+                evidence = f"value gate of iteration {gate['iteration']}: {name}{measured}, wanted {check['limit']}"
+                yield _finding(sentence_case(f"{check['text']}."), evidence, *knobs(check["knob"]))
+
+
+def knobs(text: str) -> list[str]:
+    """The keys that a check of the gate names, each with its remark: "a.b (more), c.d=1" -> ["a.b (more)", "c.d=1"]."""
+    return [knob for knob in re.split(r",\s*(?![^()]*\))", text) if knob]
 
 
 def _shares(summary: Summary) -> Iterator[Finding]:
-    """Labels that are not what was asked for, or the wrong way round."""
-    for entry in summary["advantage"][-1:]:
+    """Labels that are not what was asked for, or the wrong way round. With a gate it is the gate that tells."""
+    for entry in [] if summary["gate"] else summary["advantage"][-1:]:
         wanted, shares = entry["wanted_positive"], entry["achieved_positive"]
         achieved, where = shares.get("all"), f"labels of iteration {entry['iteration']}"
         forced = summary["settings"].get("advantage.force_positive")
@@ -283,8 +289,8 @@ def _too_few(summary: Summary) -> Iterator[Finding]:
     if pair is None or pair["mcnemar_p"] < SIGNIFICANT:
         return
     n, changed, lead = last["eval"]["episodes"], pair["fixed"] + pair["broke"], abs(pair["fixed"] - pair["broke"])
-    # McNemar's z is lead / sqrt(changed), and both grow with n; a twentieth of the episodes is worth knowing about.
-    needed = math.ceil(n * changed * (1.96 / max(lead, 0.05 * n)) ** 2) if changed else 0
+    # McNemar's z is lead / sqrt(changed), and both grow with n; the exact test wants a little more than 1.96.
+    needed = math.ceil(n * changed * (2.2 / max(lead, SMALLEST * n)) ** 2) if changed else 0
     if needed > n:
         yield _finding(
             "There are too few episodes to tell: the difference is within chance.",

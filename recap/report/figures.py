@@ -18,6 +18,12 @@ def _figure(data: list[Any], **layout: Any) -> go.Figure:
     return go.Figure(data, {"template": None, **layout})
 
 
+def _note(text: str, x: float, y: float, **style: Any) -> dict[str, Any]:
+    """Words in a chart, at a share of its width and a value of its y axis unless `style` says otherwise."""
+    plain = {"xref": "paper", "xanchor": "left", "showarrow": False, "bgcolor": CARD, "borderpad": 1}
+    return plain | {"text": text, "x": x, "y": y} | style
+
+
 def _hover(name: str, evaluation: dict[str, Any]) -> str:
     return (
         f"<b>{sentence_case(name)}</b><br>{percent(evaluation['success_rate'])}, {evaluation['successes']} of "
@@ -114,28 +120,9 @@ def arms(summary: dict[str, Any]) -> go.Figure | None:
                 cliponaxis=False,
             )
         )
-    names = [
-        {
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": y,
-            "yshift": 15,
-            "text": sentence_case(name),
-            "showarrow": False,
-        }
-        for y, (name, _, _) in zip(places, rows, strict=True)
-    ]
+    names = [_note(sentence_case(name), 0, y, yshift=15) for y, (name, _, _) in zip(places, rows, strict=True)]
     rates = [
-        {
-            "x": 1,
-            "xref": "paper",
-            "xanchor": "right",
-            "y": y,
-            "yshift": 15,
-            "text": f"<b>{percent(e['success_rate'])}</b>",
-        }
-        | {"showarrow": False, "font": {"color": INK}}
+        _note(f"<b>{percent(e['success_rate'])}</b>", 1, y, xanchor="right", yshift=15, font={"color": INK})
         for y, (_, e, _) in zip(places, rows, strict=True)
     ]
     last = 100 * policies[-1]["eval"]["success_rate"]
@@ -188,25 +175,13 @@ def histogram(entry: dict[str, Any]) -> go.Figure:
         text = (
             f"<b>{sentence_case(group['name'])}</b>  {percent(group['positive'])} positive, {group['frames']:,} frames"
         )
-        notes.append({"x": 0, "xref": "paper", "xanchor": "left", "y": base + 1.02, "text": text, "showarrow": False})
+        notes.append(_note(text, 0, base + 1.02))
     top = len(groups)
     if epsilon is not None:
         left = epsilon > edges[0] + 0.8 * (edges[-1] - edges[0])
-        notes.append(
-            {
-                "x": epsilon,
-                "y": 1,
-                "yref": "paper",
-                "yshift": 9,
-                "xanchor": "right" if left else "left",
-                "showarrow": False,
-            }
-            | {
-                "xshift": -4 if left else 4,
-                "text": f"<b>ε = {epsilon:+.3f}</b>".replace("-", "−"),
-                "font": {"color": INK},
-            }
-        )
+        side = {"xanchor": "right", "xshift": -4} if left else {"xshift": 4}
+        text = f"<b>ε = {epsilon:+.3f}</b>".replace("-", "−")
+        notes.append(_note(text, epsilon, 1, xref="x", yref="paper", yshift=9, font={"color": INK}, **side))
     return _figure(
         bars,
         height=60 + 96 * top,
@@ -242,14 +217,9 @@ def trace(trace: dict[str, Any], low: float, span: float, colour: str) -> go.Fig
     for curve in curves:
         curve.hoverinfo = "skip"
     # Inside the frame and not beside it, so that a phone keeps the width for the curve.
-    notes = [
-        {"x": 0, "xref": "paper", "xanchor": "left", "yref": "paper", "y": y, "yanchor": "bottom", "text": text}
-        | {"showarrow": False, "font": {"color": FAINT}}
-        for y, text in (
-            (1.0, "value, and the return that followed (dotted)"),
-            (0.27, "advantage, positive frames in colour"),
-        )
-    ]
+    titles = {1.0: "value, and the return that followed (dotted)", 0.27: "advantage, positive frames in colour"}
+    style = {"yref": "paper", "yanchor": "bottom", "font": {"color": FAINT}, "bgcolor": None}
+    notes = [_note(text, 0, y, xshift=3, **style) for y, text in titles.items()]
     epsilon = trace["epsilon"]
     return _figure(
         curves,
@@ -298,9 +268,7 @@ def losses(curves: list[dict[str, Any]]) -> go.Figure:
         lines,
         height=280,
         margin={"t": 40},
-        yaxis={"type": "log", "dtick": 1, "minor": {"dtick": "D2"}}
-        if logarithmic
-        else {"rangemode": "tozero", "nticks": 6},
+        yaxis={"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero", "nticks": 6},
         xaxis={"nticks": 6},
         showlegend=True,
         legend={

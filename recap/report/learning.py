@@ -10,6 +10,7 @@ from typing import Any
 from recap.errors import RecapError, disk_error
 from recap.report import figures, gather
 from recap.report import run_files as files
+from recap.report.advice import knobs
 from recap.report.markup import Page, card, row, section, table
 from recap.report.rollouts import Rollouts, last_rollouts, moments, traces
 
@@ -123,14 +124,13 @@ def _gate(run_dir: Path, gate: dict[str, Any]) -> str:
     verdict = (
         ("passed", "good") if gate["passed"] else ("stopped the run" if gate["action"] == "stop" else "warned", "bad")
     )
-    marks = {True: '<span class="good">✓</span>', False: '<span class="bad">✗</span>'}
     rows = [
         row(
             [
-                f'{marks[check["passed"]]} {escape(check["name"])}<br><span class="sub">{escape(check["text"])}</span>',
+                _check(check),
                 "–" if check["value"] is None else f"{check['value']:.3g}",
                 f'<td class="whole">{escape(check["limit"])}</td>',
-                "" if check["passed"] else f"<code>{escape(check['knob'])}</code>",
+                "" if check["passed"] else "<br>".join(f"<code>{escape(knob)}</code>" for knob in knobs(check["knob"])),
             ]
         )
         for check in gate["checks"]
@@ -142,9 +142,17 @@ def _gate(run_dir: Path, gate: dict[str, Any]) -> str:
         raise disk_error(error, path) or RecapError(f"{path} cannot be read: {error}") from error
     return card(
         f'<div class="title"><b>Iteration {gate["iteration"]}</b><span class="{verdict[1]}">{verdict[0]}</span></div>',
-        table(["check", "value", "wanted", "to turn"], rows, "gate"),
+        table(["check", "value", "wanted", "to turn"], rows, "checks", beside=3),
         f'<img class="gate" alt="Plot of the value gate" src="data:image/png;base64,{picture}">' if picture else "",
     )
+
+
+def _check(check: dict[str, Any]) -> str:
+    """Its name and words: passed, failed, or passed because there was not enough to tell."""
+    mark = '<span class="good">✓</span>' if check["passed"] else '<span class="bad">✗</span>'
+    if check["passed"] and check["value"] is None:
+        mark = '<span class="sub">?</span>'
+    return f'{mark} {escape(check["name"].replace("_", " "))}<br><span class="sub">{escape(check["text"])}</span>'
 
 
 def videos(page: Page, run_dir: Path, summary: dict[str, Any]) -> str:

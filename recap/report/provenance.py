@@ -12,7 +12,6 @@ from recap.report import run_files as files
 from recap.report.markup import breakable, card, row, section, table
 from recap.report.words import arm_name, policy_name, sentence_case
 
-STAGES = ("rollout", "value", "values", "gate", "advantage", "policy", "eval")
 COUNTED = ("stage", "iteration")  # differ from iteration to iteration by design
 ABSENT = "–"
 
@@ -30,7 +29,7 @@ def differences(run_dir: Path, summary: dict[str, Any], nodes: dict[str, Any]) -
     rows = _group("From SFT to the policy of an iteration", _fine_tuning(run_dir))
     for before, after in pairwise(files.iterations(nodes)):
         changes = []
-        for stage in STAGES:
+        for stage in files.ITERATION_ORDER:
             old, new = (_config(run_dir, f"{files.iteration_dir(k)}/{stage}") for k in (before, after))
             if old and new:
                 changes += [(f"{stage}: {key}", a, b) for key, a, b in config_changes(old, new)]

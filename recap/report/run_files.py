@@ -21,7 +21,7 @@ Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry 
 ITERATION = re.compile(r"iter_(\d+)$")
 # The order in which a run visits its stages, before and in the iterations; wall times and curves are shown in it.
 STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval")
-ITERATION_ORDER = ("rollout", "value", "values", "gate", "advantage", "policy", "eval")
+ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:
