@@ -248,7 +248,12 @@ def run_nodes(
         kept, began = finished(chain.out(node)), time.perf_counter()
         if not kept:
             show(f"── {node.path}")
-        run_node(cfg, node)
+        try:
+            run_node(cfg, node)
+        except RecapError:
+            if node.kind == "gate" and is_main_process():
+                done()  # the report shows what it stopped for
+            raise
         show(f"── {node.path}  kept" if kept else f"── {node.path}  done in {time.perf_counter() - began:.0f} s")
     if is_main_process():
         done()
@@ -324,11 +329,16 @@ def run_loop(cfg: LoopJob) -> Chain | None:
 
 
 def run_and_report(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
-    """A stage of a loop as a job: the report is up to date after each evaluation, whoever follows the run."""
-    run_node(cfg, node, shard)
-    if node.kind == "evaluate" and is_main_process() and finished(Path(cfg.output) / node.path):
-        with lock(Path(cfg.output)):
-            _report(Path(cfg.output), show=False)
+    """A stage of a loop as a job: the report is up to date after each evaluation and each value gate, also one that
+    stops the run; whoever follows it.
+    """
+    try:
+        run_node(cfg, node, shard)
+    finally:
+        told = node.kind == "gate" or (node.kind == "evaluate" and finished(Path(cfg.output) / node.path))
+        if told and is_main_process():
+            with lock(Path(cfg.output)):
+                _report(Path(cfg.output), show=False)
 
 
 def _report(run: Path, show: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import TASKS, evaluate, make_run, outcomes
+from report_run import TASKS, evaluate, gate, make_run, outcomes
 from rich.console import Console
+from scipy.stats import binomtest
 
 from recap.errors import RecapError
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.report.__main__ import main
-from recap.report.verdict import verdict
+from recap.report.compare import config_table, read_runs, rows_of
+from recap.report.verdict import alarm, verdict
 
 BEFORE, MIDDLE, AFTER = outcomes("1100000010"), outcomes("1110000000"), outcomes("1011111100")
 ARMS = {
@@ -97,6 +100,96 @@ def test_unfinished_stages_do_not_count(run_dir: Path, tmp_path: Path) -> None:
     summary = build_summary(copy)
     assert [p["eval"] is None for p in summary["policies"]] == [False, False, True]
     assert all(c["after"] == 1 for c in summary["comparisons"])
+
+
+def test_worse_and_the_best_to_keep(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", [BEFORE, AFTER, MIDDLE, BEFORE], {}, rollouts=2, videos=0)
+    summary = write_summary(run)
+    assert summary["best"] == {"iteration": 1, "checkpoint": "iter_01/policy/checkpoints/last"}
+    assert (run / "best").resolve() == (run / "iter_01/policy/checkpoints/last").resolve()
+    assert (summary["worse"]["iteration"], summary["worse"]["than"], summary["worse"]["sure"]) == (3, 1, False)
+    assert {(c["before"], c["after"]) for c in summary["comparisons"]} == {(0, 1), (1, 2), (2, 3), (0, 3), (1, 3)}
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_table(summary, console)
+    text = console.export_text()
+    assert text.index("may have got worse") < text.index("95 %")  # first of all
+    assert text.index("What the numbers point at") > text.index("95 %")
+    page = page_of(run)
+    assert page.index('class="alarm"') < page.index('class="lead"') < page.index('class="advice"')
+    (run / "iter_01/eval/manifest.json").unlink()
+    write_summary(run)
+    assert os.readlink(run / "best") == "iter_03/policy/checkpoints/last"  # the later one of equals
+
+
+def test_what_is_called_best_by_others_is_left_alone(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo", ignore=shutil.ignore_patterns("best"))
+    (copy / "best").mkdir()
+    write_summary(copy)
+    assert (copy / "best").is_dir()
+    assert not (copy / "best").is_symlink()
+
+
+def test_tasks_without_rollouts(run_dir: Path, tmp_path: Path) -> None:
+    """Counted by hand: the odd episodes of BEFORE and AFTER are of the second task."""
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    for path in copy.glob("iter_*/rollout/dataset/meta/recap.json"):
+        facts = json.loads(path.read_text())
+        facts["episodes"] = [episode | {"task": TASKS[0]} for episode in facts["episodes"]]
+        path.write_text(json.dumps(facts))
+    lost = build_summary(copy)["forgetting"]
+    fixed = sum(not b and a for b, a in list(zip(BEFORE, AFTER, strict=True))[1::2])
+    broke = sum(b and not a for b, a in list(zip(BEFORE, AFTER, strict=True))[1::2])
+    assert lost == {
+        "tasks": [TASKS[1]],
+        "before": 0,
+        "after": 2,
+        "episodes": 5,
+        "fixed": fixed,
+        "broke": broke,
+        "mcnemar_p": pytest.approx(mcnemar_p(fixed, broke)),
+    }
+    page = page_of(copy)
+    assert "not measurably forgotten" in page
+    assert page.count(">no rollouts<") == 1
+    assert build_summary(run_dir)["forgetting"] is None
+
+
+def mcnemar_p(fixed: int, broke: int) -> float:
+    return float(binomtest(fixed, fixed + broke).pvalue)
+
+
+def test_what_an_arm_changed(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    config = "policy: pi0\npi0: {{indicator_dropout: {0}, finetune: {{indicator: {1}}}}}\n"
+    arm = copy / "iter_02/controls/continued_sft"
+    (copy / "iter_02/policy/config.yaml").write_text(config.format(0.3, "use"))
+    (arm / "policy/config.yaml").write_text(config.format(0.3, "ignore"))
+    (arm / "eval/config.yaml").write_text("stage: evaluate\nenv: {max_steps: 50}\n")
+    controls = {control["arm"]: control["changes"] for control in build_summary(copy)["controls"]}
+    assert controls["continued_sft"] == {"pi0.finetune.indicator": "ignore"}
+    assert controls["negative_prompt"] == {}
+    table = page_of(copy).partition("<h2>Differences of configuration</h2>")[2].partition("</section>")[0]
+    assert "<td>use</td><td>ignore</td>" in table
+
+
+def test_gate_that_stopped_the_run(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    for stage in ("policy", "eval", "controls", "gate"):
+        shutil.rmtree(copy / "iter_02" / stage)
+    gate(copy / "iter_02" / "gate", ["rank", "outcome_auc"])
+    summary = build_summary(copy)
+    assert [(g["iteration"], g["passed"]) for g in summary["gate"]] == [(1, True), (2, False)]
+    assert [finding["try"] for finding in summary["advice"]][:2] == [
+        ["value.finetune.steps", "value.use_state"],
+        ["rollout.episodes (more)"],
+    ]
+    said = alarm(summary)
+    assert said
+    assert said.startswith("The value gate stopped iteration 2 before a policy was trained: 2 of 3 checks")
+    page = page_of(copy)
+    shown = page.partition("<h2>Value gate</h2>")[2].partition("</section>")[0]
+    assert (shown.count("✓"), shown.count("✗"), shown.count('class="gate"')) == (2, 2, 2)
+    assert "stopped the run" in shown
 
 
 @pytest.mark.parametrize("content", ["", '{"episodes": [', "[]", '{"episodes": [], "fps": 10}'])
@@ -201,7 +294,7 @@ def test_page_is_well_formed_and_self_contained(run_dir: Path) -> None:
 
 
 def test_page_without_the_optional_pieces(tmp_path: Path) -> None:
-    bare = make_run(tmp_path / "bare", [BEFORE], {}, videos=0)
+    bare = make_run(tmp_path / "bare", [BEFORE], {}, rollouts=2, videos=0)
     page = page_of(bare)
     WellFormed().feed(page)
     assert "Only SFT was evaluated" in page
@@ -224,6 +317,34 @@ def test_page_without_frames_or_thresholds(run_dir: Path, tmp_path: Path) -> Non
     (copy / "iter_02" / "advantage" / "thresholds.json").unlink()
     with pytest.raises(RecapError, match=r"thresholds\.json"):
         build_summary(copy)
+
+
+def test_runs_beside_each_other(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    names = [tmp_path / "runs" / name for name in ("first", "second", "other_states")]
+    make_run(names[0], [BEFORE, AFTER], {}, rollouts=2, videos=0)
+    make_run(names[1], [BEFORE, MIDDLE], {}, rollouts=2, videos=0)
+    make_run(names[2], [BEFORE[:8], AFTER[:8]], {}, rollouts=2, videos=0)
+    (names[1] / "config.yaml").write_text("name: demo\nseed: 3\nrollout:\n  beta: 1.5\n")
+    rows = {(row["run"], row["policy"]): row for row in rows_of(read_runs(names))}
+    assert [row["eval"]["successes"] for row in rows.values()] == [3, 7, 3, 3, 2, 7]
+    second = rows["second", "iteration 1"]
+    fixed = sum(not a and m for a, m in zip(AFTER, MIDDLE, strict=True))
+    broke = sum(a and not m for a, m in zip(AFTER, MIDDLE, strict=True))
+    assert second["lead"] == pytest.approx(-0.4)
+    assert second["paired"] == {"fixed": fixed, "broke": broke, "mcnemar_p": pytest.approx(mcnemar_p(fixed, broke))}
+    assert rows["second", "SFT"]["paired"] == {"fixed": 0, "broke": 0, "mcnemar_p": 1.0}
+    assert rows["other_states", "iteration 1"]["paired"] is None
+    assert config_table(read_runs(names)) == [("rollout.beta", [1.0, 1.5, 1.0])]
+    assert main([str(name) for name in names]) == 0
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "runs" / "comparison.html") in printed
+    assert re.search(r"rollout\.beta +1\.0 +1\.5 +1\.0", printed)
+    page = (tmp_path / "runs" / "comparison.html").read_text()
+    WellFormed().feed(page)
+    assert len(data_of(page)["figures"]["runs"]["data"]) == 3
+    assert main([str(names[0]), str(tmp_path / "typo")]) == 1
+    assert "typo does not exist" in capsys.readouterr().err
 
 
 def test_command_rebuilds_both(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
