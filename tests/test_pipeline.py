@@ -52,7 +52,8 @@ def test_every_stage_explains_itself(finished_run: Path) -> None:
 def test_the_layout_is_the_documented_one(finished_run: Path) -> None:
     run_dir = finished_run / RUN
     assert {path.name for path in run_dir.iterdir()} == {
-        *("config.yaml", "summary.json", "report.html", "demonstrations", "sft", "value", "iter_01"),
+        *("config.yaml", "summary.json", "report.html", ".report", "best"),
+        *("demonstrations", "sft", "value", "iter_01"),
     }
     for training, steps in {"sft": 6, "value": 4, "iter_01/value": 4, "iter_01/policy": 4}.items():
         checkpoints = run_dir / training / "checkpoints"

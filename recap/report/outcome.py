@@ -18,7 +18,9 @@ from recap.report.words import (
     p_number,
     p_text,
     percent,
+    points,
     policy_name,
+    positive_shares,
     sentence_case,
     side_name,
 )
@@ -72,9 +74,9 @@ def tiles(summary: dict[str, Any]) -> str:
     arm = next((arm for arm in EXPERIENCE_ARMS if arm in controls), None)
     paired = pair_of(summary, arm, policies[-1]["iteration"]) if arm else None
     if arm and paired:
-        lead = round(100 * (last["success_rate"] - controls[arm]["success_rate"]))
-        text = f"{lead:+d}".replace("-", "−") if lead else "0"
-        shown.append(("Lead over the control", f"{text} points", f"{arm_name(arm)}, {p_text(paired['mcnemar_p'])}"))
+        lead = last["success_rate"] - controls[arm]["success_rate"]
+        sign = "" if round(100 * lead) == 0 else "+" if lead > 0 else "−"
+        shown.append(("Lead over the control", sign + points(lead), f"{arm_name(arm)}, {p_text(paired['mcnemar_p'])}"))
     else:
         shown.append(("Lead over a control", "–", "no such control was run"))
     inside = "\n".join(
@@ -105,7 +107,7 @@ def success(page: Page, summary: dict[str, Any]) -> str:
 
 
 def _rates(summary: dict[str, Any], policies: list[dict[str, Any]]) -> str:
-    shares = {entry["iteration"]: entry["achieved_positive"].get("all") for entry in summary["advantage"]}
+    shares = positive_shares(summary)
     best = summary["best"]["iteration"]
 
     def cells(name: str, mark: str, evaluation: dict[str, Any], share: str, data: str) -> str:

@@ -79,7 +79,7 @@ function follow(panel, { value, return: returns, advantage, positive, fps }) {
     film.onpause = () => { button.textContent = "Play"; };
     button.onclick = film.onclick = () => toggle(film);
   }
-  show(0);
+  seek(0); // some browsers show nothing of a video before they are sent somewhere
 }
 for (const panel of all("[data-trace]")) follow(panel, data.traces[panel.dataset.trace]);
 

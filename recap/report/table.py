@@ -12,7 +12,17 @@ from rich.text import Text
 
 from recap.report.advice import SIGNIFICANT, pair_of
 from recap.report.verdict import alarm, verdict
-from recap.report.words import ARM_NAMES, arm_name, evaluated, interval, number, p_number, percent, policy_name
+from recap.report.words import (
+    ARM_NAMES,
+    arm_name,
+    evaluated,
+    interval,
+    number,
+    p_number,
+    percent,
+    policy_name,
+    positive_shares,
+)
 
 INTERVAL_FROM = 112  # columns of terminal from which a drawn interval has room beside the numbers
 INTERVAL_WIDTH = 41
@@ -88,7 +98,7 @@ def _policies(summary: dict[str, Any], wide: bool) -> Table:
     table = _table("\npolicy", wide)
     for header in ("steps to\nsuccess", "successes\nper hour", "positive\nshare"):
         table.add_column(header, justify="right", no_wrap=True)
-    shares = {entry["iteration"]: entry["achieved_positive"].get("all") for entry in summary["advantage"]}
+    shares = positive_shares(summary)
     for policy in summary["policies"]:
         evaluation, share = policy["eval"], percent(shares.get(policy["iteration"]))
         if evaluation is None:

@@ -73,6 +73,13 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
+def positive_shares(summary: dict[str, Any]) -> dict[int, float]:
+    """The share of positive frames that the policy of each iteration was trained with; SFT's only if it read labels."""
+    reads = summary["settings"].get("pi0.sft.indicator") in ("use", "positive_only")
+    entries = (entry for entry in summary["advantage"] if entry["iteration"] or reads)
+    return {entry["iteration"]: entry["achieved_positive"].get("all") for entry in entries}
+
+
 def evaluated(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The policies that were evaluated, by iteration; the first is SFT as a rule."""
     return [policy for policy in summary["policies"] if policy["eval"]]
