@@ -56,7 +56,9 @@ class Opened:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-drawn]")
-        self.page.wait_for_function("[...document.querySelectorAll('video')].every((film) => film.readyState >= 2)")
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('video')].every((film) => film.readyState >= 2)"
+        )
 
     def elsewhere(self) -> list[str]:
         return [url for url in self.asked[1:] if not url.startswith(("data:", "blob:"))]
@@ -93,13 +95,15 @@ def test_everything_is_drawn(browser: Browser, report: Path, width: int, scheme:
     page.select_option("select", index=0)
     page.wait_for_timeout(300)
     assert page.evaluate(EMPTY) == []
+    page.evaluate("() => Plotly.react(document.querySelector('[data-figure=arms]'), [])")
+    assert page.evaluate(EMPTY) == ["arms"]  # an empty one would be seen
     assert opened.complaints == []
 
 
 def wait_for_colour(page: Page, scheme: str) -> None:
     """Until the success curve has the colour of a scheme; an error after ten seconds."""
     colour = "getComputedStyle(document.querySelector('[data-figure=success] .js-line')).stroke"
-    page.wait_for_function(f"{colour} === '{POLICY[scheme]}'", timeout=10_000)
+    page.wait_for_function(f"() => {colour} === '{POLICY[scheme]}'", timeout=10_000)
 
 
 @pytest.mark.slow

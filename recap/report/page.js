@@ -3,7 +3,12 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const signed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
-const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+function bytes(base64) {
+  const text = atob(base64), found = new Uint8Array(text.length);
+  for (let i = 0; i < found.length; i++) found[i] = text.charCodeAt(i);
+  return found;
+}
+const breath = () => new Promise((go) => setTimeout(go)); // in which the page can be read and scrolled
 
 // ------------------------------------------------------------------ figures
 const styled = (figure) => {
@@ -16,7 +21,7 @@ function draw(box) {
   return Plotly.react(box, traces, { ...layout, template: styled(data.theme), autosize: true }, { displayModeBar: false, responsive: true, staticPlot: still });
 }
 async function drawAll() {
-  for (const box of all("[data-figure]")) await draw(box);
+  for (const box of all("[data-figure]")) { await draw(box); await breath(); }
   document.documentElement.dataset.drawn = "true";
 }
 async function unpack() {
