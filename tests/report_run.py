@@ -134,16 +134,16 @@ def label(stage: Path, tables: list[dict], positive_fraction: float = 0.3) -> No
     finish(stage, 4.0)
 
 
-def record(stage: Path, table: dict, rng: np.random.Generator) -> None:
-    """A rollout data set, by the recorder."""
+def record(stage: Path, table: dict, rng: np.random.Generator, film: float | None = None) -> None:
+    """A rollout data set, by the recorder; film: images as videos of so many frames a second."""
     for episode in np.unique(table["episode_index"]):
         length = int((table["episode_index"] == episode).sum())
         win = bool(table["success"][table["episode_index"] == episode][0])
-        film = [np.asarray(picture(t / length * (1 if win else 0.45))) for t in range(length)]
-        images = {key: np.stack(film) for key in ("observation.images.image", "observation.images.image2")}
+        seen = [np.asarray(picture(t / length * (1 if win else 0.45))) for t in range(length)]
+        images = {key: np.stack(seen) for key in ("observation.images.image", "observation.images.image2")}
         spec = EpisodeSpec(index=int(episode), task=TASKS[episode % 2], initial_state=100 + int(episode), seed=7)
         numbers = (rng.normal(size=(length, size)).astype(np.float32) for size in (8, 7))
-        write_episode(stage / "episodes", Episode(spec, "collection", "rollout", win, images, *numbers))
+        write_episode(stage / "episodes", Episode(spec, "collection", "rollout", win, images, *numbers), film)
     assemble(stage / "episodes", stage / "dataset", fps=FPS, source="rollout")
     finish(stage, 12.0)
 

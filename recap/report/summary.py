@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +48,7 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
             f"{run_dir} holds no finished stage (no manifest.json); run loop.py with output={run_dir} first"
         )
     policies = _policies(run_dir, nodes)
-    controls, settings = _controls(run_dir, nodes), files.flat(config)
+    controls, settings = _controls(run_dir, nodes, policies), files.flat(config)
     summary = {
         "name": config.get("name") or run_dir.resolve().name,
         "seed": config.get("seed", next((m["seed"] for m in nodes.values() if "seed" in m), None)),
@@ -165,18 +166,17 @@ def _demonstrations(run_dir: Path, nodes: dict[str, Any]) -> int | None:
     return sum(len(np.unique(table["episode_index"])) for table in labelled)
 
 
-def _controls(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
-    """The arms of the last iteration that has some; `changes`: {key: value} where their configuration is another."""
-    found = sorted(
-        node for node in nodes if node.startswith("iter_") and "/controls/" in node and node.endswith("/eval")
-    )
-    head = found[-1].partition("/")[0] if found else ""
-    arms = [node.split("/")[2] for node in found if node.startswith(f"{head}/")]
+def _controls(run_dir: Path, nodes: dict[str, Any], policies: list[dict]) -> list[dict[str, Any]]:
+    """The arms beside the last evaluated policy; `changes`: {key: value} where their configuration is another."""
+    last = max((policy["iteration"] for policy in policies if policy["eval"]), default=0)
+    head = files.iteration_dir(last)
+    found = (re.fullmatch(rf"{head}/controls/([^/]+)/eval", node) for node in nodes)
+    arms = sorted(match[1] for match in found if match)
     order = [arm for arm in ARM_NAMES if arm in arms] + [arm for arm in arms if arm not in ARM_NAMES]
     return [
         {
             "arm": arm,
-            "iteration": int(head[5:]),
+            "iteration": last,
             "changes": _changes(run_dir, head, arm),
             "eval": _evaluation(run_dir, nodes, f"{head}/controls/{arm}/eval"),
         }
