@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recap.report.words import arm_name, evaluated, p_text, percent, policy_name, sentence_case
+from recap.report.words import arm_name, evaluated, labels_of, p_text, percent, policy_name, sentence_case
 
 SIGNIFICANT = 0.05
 SHARE_OFF = 0.1  # between the wanted and the achieved share of positive frames
@@ -127,7 +127,7 @@ def _gate(summary: Summary) -> Iterator[Finding]:
             if not check["passed"]:
                 name = check["name"].replace("_", " ")
                 measured = "" if check["value"] is None else f" {check['value']:.3g}"
-                evidence = f"value gate of iteration {gate['iteration']}: {name}{measured}, wanted {check['limit']}"
+                evidence = f"value gate of {labels_of(gate['iteration'])}: {name}{measured}, wanted {check['limit']}"
                 yield _finding(sentence_case(f"{check['text']}."), evidence, *knobs(check["knob"]))
 
 
@@ -140,7 +140,7 @@ def _shares(summary: Summary) -> Iterator[Finding]:
     """Labels that are not what was asked for, or the wrong way round. With a gate it is the gate that tells."""
     for entry in [] if summary["gate"] else summary["advantage"][-1:]:
         wanted, shares = entry["wanted_positive"], entry["achieved_positive"]
-        achieved, where = shares.get("all"), f"labels of iteration {entry['iteration']}"
+        achieved, where = shares.get("all"), f"labels of {labels_of(entry['iteration'])}"
         forced = summary["settings"].get("advantage.force_positive")
         if achieved is not None and not forced and abs(achieved - wanted) > SHARE_OFF:
             yield _finding(

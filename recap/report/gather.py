@@ -27,7 +27,7 @@ def advantage_histograms(run_dir: Path, summary: dict[str, Any]) -> list[dict[st
     """By iteration and task: the share of frames in each bin of the advantage, by source, and ε."""
     histograms = []
     for entry in summary["advantage"]:
-        table = files.concatenate(files.read_advantages(_advantage_dir(run_dir, entry["iteration"])))
+        table = files.concatenate(files.read_advantages(files.stage_dir(run_dir, entry["iteration"], "advantage")))
         if not table:
             continue
         masks, tasks = files.groups(table), table["task"]
@@ -64,10 +64,6 @@ def advantage_histograms(run_dir: Path, summary: dict[str, Any]) -> list[dict[st
                 }
             )
     return histograms
-
-
-def _advantage_dir(run_dir: Path, iteration: int) -> Path:
-    return run_dir / (f"{files.iteration_dir(iteration)}/advantage" if iteration else "advantage")
 
 
 def _round(values: np.ndarray, digits: int) -> list[float]:

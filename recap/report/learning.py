@@ -11,8 +11,9 @@ from recap.errors import RecapError, disk_error
 from recap.report import figures, gather
 from recap.report import run_files as files
 from recap.report.advice import knobs
-from recap.report.markup import Page, card, row, section, table
+from recap.report.markup import Page, breakable, card, row, section, table
 from recap.report.rollouts import Rollouts, last_rollouts, moments, traces
+from recap.report.words import labels_of, sentence_case
 
 SHOWN = ("value", "return", "advantage", "positive", "fps")  # of a trace, what page.js reads
 
@@ -93,7 +94,7 @@ def advantages(page: Page, run_dir: Path, summary: dict[str, Any]) -> str:
     several_tasks = len({h["task"] for h in histograms}) > 1
     options = []
     for number, entry in enumerate(histograms):
-        name = f"Iteration {entry['iteration']}" + (f": {entry['task']}" if several_tasks else "")
+        name = sentence_case(labels_of(entry["iteration"])) + (f": {entry['task']}" if several_tasks else "")
         slot = page.figure(f"advantage-{number}", figures.histogram(entry), f"Advantages, {name}")
         last = " selected" if number == len(histograms) - 1 else ""
         options.append(f'<option value="advantage-{number}"{last}>{escape(name)}</option>')
@@ -130,29 +131,32 @@ def _gate(run_dir: Path, gate: dict[str, Any]) -> str:
                 _check(check),
                 "–" if check["value"] is None else f"{check['value']:.3g}",
                 f'<td class="whole">{escape(check["limit"])}</td>',
-                "" if check["passed"] else "<br>".join(f"<code>{escape(knob)}</code>" for knob in knobs(check["knob"])),
             ]
         )
         for check in gate["checks"]
     ]
-    path = run_dir / files.iteration_dir(gate["iteration"]) / "gate" / "gate.png"
+    name = sentence_case(labels_of(gate["iteration"]))
+    path = files.stage_dir(run_dir, gate["iteration"], "gate") / "gate.png"
     try:
         picture = base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
     except OSError as error:
         raise disk_error(error, path) or RecapError(f"{path} cannot be read: {error}") from error
     return card(
-        f'<div class="title"><b>Iteration {gate["iteration"]}</b><span class="{verdict[1]}">{verdict[0]}</span></div>',
-        table(["check", "value", "wanted", "to turn"], rows, "checks", beside=3),
+        f'<div class="title"><b>{name}</b><span class="{verdict[1]}">{verdict[0]}</span></div>',
+        table(["check", "value", "wanted"], rows, beside=2),
         f'<img class="gate" alt="Plot of the value gate" src="data:image/png;base64,{picture}">' if picture else "",
     )
 
 
 def _check(check: dict[str, Any]) -> str:
-    """Its name and words: passed, failed, or passed because there was not enough to tell."""
+    """Its name and words, and what to turn: passed, failed, or passed because there was not enough to tell."""
     mark = '<span class="good">✓</span>' if check["passed"] else '<span class="bad">✗</span>'
     if check["passed"] and check["value"] is None:
         mark = '<span class="sub">?</span>'
-    return f'{mark} {escape(check["name"].replace("_", " "))}<br><span class="sub">{escape(check["text"])}</span>'
+    turn = [] if check["passed"] else knobs(check["knob"])
+    listed = "".join(f"<code>{breakable(knob)}</code>" for knob in turn)
+    name, text = escape(check["name"].replace("_", " ")), escape(check["text"])
+    return f'{mark} {name}<br><span class="sub">{text}</span>' + (f'<div class="knobs">{listed}</div>' if turn else "")
 
 
 def videos(page: Page, run_dir: Path, summary: dict[str, Any]) -> str:

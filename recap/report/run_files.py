@@ -20,7 +20,7 @@ Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry 
 
 ITERATION = re.compile(r"iter_(\d+)$")
 # The order in which a run visits its stages, before and in the iterations; wall times and curves are shown in it.
-STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval")
+STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "gate", "sft", "sft/eval")
 ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", "eval")
 
 
@@ -81,9 +81,16 @@ def iteration_dir(iteration: int) -> str:
 
 
 def read_gates(run_dir: Path) -> list[dict[str, Any]]:
-    """What the value gates found, by iteration: gate.json and "iteration". A gate that failed has no manifest."""
-    paths = [path for path in sorted(run_dir.glob("iter_*/gate/gate.json")) if ITERATION.match(path.parts[-3])]
-    return [{"iteration": int(path.parts[-3][5:]), **read_json(path)} for path in paths]
+    """What the value gates found: gate.json and "iteration", 0 before SFT. A gate that failed has no manifest."""
+    before = [(0, path) for path in run_dir.glob("gate/gate.json")]
+    found = ((ITERATION.match(path.parts[-3]), path) for path in sorted(run_dir.glob("iter_*/gate/gate.json")))
+    numbered = before + [(int(match[1]), path) for match, path in found if match]
+    return [{"iteration": iteration, **read_json(path)} for iteration, path in numbered]
+
+
+def stage_dir(run_dir: Path, iteration: int, stage: str) -> Path:
+    """Where a stage of an iteration is; of 0, that of the pre-training."""
+    return run_dir / iteration_dir(iteration) / stage if iteration else run_dir / stage
 
 
 def read_episodes(dataset: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recap.report.advice import SIGNIFICANT, pair_of
-from recap.report.words import arm_name, evaluated, p_text, percent, points, policy_name
+from recap.report.words import arm_name, evaluated, labels_of, p_text, percent, points, policy_name
 
 # The arm that answers "did experience help?": the first of these that was run.
 EXPERIENCE_ARMS = ("labels_on_demonstrations", "continued_sft")
@@ -17,7 +17,7 @@ def alarm(summary: dict[str, Any]) -> str | None:
     if gate and not gate["passed"] and gate["action"] == "stop":
         failed = sum(not check["passed"] for check in gate["checks"])
         return (
-            f"The value gate stopped iteration {gate['iteration']} before a policy was trained: {failed} of "
+            f"The value gate stopped {labels_of(gate['iteration'])} before a policy was trained: {failed} of "
             f"{len(gate['checks'])} checks of the value function failed."
         )
     if (worse := summary["worse"]) is None:

@@ -34,6 +34,11 @@ def policy_name(iteration: int) -> str:
     return "SFT" if iteration == 0 else f"iteration {iteration}"
 
 
+def labels_of(iteration: int) -> str:
+    """Which labels: those of an iteration, or of the demonstrations before SFT."""
+    return f"iteration {iteration}" if iteration else "the pre-training"
+
+
 def side_name(side: int | str) -> str:
     """A side of a comparison: an iteration, or a control arm."""
     return policy_name(side) if isinstance(side, int) else arm_name(side)
