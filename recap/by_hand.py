@@ -66,11 +66,14 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     """What eval.py does: (configuration, stage, whether the stage is one of the run `cfg.output` itself).
 
     The last checkpoint of a run's training is evaluated where loop.py does it, and collects the rollouts of the next
-    iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory.
+    iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory, and of
+    swept values each has its own below the run.
     """
     checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.pi0)
     found = origin(checkpoint)
     run, source = found or (Path(cfg.output), "")
+    if found and cfg.result is None and run.resolve() in Path(cfg.output).resolve().parents:
+        cfg = replace(cfg, result=cfg.output)  # one of several values: eval.beta=1,1.5,2 -m
     head = source.rpartition("/")[0]  # iter_01, or that of a control
     if cfg.result is not None:
         place = str(Path(cfg.result).absolute())

@@ -133,9 +133,9 @@ def _wait(out: Path) -> None:
 
 
 def _stage(node: Node) -> Callable[..., None]:
-    from recap.stages import STAGES  # torch and lerobot take seconds that finished stages should not cost
+    from recap.stages import stage
 
-    return STAGES[node.kind]
+    return stage(node.kind)
 
 
 @contextmanager

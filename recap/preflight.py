@@ -24,6 +24,7 @@ from recap.rundir import CONFIG
 # A run's checkpoints and data: at full size 3 checkpoints with optimiser state, and rollouts.
 GIGABYTES = {"tiny": 1, "full": 200}
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
+NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
 READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
 WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
@@ -64,7 +65,7 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
     computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
-    checks: list[Callable[[Config], object]] = [_device] if computes and kinds - {"demonstrations"} else []
+    checks: list[Callable[[Config], object]] = [_device] if computes and kinds & NETWORKS else []
     checks += [_memory] if computes and "train" in kinds else []
     checks += [_names] if simulates else []
     checks += [_environment] if simulates and ASSETS_KEY not in absent else []

@@ -28,7 +28,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment over seeds. runs: seed -> arm -> its episodes as in result.json, of the same arms in each."""
+    """One experiment over seeds. runs: seed -> arm -> its episodes as in result.json; not every seed has every arm."""
 
     name: str
     tasks: list[str]
@@ -39,7 +39,11 @@ class Study:
 
     @property
     def arms(self) -> list[str]:
-        return list(next(iter(self.runs.values())))
+        return list(dict.fromkeys(arm for run in self.runs.values() for arm in run))
+
+    def of(self, arm: str) -> dict[str, Episodes]:
+        """Seed -> its episodes, of the seeds that have it."""
+        return {seed: run[arm] for seed, run in self.runs.items() if arm in run}
 
     @property
     def last(self) -> str:
@@ -48,11 +52,13 @@ class Study:
 
     def pooled(self, arm: str, task: str | None = None) -> list[Any]:
         """Its episodes of all seeds."""
-        return [e for run in self.runs.values() for e in run[arm] if task is None or e["task"] == task]
+        return [e for episodes in self.of(arm).values() for e in _of(episodes, task)]
 
     def paired(self, before: str, after: str, task: str | None = None) -> McNemar:
         """McNemar's test over all seeds: an initial state of one seed is a pair."""
-        sides = [pair(_of(run[before], task), _of(run[after], task)) for run in self.runs.values()]
+        sides = [
+            pair(_of(self.runs[seed][before], task), _of(self.runs[seed][after], task)) for seed in self.of(before)
+        ]
         return mcnemar(*(np.concatenate(side) for side in zip(*sides, strict=True)))
 
 
@@ -72,7 +78,7 @@ def write_results(folders: Sequence[Path], docs: Path) -> None:
     """Copies the summaries of `<folder>/seed=*` to `docs/results/` and writes results.md and results.png from the runs.
 
     Raises:
-        RecapError: there is no finished run, or the runs of a folder have no arm in common.
+        RecapError: there is no finished run.
     """
     studies = [read_study(folder) for folder in folders]
     shutil.rmtree(docs / RESULTS, ignore_errors=True)
@@ -91,10 +97,6 @@ def read_study(folder: Path) -> Study:
     found = {path.parent.name: path.parent for path in sorted(folder.glob("seed=*/summary.json"))}
     if not found:
         raise RecapError(f"{folder} holds no seed=*/summary.json. Fix: make study, which runs them.")
-    every = {seed: read_arms(run) for seed, run in found.items()}
-    common = [arm for arm in next(iter(every.values())) if all(arm in arms for arms in every.values())]
-    if not common:
-        raise RecapError(f"the runs in {folder} have no arm in common. Fix: make study, which runs the missing ones.")
     first = next(iter(found.values()))
     config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
     tasks = config["env"]["tasks"]
@@ -104,7 +106,7 @@ def read_study(folder: Path) -> Study:
         tasks,
         config["rollout"].get("tasks") or tasks,
         config["env"]["fps"],
-        {seed: {arm: arms[arm] for arm in common} for seed, arms in every.items()},
+        {seed: read_arms(run) for seed, run in found.items()},
         sorted({(manifest["git_commit"] or "an unknown commit")[:12] for manifest in manifests}),
     )
 
@@ -157,7 +159,7 @@ def _rates(study: Study) -> list[str]:
     ]
     for arm in study.arms:
         all_of_it = rates(study.pooled(arm), study.fps)
-        each = " | ".join(f"{rate(run[arm]):.0%}" for run in study.runs.values())
+        each = " | ".join(f"{rate(run[arm]):.0%}" if arm in run else "–" for run in study.runs.values())
         low, high = all_of_it["ci95"]
         steps = all_of_it["mean_steps_to_success"]
         lines.append(
@@ -177,7 +179,7 @@ def _leads(study: Study) -> list[str]:
     for arm in study.arms:
         if arm == study.last:
             continue
-        leads = [100 * (rate(run[study.last]) - rate(run[arm])) for run in study.runs.values()]
+        leads = [100 * (rate(study.runs[seed][study.last]) - rate(of_arm)) for seed, of_arm in study.of(arm).items()]
         low, high = bootstrap_mean(leads)
         test = study.paired(arm, study.last)
         each = ", ".join(f"{lead:+.0f}" for lead in leads)
@@ -238,8 +240,8 @@ def draw(studies: Sequence[Study], path: Path) -> None:
             colour = "#2a6fbb" if arm == study.last else "#222222" if arm == "SFT" else "#8a8f98"
             axes.plot([low, high], [row, row], color=colour, lw=2.5, solid_capstyle="round")
             axes.plot(middle, row, "o", color=colour, ms=6)
-            axes.plot([100 * rate(run[arm]) for run in study.runs.values()], [row + 0.24] * len(study.runs), "|",
-                      color=colour, ms=5, alpha=0.7)  # fmt: skip
+            each = [100 * rate(episodes) for episodes in study.of(arm).values()]
+            axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
         axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)), fontsize=9)
         axes.set_xlim(0, 100)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")

@@ -195,6 +195,9 @@ def test_other_values_by_hand_go_elsewhere(work: Path) -> None:
     assert seen.code == 0, seen.err
     result = read(work / "other/negative/result.json")
     assert (result["prompt"], result["n"]) == ("negative", 1)
+    swept = tiny("eval", checkpoint, "eval.beta=1.5,2", "-m", cwd=work)
+    assert swept.code == 0, swept.err
+    assert [read(work / RUN / f"eval.beta={beta}/result.json")["beta"] for beta in ("1.5", "2")] == [1.5, 2.0]
     same_place = tiny("eval", f"checkpoint={RUN}/sft", "episodes=1", "result=other/negative", cwd=work)
     assert same_place.code == 1
     assert "result=<another directory>" in same_place.err

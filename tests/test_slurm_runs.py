@@ -49,7 +49,7 @@ def test_three_launchers_make_the_same_run(finished_run: Path, tmp_path: Path, s
     for name in ("local", "slurm"):
         cwd[name].mkdir()
     split = [
-        *("resources.rollout.shards=4", "resources.eval.shards=2", "resources.advantage.processes=2"),
+        *("resources.rollout.shards=4", "resources.eval.shards=2", "resources.values.processes=2"),
         *("resources.rollout.cpus=4", "resources.eval.cpus=1", "workers.processes=1"),
     ]
     loop = [sys.executable, "loop.py", *TINY, "+iterations=2", "launcher=slurm", *split, f"output={cwd['slurm'] / RUN}"]

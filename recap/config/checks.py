@@ -360,9 +360,12 @@ def _resources(node: str, asked: Resources, cfg: Config) -> Iterator[str]:
             f"Fix: a longer job, or launcher.notice={max(1, 60 * asked.minutes - 30)}"
         )
     stage = node.rpartition(".")[2]
-    if stage in ("demonstrations", "pi0", "value") and asked.shards > 1:
-        more = "workers.processes" if stage == "demonstrations" else f"{node}.nodes and {node}.gpus"
-        yield f"{node}.shards={asked.shards}: this stage is one job. Fix: {node}.shards=1; {more} make it faster"
+    if stage in ("demonstrations", "pi0", "value", "advantage") and asked.shards > 1:
+        more = {"demonstrations": "workers.processes make", "advantage": "resources.values.shards make"}
+        faster = more.get(stage, f"{node}.nodes and {node}.gpus make")
+        yield f"{node}.shards={asked.shards}: this stage is one job. Fix: {node}.shards=1; {faster} it faster"
+    if stage == "advantage" and asked.nodes * asked.tasks > 1:
+        yield f"{node}: one process labels. Fix: {node}.nodes=1, {node}.processes=1, and no more than one of its gpus"
     if stage == "demonstrations" and asked.nodes * asked.tasks > 1:
         yield (
             f"{node}: one process starts the simulators. "

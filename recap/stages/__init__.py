@@ -3,21 +3,24 @@
 Called by `recap.pipeline`, which knows when; a stage called again on a half-filled directory goes on where it was.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from importlib import import_module
 
-from recap.stages.act import demonstrations, evaluate, rollout
-from recap.stages.data import checkpoint_of
-from recap.stages.label import advantage
-from recap.stages.train import train_stage
-from recap.stages.values import values_stage
-
-__all__ = ["STAGES", "checkpoint_of"]
-
-STAGES: dict[str, Callable[..., None]] = {
-    "demonstrations": demonstrations,
-    "train": train_stage,
-    "rollout": rollout,
-    "values": values_stage,
-    "advantage": advantage,
-    "evaluate": evaluate,
+# Imported when they run: labels take seconds, and importing torch and lerobot takes longer.
+STAGES = {
+    "demonstrations": "act.demonstrations",
+    "train": "train.train_stage",
+    "rollout": "act.rollout",
+    "values": "values.values_stage",
+    "advantage": "label.advantage",
+    "evaluate": "act.evaluate",
 }
+
+
+def stage(kind: str) -> Callable[..., None]:
+    """The function of a kind of stage (`Node.kind`)."""
+    module, name = STAGES[kind].split(".")
+    found: Callable[..., None] = getattr(import_module(f"{__name__}.{module}"), name)
+    return found

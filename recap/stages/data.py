@@ -115,6 +115,23 @@ def read_normalizers(folder: Path) -> dict[str, float]:
         ) from error
 
 
+def read_values(folder: Path, frames: Frames) -> np.ndarray:
+    """What the stage wrote of a data set: float64 [members, N]. Raises RecapError if it is of other data."""
+    path = folder / f"{frames.name}.npy"
+    try:
+        found: np.ndarray = np.load(path)
+    except (OSError, ValueError) as error:
+        raise RecapError(
+            f"the values in {path} cannot be read ({error}). Fix: delete {folder}, run it again."
+        ) from error
+    if found.ndim != 2 or found.shape[1] != len(frames) or not np.isfinite(found).all():
+        raise RecapError(
+            f"the values in {path} have shape {list(found.shape)} for {len(frames)} frames, or hold NaN. "
+            f"Fix: delete {folder}, run it again."
+        )
+    return found
+
+
 def normalized_returns(frames: Frames, norm: dict[str, float], c_fail: float) -> np.ndarray:
     """R_t of every frame, in [-1, 0]: float64 [N]."""
     episodes = zip(*episodes_of(frames), strict=True)

@@ -14,8 +14,16 @@ from recap.data.frames import Frames
 from recap.data.held_out import held_out
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.returns import check_bin_range, check_c_fail, rewards
-from recap.stages.data import Inputs, Say, episodes_of, normalized_returns, pooled_episodes, read_normalizers, sources
-from recap.stages.values import read_values
+from recap.stages.data import (
+    Inputs,
+    Say,
+    episodes_of,
+    normalized_returns,
+    pooled_episodes,
+    read_normalizers,
+    read_values,
+    sources,
+)
 
 
 def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageKind) -> None:

@@ -47,23 +47,6 @@ def values_stage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Sha
     say(f"{sum(map(len, data))} frames, {len(members)} value function{'s' if len(members) > 1 else ''}")
 
 
-def read_values(folder: Path, frames: Frames) -> np.ndarray:
-    """What the stage wrote of a data set: float64 [members, N]. Raises RecapError if it is of other data."""
-    path = folder / f"{frames.name}.npy"
-    try:
-        found: np.ndarray = np.load(path)
-    except (OSError, ValueError) as error:
-        raise RecapError(
-            f"the values in {path} cannot be read ({error}). Fix: delete {folder}, run it again."
-        ) from error
-    if found.ndim != 2 or found.shape[1] != len(frames) or not np.isfinite(found).all():
-        raise RecapError(
-            f"the values in {path} have shape {list(found.shape)} for {len(frames)} frames, or hold NaN. "
-            f"Fix: delete {folder}, run it again."
-        )
-    return found
-
-
 def check_tasks(value: Path, data: list[Frames]) -> None:
     """Raises RecapError for a task that the value function never saw: it has no normalizer."""
     missing = {task for frames in data for task in episodes_of(frames)[0]} - set(read_normalizers(value))

@@ -1,0 +1,75 @@
+"""Seconds to label a data set of the size of lerobot/libero anew from stored values: another N, ε or fraction.
+
+python bench/relabel.py [frames]     one core, no network, no images read; prints one line
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hydra import compose, initialize_config_dir
+
+EPISODES, TASKS, LONGEST = 1693, 40, 520
+
+
+def data_set(root: Path, frames: int) -> np.ndarray:
+    """A LeRobot v3 data set without its images; the length of every episode."""
+    rng = np.random.default_rng(0)
+    length = rng.integers(frames // EPISODES // 2, frames // EPISODES * 3 // 2, EPISODES).clip(2, LONGEST)
+    episode, n = np.repeat(np.arange(EPISODES), length), int(length.sum())
+    success = rng.random(EPISODES) < 0.8
+    start = np.cumsum(length) - length
+    vectors = {"observation.state": 8, "action": 7}
+    columns = {
+        "episode_index": episode,
+        "frame_index": np.arange(n) - start[episode],
+        "task_index": episode % TASKS,
+        "next.success": (success[episode]) & (np.arange(n) == (start + length - 1)[episode]),
+    }
+    for name, size in vectors.items():
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(rng.random(n * size, np.float32)), size)
+    features = {key: {"dtype": "float32", "shape": [size]} for key, size in vectors.items()}
+    features |= {"observation.images.image": {"dtype": "image", "shape": [256, 256, 3]}}
+    features |= {"next.success": {"dtype": "bool", "shape": [1]}}
+    info = {"codebase_version": "v3.0", "fps": 20, "features": features, "total_frames": n, "total_episodes": EPISODES}
+    for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
+        (root / folder).mkdir(parents=True)
+    (root / "meta/info.json").write_text(json.dumps(info))
+    pq.write_table(pa.table({"task": [f"task {k}" for k in range(TASKS)], "task_index": range(TASKS)}),
+                   root / "meta/tasks.parquet")  # fmt: skip
+    pq.write_table(pa.table({"length": length}), root / "meta/episodes/chunk-000/file-000.parquet")
+    pq.write_table(pa.table(columns), root / "data/chunk-000/file-000.parquet")
+    return length
+
+
+def main() -> None:
+    from recap.config import AdvantageJob, StageKind, typed
+    from recap.stages.label import advantage
+
+    frames = int(sys.argv[1]) if len(sys.argv) > 1 else 273_465
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        length = data_set(root / "data", frames)
+        (root / "values").mkdir()
+        rng = np.random.default_rng(1)
+        value = np.concatenate([np.linspace(-0.4, -0.01, n) + 0.02 * rng.standard_normal(n) for n in length])
+        np.save(root / "values/libero.npy", value[None].clip(-1, 0))
+        (root / "values/normalizers.json").write_text(json.dumps({f"task {k}": 1600 for k in range(TASKS)}))
+        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+            composed = compose("advantage", ["experiment=libero_moka", f"data.sources.libero.root={root / 'data'}"])
+        cfg = typed(composed, AdvantageJob)
+        (root / "out").mkdir()
+        began = time.perf_counter()
+        advantage(cfg, {"values": root / "values"}, root / "out", lambda _: None, stage=StageKind.finetune)
+        print(f"{length.sum()} frames labelled in {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
