@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recap.advantage import positive_shares
 from recap.config import GateConfig
-from recap.ranking import Episodes, Estimate, excess, outcome_auc, rank_correlation
+from recap.ranking import Episodes, excess, outcome_auc, rank_correlation
 from recap.returns import Bins, Floats, Ints, c_fail_floor
 
 ALL = "all tasks"
@@ -107,7 +107,7 @@ def judge(labels: Labelled, limits: GateConfig) -> list[Check]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- the value function
+# ---------------------------------------------------------------------------------------------------- value function
 def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     """On unseen episodes: the order of frames, that of outcomes, and how much better it is on those trained on."""
     unseen, known = labels.episodes.only(labels.unseen), labels.episodes.only(~labels.unseen)
@@ -193,24 +193,21 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
     """Whether a fast failure may score as well as a slow success of the same task."""
     episodes, limit = labels.episodes, f"at most {limits.max_misplaced:g}"
     pairs = wrong = floor = 0
-    where = ""
     for task in episodes.tasks():
         here = episodes.task == task
         length, success = episodes.length[here], episodes.success[here]
         pairs += int(success.sum()) * int((~success).sum())
         wrong += int((length[success][:, None] - 1 >= length[~success] - 1 + labels.c_fail).sum())
-        needed = c_fail_floor(length.tolist(), success.tolist())
-        if needed >= floor:
-            floor, where = needed, task
+        floor = max(floor, c_fail_floor(length.tolist(), success.tolist()))
     if not pairs:
         text = "not enough to tell: no task has both successes and failures"
         return Check("c_fail", None, limit, True, "rollout.episodes", text)  # noqa: FBT003
     share = wrong / pairs
     text = (
         f"with C_fail = {labels.c_fail:g} steps, a failure scores no worse than a success in {share:.1%} of all pairs; "
-        f"in none above {floor} (task {where!r})"
+        f"above {floor} in none"
     )
-    return Check("c_fail", share, limit, share <= limits.max_misplaced, f"advantage.c_fail={floor + 1}", text)
+    return Check("c_fail", share, limit, share <= limits.max_misplaced, f"advantage.c_fail (above {floor})", text)
 
 
 def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
@@ -227,7 +224,7 @@ def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
         f"the returns of {share:.1%} of {len(outside)} {'successes' if labels.clipped else 'episodes'} reach below the "
         f"lowest bin: down to -{lowest:g} steps, divided by {_numbers(labels.normalizer)}"
     )
-    knob = f"advantage.normalizer={math.ceil(lowest)}, advantage.normalization=per_task, or advantage.c_fail (smaller)"
+    knob = f"advantage.normalizer (at least {math.ceil(lowest)}), advantage.normalization=per_task, advantage.c_fail (less)"
     return Check("bin_range", share, limit, share <= limits.max_misplaced, knob, text)
 
 
@@ -244,7 +241,7 @@ def _positive(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     if worst > limits.share_tolerance:
         text += ": many advantages are equal, because V is nearly constant"
     knob = "value.finetune.steps, advantage.look_ahead"
-    limit = f"within {limits.share_tolerance:g} of the wanted share"
+    limit = f"within {limits.share_tolerance:g}"
     yield Check("positive_share", worst, limit, worst <= limits.share_tolerance, knob, text)
     yield _sources(labels, limits)
 
