@@ -112,16 +112,19 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     """On unseen episodes: the order of frames, that of outcomes, and how much better it is on those trained on."""
     unseen, known = labels.episodes.only(labels.unseen), labels.episodes.only(~labels.unseen)
     rank = rank_correlation(labels.value, labels.returns, unseen)
-    rank_name, knob = "rank", "value.finetune.steps, value.use_state"
-    at_least = f"at least {limits.min_rank:g}"
+    at_least, knob = f"at least {limits.min_rank:g}", "value.finetune.steps, value.use_state"
     if rank is None or rank.episodes < limits.min_episodes:
-        yield _too_few(rank_name, at_least, len(unseen), len(labels.episodes), limits)
+        yield _too_few("rank", at_least, len(unseen), len(labels.episodes), limits)
     else:
         text = f"rank correlation of V with the return {rank} on {rank.episodes} held-out episodes"
-        yield Check(rank_name, rank.value, at_least, rank.high >= limits.min_rank, knob, text)
+        yield Check("rank", rank.value, at_least, rank.high >= limits.min_rank, knob, text)
     yield _outcomes(labels, limits)
     at_most = f"at most {limits.max_over_fit:g}"
-    of_known = rank_correlation(labels.value, labels.returns, known) if len(known) else None
+    if not len(known):
+        text = "nothing is known by heart: every value comes from a function that never trained on the episode"
+        yield Check("over_fit", 0.0, at_most, passed=True, knob="value.read", text=text)
+        return
+    of_known = rank_correlation(labels.value, labels.returns, known)
     if rank is None or of_known is None or min(rank.episodes, of_known.episodes) < limits.min_episodes:
         yield _too_few("over_fit", at_most, min(len(unseen), len(known)), len(labels.episodes), limits)
         return
@@ -136,16 +139,20 @@ def _outcomes(labels: Labelled, limits: GateConfig) -> Check:
     won, lost = int(judged.success.sum()), int((~judged.success).sum())
     auc = outcome_auc(judged)
     if auc is None or min(won, lost) < MINORITY or len(judged) < limits.min_episodes:
-        text = f"not enough to tell successes from failures: {won} and {lost} were held out"
-        return Check("outcome_auc", None, at_least, True, "value.held_out, rollout.episodes", text)  # noqa: FBT003
+        knob, text = "value.held_out, rollout.episodes", f"{won} successes and {lost} failures were held out"
+        return _untold("outcome_auc", at_least, knob, text)
     text = f"a held-out success has a higher V than a failure in {auc} of all pairs ({won} and {lost} episodes)"
     knob = "value.finetune.demonstration_share (less: more failures are seen), rollout.episodes (more)"
     return Check("outcome_auc", auc.value, at_least, auc.high >= limits.min_auc, knob, text)
 
 
 def _too_few(name: str, limit: str, count: int, of: int, limits: GateConfig) -> Check:
-    text = f"not enough to tell: {count} of {of} episodes can be judged, {limits.min_episodes} are needed"
-    return Check(name, None, limit, True, "value.held_out, rollout.episodes", text)  # noqa: FBT003
+    text = f"{count} of {of} episodes can be judged, {limits.min_episodes} are needed"
+    return _untold(name, limit, "value.held_out, rollout.episodes", text)
+
+
+def _untold(name: str, limit: str, knob: str, text: str) -> Check:
+    return Check(name, None, limit, passed=True, knob=knob, text=f"not enough to tell: {text}")
 
 
 def _spread(labels: Labelled, limits: GateConfig) -> Check:
@@ -156,7 +163,7 @@ def _spread(labels: Labelled, limits: GateConfig) -> Check:
         inside += rows.sum() * np.array([labels.value[rows].var(), labels.returns[rows].var()])
     limit, knob = f"at least {limits.min_spread:g}", "value.finetune.steps, value.finetune.learning_rate"
     if inside[1] == 0:
-        return Check("spread", None, limit, True, "rollout.episodes", "not enough to tell: all returns are equal")  # noqa: FBT003
+        return _untold("spread", limit, "rollout.episodes", "all returns are equal")
     ratio = math.sqrt(inside[0] / inside[1])
     text = f"V spreads {ratio:.2f} times as much as the returns" + (": it is constant" if ratio < 0.01 else "")
     return Check("spread", ratio, limit, ratio >= limits.min_spread, knob, text)
@@ -200,8 +207,7 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
         wrong += int((length[success][:, None] - 1 >= length[~success] - 1 + labels.c_fail).sum())
         floor = max(floor, c_fail_floor(length.tolist(), success.tolist()))
     if not pairs:
-        text = "not enough to tell: no task has both successes and failures"
-        return Check("c_fail", None, limit, True, "rollout.episodes", text)  # noqa: FBT003
+        return _untold("c_fail", limit, "rollout.episodes", "no task has both successes and failures")
     share = wrong / pairs
     text = (
         f"with C_fail = {labels.c_fail:g} steps, a failure scores no worse than a success in {share:.1%} of all pairs; "
@@ -216,15 +222,14 @@ def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
     cost = episodes.length - 1 + np.where(episodes.success, 0.0, labels.c_fail)  # = -R_0, in steps
     counted = episodes.success if labels.clipped else np.ones(len(episodes), bool)
     if not counted.any():
-        text = "not enough to tell: there is no success"
-        return Check("bin_range", None, limit, True, "rollout.episodes", text)  # noqa: FBT003
+        return _untold("bin_range", limit, "rollout.episodes", "there is no success")
     outside = (cost > np.array([labels.normalizer[task] for task in episodes.task]))[counted]
     share, lowest = float(outside.mean()), float(cost[counted].max())
     text = (
         f"the returns of {share:.1%} of {len(outside)} {'successes' if labels.clipped else 'episodes'} reach below the "
         f"lowest bin: down to -{lowest:g} steps, divided by {_numbers(labels.normalizer)}"
     )
-    knob = f"advantage.normalizer (at least {math.ceil(lowest)}), advantage.normalization=per_task, advantage.c_fail (less)"
+    knob = f"advantage.normalizer (at least {math.ceil(lowest)}), advantage.c_fail (less)"
     return Check("bin_range", share, limit, share <= limits.max_misplaced, knob, text)
 
 
@@ -255,8 +260,7 @@ def _sources(labels: Labelled, limits: GateConfig) -> Check:
     won, lost = labels.above[own & labels.success], labels.above[own & ~labels.success]
     counts = labels.episodes.only(labels.episodes.source != "demonstration").success
     if min(int(counts.sum()), int((~counts).sum())) < MINORITY:
-        text = f"not enough to tell successes from failures of the policy. Positive: {listed}"
-        return Check("sources", None, limit, True, "rollout.episodes", text)  # noqa: FBT003
+        return _untold("sources", limit, "rollout.episodes", f"too few successes or failures. Positive: {listed}")
     lead = float(won.mean() - lost.mean())
     text = f"positive: {listed}; successes lead failures by {lead:.0%}"
     knob = "advantage.look_ahead (longer), value.finetune.demonstration_share (less)"

@@ -23,7 +23,10 @@ from recap.stages.values import values_stage
 
 CLEAN = DemonstratorConfig(episodes=24, max_steps=100, slow=0.4, hesitate=0.3, miss=0.05, noise=0.05)
 CLUMSY = DemonstratorConfig(episodes=70, max_steps=50, slow=0.0, hesitate=0.0, miss=0.3, noise=0.3)  # half of it fails
-SMALL = ["value.finetune.steps=250", "value.finetune.save_every=250", "value.finetune.demonstration_share=0.2"]
+SMALL = [
+    *["device=cpu", "env.image_size=32", "value.image_size=32", "value.held_out=0.3"],
+    *["value.finetune.steps=250", "value.finetune.save_every=250", "value.finetune.demonstration_share=0.2"],
+]
 
 
 def quiet(_: str) -> None:
@@ -33,8 +36,7 @@ def quiet(_: str) -> None:
 def configured(*overrides: str) -> LoopJob:
     """The demo's configuration with a shorter training and more held out: there are fewer episodes."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        base = ["experiment=demo", "iterations=1", "device=cpu", "value.held_out=0.3", *SMALL]
-        return typed(compose("loop", [*base, *overrides]), LoopJob)
+        return typed(compose("loop", ["experiment=demo", "iterations=1", *SMALL, *overrides]), LoopJob)
 
 
 def experience(folder: Path, seed: int = 0) -> dict[str, Path]:
