@@ -26,7 +26,7 @@ MINORITY = 3  # successes, and failures, below which an AUC says nothing
 
 @dataclass(frozen=True)
 class Check:
-    """An answer. value: None where there is not enough to tell; limit: such as "at least 0.3"; knob: what to turn."""
+    """An answer. value: None where there is not enough to tell; limit: such as "at least 0.1"; knob: what to turn."""
 
     name: str
     value: float | None
@@ -112,14 +112,14 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     """On unseen episodes: the order of frames, that of outcomes, and how much better it is on those trained on."""
     unseen, known = labels.episodes.only(labels.unseen), labels.episodes.only(~labels.unseen)
     rank = rank_correlation(labels.value, labels.returns, unseen)
-    at_least, knob = f"at least {limits.min_rank:g}", "value.finetune.steps, value.use_state"
+    at_least, knob = f"interval reaches {limits.min_rank:g}", "value.finetune.steps, value.use_state"
     if rank is None or rank.episodes < limits.min_episodes:
         yield _too_few("rank", at_least, len(unseen), len(labels.episodes), limits)
     else:
         text = f"rank correlation of V with the return {rank} on {rank.episodes} held-out episodes"
         yield Check("rank", rank.value, at_least, rank.high >= limits.min_rank, knob, text)
     yield _outcomes(labels, limits)
-    at_most = f"at most {limits.max_over_fit:g}"
+    at_most = f"interval reaches down to {limits.max_over_fit:g}"
     if not len(known):
         text = "nothing is known by heart: every value comes from a function that never trained on the episode"
         yield Check("over_fit", 0.0, at_most, passed=True, knob="value.read", text=text)
@@ -135,7 +135,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
 
 
 def _outcomes(labels: Labelled, limits: GateConfig) -> Check:
-    judged, at_least = labels.judged, f"at least {limits.min_auc:g}"
+    judged, at_least = labels.judged, f"interval reaches {limits.min_auc:g}"
     won, lost = int(judged.success.sum()), int((~judged.success).sum())
     auc = outcome_auc(judged)
     if auc is None or min(won, lost) < MINORITY or len(judged) < limits.min_episodes:

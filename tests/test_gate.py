@@ -22,10 +22,10 @@ from recap.returns import normalize, returns, rewards
 TASK, OTHER = "put the moka pot on the stove", "push the button"
 LIMITS = GateConfig(
     action=GateAction.stop,
-    min_rank=0.3,
+    min_rank=0.4,
     min_auc=0.6,
     max_over_fit=0.3,
-    min_spread=0.1,
+    min_spread=0.15,
     max_saturation=0.2,
     max_clipped=0.9,
     max_misplaced=0.01,
@@ -318,7 +318,7 @@ def test_a_failed_gate_ends_the_loop_and_the_same_command_with_warn_goes_on(work
     (run / "config.yaml").unlink()  # the limits are the run's
     stopped = tiny("loop", "+iterations=1", *STRICT, cwd=work)
     assert stopped.code == 1
-    for said in ("spread: V spreads", "at least 100 wanted", "value.finetune.steps", "gate.png", "gate.action=warn"):
+    for said in ("spread: V spreads", "(limit: at least 100)", "value.finetune.steps", "gate.png", "gate.action=warn"):
         assert said in stopped.err
     gate, policy = run / "iter_01/gate", run / "iter_01/policy"
     assert read(gate / "gate.json")["passed"] is False

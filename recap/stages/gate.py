@@ -47,7 +47,7 @@ def gate_stage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
 
 
 def _sentence(check: Check) -> str:
-    return f"{check.text}; {check.limit} wanted. Knob: {check.knob}"
+    return f"{check.text} (limit: {check.limit}). Knob: {check.knob}"
 
 
 def _record(check: Check) -> dict[str, object]:
