@@ -119,7 +119,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
         text = f"rank correlation of V with the return {rank} on {rank.episodes} held-out episodes"
         yield Check("rank", rank.value, at_least, rank.high >= limits.min_rank, knob, text)
     yield _outcomes(labels, limits)
-    at_most = f"interval reaches down to {limits.max_over_fit:g}"
+    at_most = f"interval reaches {limits.max_over_fit:g}"
     if not len(known):
         text = "nothing is known by heart: every value comes from a function that never trained on the episode"
         yield Check("over_fit", 0.0, at_most, passed=True, knob="value.read", text=text)
