@@ -4,6 +4,7 @@ record.py   metrics.jsonl (and TensorBoard): the durable record
 mode.py     whether there is W&B
 client.py   what the run says: this stage begins, this one is finished
 mirror.py   the process beside the run in which wandb lives: it reads the record and sends what W&B lacks
+session.py  one W&B run that is open, and the rows that it lacks
 content.py  what is sent of each kind of stage
 state.py    which W&B run a directory is
 """

@@ -125,7 +125,15 @@ def publish_run(cfg: Config) -> None:
     run = Path(cfg.output)
     if is_sent(run, SUMMARY) or not (common := _common(cfg)):
         return
-    _tell(do="publish", **common, name="loop", kind="loop", job="loop", out=str(run.absolute()), config=_plain(shared(cfg)))
+    _tell(
+        do="publish",
+        **common,
+        name="loop",
+        kind="loop",
+        job="loop",
+        out=str(run.absolute()),
+        config=_plain(shared(cfg)),
+    )
 
 
 def _stage(cfg: Config, node: Node, out: Path) -> dict[str, Any]:
