@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from tiny_run import ROOT, RUN, STAGES, TINY, read, snapshot
 from wandb_files import OfflineRun, by_name, offline_runs
 
 from recap.config import TrackingConfig, TrackingKind, TrackingMode
+from recap.dashboard import LAYOUT, workspace
+from recap.tracking import Tracker
 from recap.tracking.mode import decide
 
 KEY = "0" * 40
@@ -203,6 +206,20 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert (third.id, third.preempting, third.exit_code) == (first.id, False, 0)
 
 
+@pytest.mark.slow
+def test_tensorboard_drops_what_is_written_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Tracker(tmp_path / "metrics.jsonl", tensorboard=True) as tracker:
+        for step in range(1, 8):
+            tracker.log(step, loss=float(step))
+    with Tracker(tmp_path / "metrics.jsonl", 4, tensorboard=True) as tracker:  # it was killed after its checkpoint 4
+        for step in range(5, 10):
+            tracker.log(step, loss=float(step))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, s) for s in range(1, 10)]
+
+
 # ---------------------------------------------------------------------------------------------------- a whole run
 LOOP = [
     *[sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", "tracking.mode=offline", "rollout.videos=1"],
@@ -262,6 +279,10 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
     assert len(runs["sft/eval"].media()) == len(runs["iter_01/rollout"].media()) == 1
     check_advantage(runs["iter_01/advantage"], read(run_dir / "iter_01/advantage/thresholds.json"))
     check_loop(runs["loop"], read(run_dir / "summary.json"))
+    logged = {key for run in runs.values() for row in run.rows for key in row}
+    for panel in (panel for panels in LAYOUT.values() for panel in panels):
+        for key in panel.keys:
+            assert fnmatch.filter(logged, key), f"the dashboard shows {key}, which nobody logs"
 
     before = snapshot(run_dir)
     again = subprocess.run(LOOP, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=600)
@@ -295,9 +316,23 @@ def check_loop(run: OfflineRun, summary: dict) -> None:
     assert run.metrics["*"] == "iteration"
     assert [row["iteration"] for row in run.rows] == [0, 1]
     for row, policy in zip(run.rows, summary["policies"], strict=True):
-        assert row["success/rate"] == policy["eval"]["success_rate"]
-        assert [row["success/low"], row["success/high"]] == pytest.approx(policy["eval"]["ci95"])
-        assert row["data/rollouts"] == policy["data"]["rollouts"]
-        assert row["minutes/iteration"] > 0
+        assert row["loop/success/rate"] == policy["eval"]["success_rate"]
+        assert [row["loop/success/low"], row["loop/success/high"]] == pytest.approx(policy["eval"]["ci95"])
+        assert row["loop/data/rollouts"] == policy["data"]["rollouts"]
+        assert row["loop/minutes/iteration"] > 0
     (control,) = summary["controls"]
-    assert run.summary["controls/negative_prompt/rate"] == control["eval"]["success_rate"]
+    assert run.summary["loop/controls/negative_prompt/rate"] == control["eval"]["success_rate"]
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_a_view_of_these_panels() -> None:
+    view = json.loads(workspace("robots", "recap")._to_model().model_dump_json(by_alias=True))
+    assert (view["entity"], view["project"], view["displayName"]) == ("robots", "recap", "RECAP")
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == list(LAYOUT)
+    shown = [panel["config"] for section in sections for panel in section["panels"]]
+    wanted = [panel for panels in LAYOUT.values() for panel in panels]
+    for panel, config in zip(wanted, shown, strict=True):
+        pattern = config.get("metricRegex")
+        found = [pattern.replace(".*", "*")] if pattern else config.get("metrics") or config.get("mediaKeys")
+        assert tuple(found) == panel.keys

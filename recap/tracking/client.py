@@ -102,8 +102,8 @@ def _say(line: str) -> None:
 def tracked(cfg: Config, node: Node, out: Path) -> Iterator[None]:
     """Around the work of a stage: a training is followed while it goes on, any other stage is sent when it is done."""
     told = _stage(cfg, node, out)
-    if told and node.kind == "train":
-        _tell(do="follow", **told)
+    if told:  # the process has time to start while the stage works
+        _tell(do="follow" if node.kind == "train" else "expect", **told)
     try:
         yield
     except BaseException:

@@ -130,12 +130,13 @@ def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
     rows = []
     for policy in takewhile(lambda policy: policy["eval"], summary["policies"]):
         iteration = policy["iteration"]
-        row: Row = {"iteration": iteration, **success(policy["eval"]["episodes"], policy["eval"])}
+        row: Row = success(policy["eval"]["episodes"], policy["eval"])
         row |= {key("data", name): count for name, count in policy["data"].items() if count is not None}
         if entry := labels.get(iteration):
             row |= {"positive/wanted": entry["wanted_positive"], **_shares("positive", entry["achieved_positive"])}
             row |= {key("epsilon", task): value for task, value in entry["epsilon"].items()}
-        rows.append((iteration, {**row, **_minutes(iteration, summary["wall_seconds"])}))
+        row |= _minutes(iteration, summary["wall_seconds"])
+        rows.append((iteration, {"iteration": iteration, **{f"loop/{name}": value for name, value in row.items()}}))
     totals: Row = {"minutes/run": round(sum(summary["wall_seconds"].values()) / 60, 3)}
     for control in summary["controls"]:
         if control["eval"]:
@@ -147,7 +148,7 @@ def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
         totals |= {
             key("paired", name, what): value for what, value in _numbers(pair) if what not in ("before", "after")
         }
-    return rows, totals
+    return rows, {f"loop/{name}": value for name, value in totals.items()}
 
 
 def _minutes(iteration: int, wall: dict[str, float]) -> Row:

@@ -59,6 +59,8 @@ class Mirror:
                 with alone(Path(command["out"])) as lock:
                     self.session = self._open(command, live=True, lock=lock)
                 self.session.send_records()
+            elif command["do"] == "expect":
+                self._mode(command)
             elif command["do"] == "failed":
                 self._end_session(1)
             elif command["do"] == "publish":
