@@ -152,13 +152,14 @@ def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
 
 
 def _minutes(iteration: int, wall: dict[str, float]) -> Row:
-    """Wall time of each stage of an iteration; of the pre-training for 0. Controls are not part of it."""
-    head = f"iter_{iteration:02d}/" if iteration else ""
-    own = {
-        path.removeprefix(head): seconds
-        for path, seconds in wall.items()
-        if path.startswith(head) and "/controls/" not in path and (head or not path.startswith("iter_"))
-    }
+    """Wall time of the stages that an iteration's evaluation comes after, so that all of them are known by then."""
+    head = f"iter_{iteration:02d}/"
+    if iteration:
+        own = {
+            path.removeprefix(head): wall[path] for path in wall if path.startswith(head) and "/controls/" not in path
+        }
+    else:
+        own = {path: wall[path] for path in ("demonstrations", "sft", "sft/eval") if path in wall}
     row = {key("minutes", path.replace("/", "_")): round(seconds / 60, 3) for path, seconds in own.items()}
     return {**row, "minutes/iteration": round(sum(own.values()) / 60, 3)}
 
