@@ -2,7 +2,7 @@
 # Makes .venv: finds a suitable Python, gets uv, installs the project and the pinned set. `make setup` calls it.
 #   scripts/setup.sh               make .venv
 #   scripts/setup.sh find-python   only print the Python that would be used
-# PYTHON=/path/to/python picks the Python; INSTALLER=pip does without uv. Plain sh: macOS's bash is old, and a bare machine has no more.
+# PYTHON=/path/to/python picks the Python; INSTALLER=pip does without uv; EXTRAS=adamw8bit adds those of setup.cfg instead of dev's. Plain sh: macOS's bash is old, and a bare machine has no more.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -108,8 +108,9 @@ no_python() {
 
 # LIBERO's simulator runs on Linux alone. It brings opencv-python, which needs a desktop's libGL and hides
 # opencv-python-headless, being the same module: the headless one is installed once more, as the last wins.
-EXTRAS=dev
-[ "$(uname -s)" != Linux ] || EXTRAS=dev,libero
+default=dev
+[ "$(uname -s)" != Linux ] || default=dev,libero
+EXTRAS=${EXTRAS:-$default}
 HEADLESS="--no-deps --constraint requirements.lock opencv-python-headless"
 
 install_with_uv() {

@@ -45,7 +45,9 @@ SCHEMAS: dict[str, type[Config]] = {"train": TrainJob, "eval": EvalJob, "advanta
 REQUIRED = {"loop": ["iterations=1"], "eval": ["checkpoint=somewhere"]}
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 OPTIONS = [(g, file.stem) for g in GROUPS if g != "experiment" for file in sorted((CONF / g).glob("*.yaml"))]
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    file.relative_to(CONF / "experiment").with_suffix("").as_posix() for file in (CONF / "experiment").rglob("*.yaml")
+)
 
 
 def load(entry: str, *overrides: str) -> Any:
@@ -83,7 +85,8 @@ def test_experiments(name: str) -> None:
     assert text[0] == "# @package _global_"
     assert text[1].startswith(f"# python loop.py experiment={name} ")
     command = [word.split(",")[0] for word in text[1].removeprefix("# python loop.py ").split()]  # of a sweep, one run
-    assert load("loop", *command).name == name
+    joined = {"ablation/settings": "study"}.get(name, "demo" if name.startswith("ablation/") else name)
+    assert load("loop", *command).name == joined
 
 
 @pytest.mark.parametrize("entry", ["train", "eval", "advantage"])
