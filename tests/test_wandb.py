@@ -88,13 +88,12 @@ def test_keys_are_found_where_wandb_login_puts_them(home: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- a small run
 # What a run does with tracking, and nothing else: numbers go to metrics.jsonl as a training writes them.
 PROGRAM = """
-import json, os, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from hydra import compose, initialize_config_dir
 from recap import tracking
-from recap.config import LoopJob, PolicyKind, typed
+from recap.config import LoopJob, PolicyKind, StageKind, typed
 from recap.graph import train_node
-from recap.config import StageKind
 from recap.rundir import claim, write_manifest
 
 root, start, stop, ending, *overrides = sys.argv[1:]
@@ -103,20 +102,18 @@ with initialize_config_dir(root + "/conf", version_base="1.3"):
 node = train_node(cfg, PolicyKind.value, StageKind.sft)
 out = Path(cfg.output) / node.path
 claim(out, node.config(cfg))
-began = time.perf_counter()
+folder = Path(cfg.output) / "wandb"
+before, began = set(folder.glob("offline-run-*/*.wandb")), time.perf_counter()
 with tracking.tracked(cfg, node, out):
     with tracking.Tracker(out / "metrics.jsonl", int(start)) as tracker:
         for step in range(int(start) + 1, int(stop) + 1):
             tracker.log(step, loss=1 / step)
     print("seconds", time.perf_counter() - began, "wandb" in sys.modules, flush=True)
-    if ending == "kill":
-        folder = Path(cfg.output) / "wandb"
-        while not list(folder.glob("offline-run-*/*.wandb")):  # the mirror is at it
-            time.sleep(0.05)
-        time.sleep(1.5)
-        os.kill(os.getpid(), signal.SIGKILL)
+    while ending != "finish" and not set(folder.glob("offline-run-*/*.wandb")) - before:  # the mirror is at it
+        time.sleep(0.05)
     if ending == "preempted":
         tracking.preempting()
+    if ending != "finish":
         os.kill(os.getpid(), signal.SIGKILL)
     write_manifest(out, node=node.path, seed=0, inputs={}, began=time.time())
 """
@@ -191,6 +188,7 @@ def test_files_that_cannot_be_written_cost_a_line(tmp_path: Path) -> None:
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """Each step once, in one folder, under one id; a second time nothing happens."""
     small_run(tmp_path, 0, 7, "kill", "tracking.mode=offline")
