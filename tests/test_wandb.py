@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from tiny_run import ROOT, RUN, STAGES, TINY, read, snapshot
 from wandb_files import OfflineRun, by_name, offline_runs
 
-from recap.config import TrackingConfig, TrackingKind, TrackingMode
+from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
 from recap.dashboard import LAYOUT, workspace
 from recap.tracking import Tracker
 from recap.tracking.mode import decide
@@ -83,6 +85,23 @@ def test_keys_are_found_where_wandb_login_puts_them(home: Path) -> None:
     assert decide(wanted, own)[0] is TrackingMode.offline
     (home / "wandb/settings").write_text("no settings at all")
     assert decide(wanted, own)[0] is TrackingMode.auto
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["tracking=local", "tracking.mode=online"], "tracking.mode=online: tracking=local has no W&B"),
+        (["tracking.mode=on_line"], "choose one of auto, online, offline, off. Nearest: online"),
+        (["tracking.videos=-1"], "tracking.videos=-1: must be at least 0"),
+        ([f"tracking.tags=[{'x' * 65}]"], "must have 1 to 64 characters"),
+    ],
+)
+def test_contradictions(overrides: list[str], told: str) -> None:
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(ConfigError, match=re.escape(told)),
+    ):
+        typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
 
 
 # ---------------------------------------------------------------------------------------------------- a small run

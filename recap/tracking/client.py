@@ -56,7 +56,7 @@ class Mirror:
             self._process.stdin.close()
         try:
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self._process.kill()
             self._process.wait()
             return False

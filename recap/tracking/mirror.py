@@ -28,7 +28,8 @@ from pathlib import Path
 from recap.tracking.session import Command, Session, alone
 from recap.tracking.state import digest, is_sent, note_sent
 
-ANSWER_SECONDS = 2.0  # in which the server has to answer, for mode=auto
+# In which the server has to answer, by mode. wandb.init itself waits for ever for one that does not.
+ANSWER_SECONDS = {"auto": 2.0, "online": 20.0}
 POLL_SECONDS = 1.0  # between looks at a training's record
 ORPHAN_SECONDS = 10.0  # for the last rows when the run is gone
 ERRORS = "errors.txt"
@@ -109,15 +110,16 @@ class Mirror:
     def _open(self, command: Command, *, live: bool, lock: ExitStack) -> Session:
         mode = self._mode(command)
         try:
-            return Session(command, mode, live=live, lock=lock)
+            session = Session(command, mode, live=live, lock=lock)
         except Exception as error:
             if mode == "offline":
                 raise
             self._online = False
             self.say(f"W&B: {_first_line(error)}; {self._later(command)}")
             return Session(command, "offline", live=live, lock=lock)
-        finally:
-            self._greet(command)
+        if mode == "online":
+            self.say(f"W&B: {session.run.project_url}, group {command['group']}")
+        return session
 
     def _end_session(self, code: int) -> None:
         session, self.session = self.session, None
@@ -136,7 +138,7 @@ class Mirror:
             return "offline"
         if self._online is None:
             server = wandb.setup().settings.base_url
-            self._online = command["mode"] == "online" or answers(server)
+            self._online = answers(server, ANSWER_SECONDS[command["mode"]])
             if not self._online:
                 self.say(f"W&B: {server} does not answer; {self._later(command)}")
         return "online" if self._online else "offline"
@@ -145,25 +147,21 @@ class Mirror:
     def _later(command: Command) -> str:
         return f"offline files, for later: wandb sync {command['shown']}/wandb/offline-run-*"
 
-    def _greet(self, command: Command) -> None:
-        import wandb
-
-        if self._online and wandb.run is not None:
-            self.say(f"W&B: {wandb.run.project_url}, group {command['group']}")
-
     def _report(self, command: Command, error: Exception) -> None:
         with suppress(OSError):
             folder = Path(command["run"]) / "wandb"
             folder.mkdir(exist_ok=True)
             with (folder / ERRORS).open("a", encoding="utf-8") as file:
                 file.write(f"{command['name']}\n{''.join(traceback.format_exception(error))}\n")
+        if self._online:
+            self._online = None  # the server may have gone: it is asked again
         if (text := _first_line(error)) not in self._failed:  # what fails for one stage fails for all of them alike
             self._failed.add(text)
             self.say(f"W&B: {command['name']} was not sent ({text}); the record is local")
 
 
 # ---------------------------------------------------------------------------------------------------- parts of it
-def answers(server: str, seconds: float = ANSWER_SECONDS) -> bool:
+def answers(server: str, seconds: float) -> bool:
     """Whether anything answers HTTP there in time; names that nobody resolves count as no."""
     found: list[bool] = []
 

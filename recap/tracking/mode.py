@@ -28,7 +28,7 @@ NAMES = {  # of WANDB_MODE
 def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> tuple[TrackingMode, str]:
     """What to do, and a line about it that is worth saying, or "".
 
-    `auto` stands for: online, if the server answers. What `tracking.mode` names goes before WANDB_MODE.
+    `auto` and `online` stand for: online, if the server answers. What `tracking.mode` names goes before WANDB_MODE.
     """
     if wanted.kind is TrackingKind.local or wanted.mode is TrackingMode.off:
         return TrackingMode.off, ""

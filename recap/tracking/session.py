@@ -50,6 +50,7 @@ class Session:
             job_type=command["job"],
             tags=_tags(command),
             dir=command["run"],
+            reinit="create_new",  # never the run of a stage whose end was not heard
             config=_config(command),
             settings=wandb.Settings(
                 silent=True,
@@ -62,6 +63,7 @@ class Session:
                 x_stats_pid=command["pid"],
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,  # or else it would count as sent
             ),
         )
         self._lock = lock.pop_all()
@@ -112,8 +114,10 @@ class Session:
         self.run.log_artifact(made, aliases=["latest", made.metadata["results"][:12]])
 
     def end(self, code: int) -> None:
-        self.run.finish(exit_code=code)
-        self._lock.close()
+        try:
+            self.run.finish(exit_code=code)
+        finally:
+            self._lock.close()
 
 
 # ---------------------------------------------------------------------------------------------------- parts of it
