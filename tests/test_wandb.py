@@ -195,6 +195,27 @@ def test_a_server_that_never_answers(tmp_path: Path, silent_server: str) -> None
     assert (run.name, run.job, run.exit_code) == ("value", "value", 0)
 
 
+@pytest.mark.slow
+def test_nobody_is_left_when_the_server_falls_silent(tmp_path: Path, home: Path) -> None:
+    """It answers once and then never: wandb.init does not come back, and the mirror goes with the run all the same."""
+    told = {"mode": "auto", "project": "p", "entity": None, "tags": [], "videos": 0, "group": "g", "pid": os.getpid()}
+    told |= {"run": str(tmp_path), "shown": "run", "commit": None, "name": "n", "kind": "train", "job": "sft"}
+    told |= {"do": "follow", "out": str(tmp_path), "inputs": {}, "config": {}}
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
+        command = [sys.executable, "-m", "recap.tracking.mirror"]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, env=environment, text=True)
+        assert process.stdin
+        process.stdin.write(json.dumps(told) + "\n")
+        process.stdin.flush()
+        asked, _ = server.accept()
+        asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        server.accept()  # by wandb itself: now it is inside
+        process.stdin.close()  # as if the run had been killed
+        assert process.wait(60) == 1
+
+
 def test_files_that_cannot_be_written_cost_a_line(tmp_path: Path) -> None:
     (tmp_path / RUN).mkdir(parents=True)
     (tmp_path / RUN / "wandb").write_text("in the way")

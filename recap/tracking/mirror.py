@@ -18,6 +18,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 import urllib.error
 import urllib.request
@@ -31,7 +32,8 @@ from recap.tracking.state import digest, is_sent, note_sent
 # In which the server has to answer, by mode. wandb.init itself waits for ever for one that does not.
 ANSWER_SECONDS = {"auto": 2.0, "online": 20.0}
 POLL_SECONDS = 1.0  # between looks at a training's record
-ORPHAN_SECONDS = 10.0  # for the last rows when the run is gone
+LEAVE_SECONDS = 60.0  # for what is on its way when the run has said that it leaves; it waits half as long
+ORPHAN_SECONDS = 10.0  # the same when it was killed: what comes late is sent when it is started again
 ERRORS = "errors.txt"
 OWN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH", "WANDB_SERVICE")  # would give runs other ids
 
@@ -201,10 +203,17 @@ def _quiet() -> Iterator[Callable[[str], None]]:
 
 
 def _commands(into: queue.Queue[Command | None]) -> None:
-    """Reads on whatever this process does, so that the run never waits for the pipe. None: the run has gone."""
+    """Reads on whatever this process does, so that the run never waits for the pipe. None: the run has gone.
+
+    Then this process goes too, even where wandb does not come back.
+    """
+    last = ""
     for line in sys.stdin:
-        into.put(json.loads(line))
+        into.put(command := json.loads(line))
+        last = command["do"]
     into.put(None)
+    time.sleep(LEAVE_SECONDS if last == "leave" else ORPHAN_SECONDS)
+    os._exit(1)
 
 
 def main() -> None:
@@ -227,8 +236,6 @@ def main() -> None:
             if command is None or command["do"] == "leave":
                 break
             mirror.do(command)
-        if command is None:  # it was killed: what comes late is sent when it is started again
-            threading.Timer(ORPHAN_SECONDS, os._exit, [1]).start()
         mirror.leave()
     os._exit(0)  # wandb's own end waits for ever for a server that does not answer
 
