@@ -10,7 +10,7 @@ from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, PolicyKind, with_arm
 from recap.errors import RecapError
-from recap.graph import Node, advantage_node, eval_node, iteration_dir, prompt_for, values_node
+from recap.graph import Node, advantage_node, eval_node, gate_node, iteration_dir, prompt_for, values_node
 from recap.rundir import stage_of
 
 TYPES = {PolicyKind.pi0: "recap_pi0", PolicyKind.value: "recap_value"}  # as their config.json says
@@ -113,9 +113,11 @@ def _next(source: str) -> int:
 def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
     """What advantage.py does: (stages, whether they are the run's own); `result` names another place for the labels.
 
-    With a checkpoint from elsewhere the values lie beside the labels; otherwise they are the run's, asked for once.
+    With a checkpoint from elsewhere the values lie beside the labels; otherwise they are the run's, asked for once. The
+    gate judges the labels of an iteration; demonstrations alone hold no failure to judge by.
     """
     values, labels = values_node(cfg, cfg.iteration), advantage_node(cfg, cfg.iteration)
+    gates = [gate_node(cfg, cfg.iteration)] if cfg.iteration else []
     inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
         checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.value)
@@ -126,12 +128,14 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
             inputs["value"] = str(stage_of(checkpoint).absolute())
     values = replace(values, inputs=inputs)
     if cfg.result is None:
-        return [values, labels], True
+        return [values, labels, *gates], True
     result = Path(cfg.result).absolute()
     if cfg.checkpoint is not None:
         values = replace(values, path=str(result.with_name(f"{result.name}_values")), inputs=_absolute(cfg, inputs))
     inputs = _absolute(cfg, {**labels.inputs, "values": values.path})
-    return [values, replace(labels, path=str(result), inputs=inputs)], False
+    labels = replace(labels, path=str(result), inputs=inputs)
+    gate = str(result.with_name(f"{result.name}_gate"))
+    return [values, labels, *(replace(node, path=gate, inputs={"labels": labels.path}) for node in gates)], False
 
 
 def _absolute(cfg: AdvantageJob, inputs: dict[str, str]) -> dict[str, str]:

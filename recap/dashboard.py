@@ -27,6 +27,7 @@ class Panel:
     over: str | None = None
 
 
+MEDIA = ("videos", "first_batch", "gate/figure")
 ITERATION, STEP = "iteration", "Step"
 # Histograms and value curves are not here: W&B makes their panels itself, in sections of their own.
 LAYOUT: dict[str, tuple[Panel, ...]] = {
@@ -42,6 +43,7 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("Minutes, by stage", ("loop/minutes/*",), ITERATION),
     ),
     "Beside its controls": (Panel("Success of every evaluation", ("success/rate",)),),
+    "What the value function says": (Panel("The gate before the policy", ("gate/figure",)),),
     "What the policies do": (Panel("Evaluations and rollouts", ("videos",)),),
     "Trainings": (
         Panel("Loss", ("train/loss",), STEP),
@@ -78,7 +80,7 @@ def _panel(panel: Panel) -> Any:
         if any(key.endswith("*") for key in panel.keys):
             return wr.LinePlot(title=panel.title, x=panel.over, metric_regex=pattern)
         return wr.LinePlot(title=panel.title, x=panel.over, y=list(panel.keys))
-    if panel.keys[0] in ("videos", "first_batch"):
+    if panel.keys[0] in MEDIA:
         return wr.MediaBrowser(title=panel.title, media_keys=list(panel.keys))
     return wr.BarPlot(title=panel.title, metrics=list(panel.keys))
 

@@ -2,8 +2,8 @@
 
 demonstrations ─┬─ sft ──────────────┬─ sft/eval       with pi0.sft.indicator=use: value ─ values ─ advantage ─ sft
                 └─ value             │
-iter_k:  rollout ─ value ─ values ─ advantage ─ policy ─ eval      on the demonstrations and the rollouts of
-                                                                   iterations 1..k; restarts as `restart` says
+iter_k:  rollout ─ value ─ values ─ advantage ─ gate ─ policy ─ eval      on the demonstrations and the rollouts of
+                                                                          iterations 1..k; restarts as `restart` says
 iter_N/controls/<arm>/{advantage,policy,eval}                      whatever the arm changes
 Further members of the value function (value.members) are value_1, value_2, … beside `value`.
 """
@@ -64,6 +64,9 @@ class Node:
                 used["advantage"] |= used["advantage"].pop("sft")
             else:
                 del used["advantage"]["sft"]
+        if self.kind == "gate":
+            used["value"] = {"bins": values["value"]["bins"]}
+            del used["gate"]["action"], used["advantage"]["sft"]
         if self.kind in ("rollout", "evaluate"):
             used["n_action_steps"], used["num_inference_steps"] = cfg.pi0.n_action_steps, cfg.pi0.num_inference_steps
         return used
@@ -87,6 +90,7 @@ USES: dict[str, tuple[str, ...]] = {
     "rollout": ("env", "workers"),
     "values": ("data",),
     "advantage": ("data", "advantage"),
+    "gate": ("gate", "advantage"),
     "evaluate": ("env", "workers"),
 }
 
@@ -108,6 +112,10 @@ def data_inputs(cfg: Config, iteration: int) -> dict[str, str]:
     """Where the data up to an iteration comes from: role = name of the data set in labels and messages."""
     recorded = {} if cfg.data.demonstrator is None else {DEMONSTRATIONS: DEMONSTRATIONS}
     return recorded | {f"rollouts_{k:02d}": f"{iteration_dir(k)}/rollout" for k in range(1, iteration + 1)}
+
+
+def reads_labels(training: PolicyTrainConfig) -> bool:
+    return training.indicator.labelled or training.awr_temperature is not None
 
 
 def prompt_for(wanted: Prompt, training: PolicyTrainConfig) -> Prompt:
@@ -149,8 +157,8 @@ def policy_node(
     training = with_arm(cfg, arm).pi0.finetune
     start = policy_path(iteration - 1) if training.restart is Restart.last else "sft"
     inputs = {"pretrained": pretrained or start, **data_inputs(cfg, iteration if rollouts else 0)}
-    if training.indicator.labelled or training.awr_temperature is not None:
-        inputs["labels"] = labels or _in(iteration, "advantage")
+    if reads_labels(training):
+        inputs |= {"labels": labels or _in(iteration, "advantage"), "gate": _in(iteration, "gate")}
     return Node(path, "train", inputs, {"policy": PolicyKind.pi0, "stage": StageKind.finetune}, arm)
 
 
@@ -182,6 +190,16 @@ def advantage_node(cfg: Config, iteration: int, path: str | None = None, arm: st
     inputs = {"values": _in(iteration, "values"), **data_inputs(cfg, iteration)}
     options = {"stage": StageKind.finetune if iteration else StageKind.sft}
     return Node(path or _in(iteration, "advantage"), "advantage", inputs, options, arm)
+
+
+def gate_node(cfg: Config, iteration: int) -> Node:
+    """Whether the labels of an iteration are good enough to train on."""
+    return Node(_in(iteration, "gate"), "gate", {"labels": _in(iteration, "advantage")})
+
+
+def _gated(cfg: Config) -> bool:
+    """Whether anything reads the labels of an iteration."""
+    return any(reads_labels(with_arm(cfg, arm).pi0.finetune) for arm in (None, *cfg.controls))
 
 
 # ---------------------------------------------------------------------------------------------------- acting
@@ -268,6 +286,7 @@ def iteration_nodes(cfg: Config, iteration: int) -> list[Node]:
         *value_nodes(cfg, iteration),
         values_node(cfg, iteration),
         advantage_node(cfg, iteration),
+        *([gate_node(cfg, iteration)] if _gated(cfg) else []),
         policy,
         eval_node(cfg, _in(iteration, "eval"), policy.path, cfg.pi0.finetune),
     ]

@@ -133,7 +133,7 @@ def section(node: Node) -> str:
     """The stage's name under `resources`."""
     if node.kind == "train":
         return node.options["policy"].name
-    return "eval" if node.kind == "evaluate" else node.kind
+    return {"evaluate": "eval", "gate": "advantage"}.get(node.kind, node.kind)  # the gate: seconds of one CPU
 
 
 def shards(cfg: Config, node: Node) -> list[Share]:

@@ -214,6 +214,7 @@ def _command(path: str) -> str:
         ("advantage", True): "python advantage.py iteration=0",
         ("values", False): f"python advantage.py iteration={iteration}",
         ("advantage", False): f"python advantage.py iteration={iteration}",
+        ("gate", False): f"python advantage.py iteration={iteration}",
         ("policy", False): f"python train.py policy=pi0 stage=finetune iteration={iteration}",
     }
     fallback = "the command" if Path(path).is_absolute() else "python loop.py"
@@ -305,6 +306,7 @@ def _identity(cfg: Config) -> dict:
     for model, key in product(("pi0", "value"), EXECUTION):
         values[model].pop(key, None)
     values["workers"].pop("processes")
+    values["gate"].pop("action")
     return values
 
 

@@ -8,7 +8,7 @@ divided by a normalizer. Arrays in, arrays out; one episode per call where a sha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,51 +106,6 @@ def c_fail_floor(lengths: Sequence[int], success: Sequence[bool]) -> int:
     won = [n for n, s in zip(lengths, success, strict=True) if s]
     lost = [n for n, s in zip(lengths, success, strict=True) if not s]
     return max(0, int(max(won)) - int(min(lost))) if won and lost else 0
-
-
-def check_c_fail(tasks: Sequence[str], lengths: Sequence[int], success: Sequence[bool], c_fail: float) -> str | None:
-    """None if in every task each failure scores below each success; else the message that names the floor of c_fail.
-
-    tasks, lengths, success: one entry per episode.
-    """
-    floors: dict[str, int] = {}
-    for task in sorted(set(tasks)):
-        rows = [i for i, name in enumerate(tasks) if name == task]
-        floors[task] = c_fail_floor([lengths[i] for i in rows], [success[i] for i in rows])
-    task, floor = max(floors.items(), key=lambda item: item[1])
-    if c_fail > floor:
-        return None
-    return (
-        f"advantage.c_fail={c_fail:g} is too small: in task {task!r} the slowest success is {floor} steps longer than "
-        f"the fastest failure, which would score as well or better. Set advantage.c_fail above {floor}."
-    )
-
-
-def check_bin_range(
-    tasks: Sequence[str],
-    lengths: Sequence[int],
-    success: Sequence[bool],
-    c_fail: float,
-    normalizers: Mapping[str, float],
-) -> str | None:
-    """None if the returns of all episodes lie within the bins; else the message with the normaliser that would fit.
-
-    For constant normalisation only: per task, failures are clipped to the lowest bin on purpose (see normalize).
-    tasks, lengths, success: one entry per episode; normalizers: by task, in steps.
-    """
-    lowest = [length - 1 + (0.0 if won else c_fail) for length, won in zip(lengths, success, strict=True)]  # = -R_0
-    outside = [i for i, cost in enumerate(lowest) if cost > normalizers[tasks[i]]]
-    if not outside:
-        return None
-    worst = max(outside, key=lambda i: lowest[i])
-    failures = sum(not success[i] for i in outside)
-    return (
-        f"advantage.normalizer={normalizers[tasks[worst]]:g} puts {len(outside)} of {len(lowest)} episodes "
-        f"({failures} of them failures) outside the value bins [-1, 0]: the lowest return is {-lowest[worst]:g} "
-        f"(task {tasks[worst]!r}, {lengths[worst]} steps, c_fail={c_fail:g}). Set "
-        f"advantage.normalizer to at least {math.ceil(max(lowest))}, lower advantage.c_fail, or use "
-        "advantage.normalization=per_task."
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- bins

@@ -46,7 +46,7 @@ def test_arms_join_a_finished_run(finished_run: Path, work: Path) -> None:
     assert (prompts["guided"]["beta"], prompts["negative_prompt"]["beta"]) == (1.5, 1.0)
     inputs = {arm: set(read(head / arm / "policy/manifest.json")["inputs"]) for arm in ("filtered_bc", "awr")}
     assert inputs["filtered_bc"] == {"pretrained", "demonstrations", "rollouts_01"}
-    assert inputs["awr"] == inputs["filtered_bc"] | {"labels"}
+    assert inputs["awr"] == inputs["filtered_bc"] | {"labels", "gate"}
     forced = read_labels(head / "forced_demonstrations/advantage/demonstrations")
     assert forced["indicator"].all()
     told = read(work / RUN / "summary.json")

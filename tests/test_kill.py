@@ -99,6 +99,7 @@ KILLS: list[tuple[str, str, Moment]] = [
     ("iter_01/value", "writing a checkpoint", writing("checkpoints/.*.tmp")),
     ("iter_01/values", "asking the value function", exists("blocks")),
     ("iter_01/advantage", "writing the labels", exists("demonstrations")),
+    ("iter_01/gate", "drawing its figure", exists("gate.json")),
     ("iter_01/policy", "in the middle", lines("metrics.jsonl", 11)),
     ("iter_01/eval", "in the middle", lines("episodes.jsonl", 1)),
 ]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny_run import ROOT, RUN, STAGES, TINY, read, results, run, snapshot, summary, tiny
 
-BY_HAND = {  # every stage of the loop but demonstrations and values, which train.py and advantage.py see to
+BY_HAND = {  # every stage of the loop but demonstrations, values and gate, which train.py and advantage.py see to
     "sft": ("train", "policy=pi0", "stage=sft"),
     "sft/eval": ("eval", f"checkpoint={RUN}/sft/checkpoints/last"),
     "value": ("train", "policy=value", "stage=sft"),
@@ -46,7 +46,7 @@ def test_every_stage_explains_itself(finished_run: Path) -> None:
     assert inputs["demonstrations"] == set()
     assert inputs["sft"] == inputs["value"] == {"demonstrations"}
     assert inputs["iter_01/value"] == {"pretrained", "demonstrations", "rollouts_01"}
-    assert inputs["iter_01/policy"] == {"pretrained", "demonstrations", "rollouts_01", "labels"}
+    assert inputs["iter_01/policy"] == {"pretrained", "demonstrations", "rollouts_01", "labels", "gate"}
 
 
 def test_the_layout_is_the_documented_one(finished_run: Path) -> None:
@@ -134,7 +134,7 @@ def test_more_iterations_continue(work: Path) -> None:
     assert [policy["iteration"] for policy in told["policies"]] == [0, 1, 2]
     assert [policy["data"]["rollouts"] for policy in told["policies"]] == [0, 4, 8], "data is appended"
     assert set(read(work / RUN / "iter_02/policy/manifest.json")["inputs"]) == {
-        *("pretrained", "demonstrations", "rollouts_01", "rollouts_02", "labels"),
+        *("pretrained", "demonstrations", "rollouts_01", "rollouts_02", "labels", "gate"),
     }
     first, second = (read(work / RUN / f"iter_0{k}/rollout/dataset/meta/recap.json")["episodes"] for k in (1, 2))
     assert not {e["initial_state"] for e in first} & {e["initial_state"] for e in second}

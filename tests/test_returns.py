@@ -5,8 +5,6 @@ from recap.errors import RecapError
 from recap.returns import (
     Bins,
     c_fail_floor,
-    check_bin_range,
-    check_c_fail,
     normalize,
     normalizers,
     returns,
@@ -76,38 +74,8 @@ def test_c_fail_floor_is_slowest_success_minus_fastest_failure():
     assert c_fail_floor(lengths, success) == 35
     assert c_fail_floor([50, 20], [True, True]) == 0
     assert c_fail_floor([10, 50], [True, False]) == 0
-    tasks = ["a"] * 4
     # At the floor the two returns tie: -(15 - 1) - 35 = -(50 - 1).
     assert returns(rewards(15, success=False, c_fail=35))[0] == returns(rewards(50, success=True, c_fail=35))[0]
-    message = check_c_fail(tasks, lengths, success, 35)
-    assert message is not None
-    assert "above 35" in message
-    assert check_c_fail(tasks, lengths, success, 35.5) is None
-
-
-def test_c_fail_is_compared_within_a_task():
-    tasks, lengths, success = ["slow", "slow", "fast", "fast"], [100, 90, 12, 10], [True, False, True, False]
-    assert check_c_fail(tasks, lengths, success, 11) is None  # floors are 10 and 2, not 100 - 10
-    message = check_c_fail(tasks, lengths, success, 10)
-    assert message is not None
-    assert "'slow'" in message
-
-
-def test_bin_range_of_opentaus_two_settings():
-    tasks, lengths, success = ["a", "a"], [300, 520], [True, False]
-    assert check_bin_range(tasks, lengths, success, 1000, {"a": 1600}) is None
-    message = check_bin_range(tasks, lengths, success, 1000, {"a": 400})  # the example config: failures fall outside
-    assert message is not None
-    assert "1 of 2 episodes (1 of them failures)" in message
-    assert "at least 1519" in message  # 519 steps and C_fail
-    assert check_bin_range(tasks, lengths, success, 1000, {"a": 1519}) is None
-    assert check_bin_range(tasks, lengths, success, 1000, {"a": 1518}) is not None
-
-
-def test_bin_range_also_sees_successes():
-    message = check_bin_range(["a"], [500], [True], 1, {"a": 400})
-    assert message is not None
-    assert "0 of them failures" in message
 
 
 @pytest.mark.parametrize("n", [2, 3, 11, 201, 256])

@@ -63,19 +63,19 @@ def test_the_whole_chain_is_submitted_at_once(tmp_path: Path, slurm: None) -> No
     }
     assert after["demonstrations"] == set()
     assert after["sft"] == after["value"] == {"demonstrations"}
-    assert after["iter_01/policy"] == {"sft", "demonstrations", "iter_01/rollout", "iter_01/advantage"}
+    assert after["iter_01/policy"] == {"sft", "demonstrations", "iter_01/rollout", "iter_01/advantage", "iter_01/gate"}
     assert after["iter_01/eval"] == {"iter_01/policy"}
     assert len(sh("squeue", "-h", "-r", "-j", queued["iter_01/rollout"]["job"]).splitlines()) == 4, "an array"
-    assert "9 jobs submitted" in seen.out
+    assert f"{len(STAGES)} jobs submitted" in seen.out
     assert "To follow: python" in seen.out
 
     again = submit(tmp_path, "resources.rollout.shards=4", "resources.pi0.minutes=7")
     assert {stage: row["job"] for stage, row in jobs().items()} == {s: row["job"] for s, row in queued.items()}, (
         "adopted"
     )
-    assert "0 jobs submitted, 9 already in the queue" in again.out
+    assert f"0 jobs submitted, {len(STAGES)} already in the queue" in again.out
     ended = tiny(*SUBMIT, "action=cancel", cwd=tmp_path)
-    assert "9 jobs cancelled" in ended.out
+    assert f"{len(STAGES)} jobs cancelled" in ended.out
     wait(lambda: not jobs(), 30, "cancelled jobs stay")
 
 
@@ -122,7 +122,7 @@ def test_other_runs_are_left_alone(tmp_path: Path, slurm: None) -> None:
     submit(tmp_path / "mine", "seed=0,1")
     names = sh("squeue", "-h", "-o", "%j").split()
     assert len(names) == len(set(names)) == 4 * len(STAGES)
-    assert "9 jobs cancelled" in tiny(*SUBMIT, "action=cancel", cwd=tmp_path / "yours").out
+    assert f"{len(STAGES)} jobs cancelled" in tiny(*SUBMIT, "action=cancel", cwd=tmp_path / "yours").out
     wait(lambda: len(sh("squeue", "-h").splitlines()) == 3 * len(STAGES), 30, "other jobs were cancelled")
     seen = tiny(*SUBMIT, "rollout.episodes=5", cwd=tmp_path / "mine")
     assert seen.code == 1

@@ -312,10 +312,20 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
         assert stage.items() <= runs[name].config.items()
         made_from = {entry["path"]: entry["run"] for entry in runs[name].config["made_from"].values()}
         assert made_from == {path: runs[path].id for path in made_from}, "lineage leads to W&B runs"
-    assert set(runs["iter_01/policy"].config["made_from"]) == {"pretrained", "demonstrations", "rollouts_01", "labels"}
+    assert set(runs["iter_01/policy"].config["made_from"]) == {
+        "pretrained",
+        "demonstrations",
+        "rollouts_01",
+        "labels",
+        "gate",
+    }
     assert runs[CONTROL].tags == ["arm negative_prompt"]
     assert len(runs["sft/eval"].media()) == len(runs["iter_01/rollout"].media()) == 1
     check_advantage(runs["iter_01/advantage"], read(run_dir / "iter_01/advantage/thresholds.json"))
+    (gate,) = runs["iter_01/gate"].rows
+    checks = {check["name"]: check for check in read(run_dir / "iter_01/gate/gate.json")["checks"]}
+    assert {f"gate/{name}/passed": int(check["passed"]) for name, check in checks.items()}.items() <= gate.items()
+    assert [path.suffix for path in runs["iter_01/gate"].media()] == [".png"]
     check_loop(runs["loop"], read(run_dir / "summary.json"))
     logged = {key for run in runs.values() for row in run.rows for key in row}
     for panel in (panel for panels in LAYOUT.values() for panel in panels):

@@ -27,7 +27,7 @@ TINY = [
     *[f"{model}.{stage}.{x}" for model in ("pi0", "value") for stage in ("sft", "finetune") for x in _SMALL.split()],
 ]
 STAGES = ["demonstrations", "sft", "sft/eval", "value"]
-STAGES += [f"iter_01/{stage}" for stage in ("rollout", "value", "values", "advantage", "policy", "eval")]
+STAGES += [f"iter_01/{stage}" for stage in ("rollout", "value", "values", "advantage", "gate", "policy", "eval")]
 
 
 @dataclass

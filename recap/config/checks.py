@@ -63,12 +63,15 @@ for words, rule in {
     "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples lora_rank": at_least(1),
     "steps batch_size save_every keep_checkpoints log_every iterations members": at_least(1),
-    "fps action_freq max_steps episodes look_ahead processes slots": at_least(1),
+    "fps action_freq max_steps episodes look_ahead processes slots min_episodes": at_least(1),
     "nodes cpus minutes shards notice": at_least(1),
     "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),
     "gpus requeues iteration": at_least(0),
     "learning_rate grad_clip normalizer weight mem awr_temperature": POSITIVE,
     "demonstration_share slow hesitate miss decay_to": FRACTION,
+    "min_auc max_saturation max_clipped max_misplaced share_tolerance": FRACTION,
+    "min_rank min_success_lead": (lambda x: -1 <= x <= 1, "must lie between -1 and 1"),
+    "max_over_fit min_spread": at_least(0),
 }.items():
     RULES.update(dict.fromkeys(words.split(), rule))
 

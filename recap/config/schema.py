@@ -96,6 +96,11 @@ class Action(Enum):
     cancel = "cancel"
 
 
+class GateAction(Enum):
+    stop = "stop"
+    warn = "warn"
+
+
 class TrackingKind(Enum):
     local = "local"
     wandb = "wandb"
@@ -327,6 +332,23 @@ class AdvantageConfig:
 
 
 @dataclass
+class GateConfig:
+    """Which labels are good enough to train a policy on; limits are the worst that still pass."""
+
+    action: GateAction = MISSING
+    min_rank: float = MISSING
+    min_auc: float = MISSING
+    max_over_fit: float = MISSING
+    min_spread: float = MISSING
+    max_saturation: float = MISSING
+    max_clipped: float = MISSING
+    max_misplaced: float = MISSING
+    share_tolerance: float = MISSING
+    min_success_lead: float = MISSING
+    min_episodes: int = MISSING
+
+
+@dataclass
 class RolloutConfig:
     episodes: int = MISSING
     tasks: list[str] | None = None  # None: all of the environment
@@ -447,6 +469,7 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     data: DataConfig = field(default_factory=DataConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)

@@ -19,8 +19,8 @@ Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry 
 
 ITERATION = re.compile(r"iter_(\d+)$")
 # The order in which a run visits its stages; wall times and loss curves are shown in it.
-STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "sft", "sft/eval", "rollout", "policy", "eval")
-ITERATION_ORDER = ("rollout", "value", "values", "advantage", "policy", "eval")
+STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "gate", "sft", "sft/eval", "rollout", "policy", "eval")
+ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ STAGES = {
     "rollout": "act.rollout",
     "values": "values.values_stage",
     "advantage": "label.advantage",
+    "gate": "gate.gate_stage",
     "evaluate": "act.evaluate",
 }
 

@@ -9,17 +9,16 @@ from typing import Literal
 import numpy as np
 
 from recap import advantage as equations
-from recap.config import Config, Normalization, StageKind, Threshold
+from recap.config import Config, StageKind, Threshold
 from recap.data.frames import Frames
 from recap.data.held_out import held_out
 from recap.data.labels import Thresholds, write_labels, write_thresholds
-from recap.returns import check_bin_range, check_c_fail, rewards
+from recap.returns import rewards
 from recap.stages.data import (
     Inputs,
     Say,
     episodes_of,
     normalized_returns,
-    pooled_episodes,
     read_normalizers,
     read_values,
     sources,
@@ -58,8 +57,6 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
         percentiles=equations.percentiles(pooled["advantage"]),
     )
     write_thresholds(out, thresholds)
-    for warning in _warnings(cfg, data, norm):
-        say(f"warning: {warning}")
     say(describe(thresholds))
 
 
@@ -87,14 +84,6 @@ def _advantages(
         "success": frames.success[of_episode],
         "task": np.asarray(tasks, dtype=object)[of_episode],
     }
-
-
-def _warnings(cfg: Config, data: list[Frames], norm: dict[str, float]) -> list[str]:
-    tasks, lengths, success = pooled_episodes(data)
-    found = [check_c_fail(tasks, lengths, success, cfg.advantage.c_fail)]
-    if cfg.advantage.normalization is Normalization.constant:
-        found.append(check_bin_range(tasks, lengths, success, cfg.advantage.c_fail, norm))
-    return [text for text in found if text]
 
 
 def describe(thresholds: Thresholds) -> str:

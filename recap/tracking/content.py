@@ -87,6 +87,19 @@ def advantages(out: Path, _: int) -> Row:
     return {**row, **_value_curves(tables)}
 
 
+def gate(out: Path, _: int) -> Row:
+    """The checks of the value gate, by name, and its figure."""
+    import wandb
+
+    result = _json(out / "gate.json")
+    row: Row = {"gate/passed": int(result["passed"])}
+    for check in result["checks"]:
+        row[key("gate", check["name"], "passed")] = int(check["passed"])
+        if check["value"] is not None:
+            row[key("gate", check["name"])] = check["value"]
+    return {**row, "gate/figure": wandb.Image(str(out / "gate.png"))}
+
+
 def rest(out: Path, _: int) -> Row:
     """Any other stage: the numbers in its JSON files."""
     row: Row = {}
@@ -103,6 +116,7 @@ CONTENT: dict[str, Callable[[Path, int], Row]] = {
     "rollout": recording,
     "values": values,
     "advantage": advantages,
+    "gate": gate,
 }
 
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from recap.tracking.content import CONTENT
 from recap.tracking.session import Command, Session, alone
 from recap.tracking.state import digest, is_sent, note_sent
 
@@ -66,6 +67,7 @@ class Mirror:
                 self._mode(command)
             elif command["do"] == "failed":
                 self._end_session(1)
+                self._show_verdict(command)
             elif command["do"] == "publish":
                 self._publish(command)
             elif command["do"] == "preempting" and self.session:
@@ -108,6 +110,14 @@ class Mirror:
         session.end(0)
         if seen == digest(out / record):
             note_sent(out, record, session.id, session.mode)
+
+    def _show_verdict(self, command: Command) -> None:
+        """Of a gate that stopped the run: its numbers are what one wants to see then."""
+        if command["kind"] == "gate" and (Path(command["out"]) / "gate.png").is_file():
+            with alone(Path(command["out"])) as lock:
+                session = self._open(command, live=False, lock=lock)
+            session.send(0, CONTENT["gate"](session.out, 0))
+            session.end(1)
 
     def _open(self, command: Command, *, live: bool, lock: ExitStack) -> Session:
         mode = self._mode(command)
