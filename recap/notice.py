@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from recap import tracking
+
 SIGNAL = signal.SIGUSR2  # what submitit asks SLURM to send
 PATIENCE = 0.6  # of the notice: so long a good moment is waited for
 
@@ -55,7 +57,7 @@ class Notice:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self.requeues is None or restarts() >= self.requeues:
             return
-        _tell_wandb()
+        tracking.preempting()
         job = os.environ["SLURM_JOB_ID"]
         if os.environ.get("SLURM_PROCID", "0") == "0":
             print(f"notice given: job {job} goes back into the queue (restart {restarts() + 1})", file=sys.stderr)
@@ -77,9 +79,3 @@ NOTICE = Notice()
 def restarts() -> int:
     """How often SLURM has started this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def _tell_wandb() -> None:
-    run = getattr(sys.modules.get("wandb"), "run", None)
-    if run is not None:
-        run.mark_preempting()

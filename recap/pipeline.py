@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TextIO
 
+from recap import tracking
 from recap.by_hand import advantage_job, eval_job
 from recap.chain import Chain
 from recap.config import (
@@ -88,6 +89,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
     if finished(out):
         if is_main_process():
             _check_kept(node, out, inputs)
+            tracking.publish(cfg, node, out)
         return
     for role, path in inputs.items():
         _check_input(cfg, node, role, path)
@@ -98,7 +100,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
             claim(out, config)
             clear_leftovers(out)
             began = time.time()
-            with _logged(node, out) as say:
+            with _logged(node, out) as say, tracking.tracked(cfg, node, out):
                 _stage(node)(cfg, inputs, out, say, **node.options)
                 write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
             (out / SHARES).unlink(missing_ok=True)
@@ -327,7 +329,7 @@ def run_loop(cfg: LoopJob) -> Chain | None:
     for arm in cfg.controls if last else []:
         nodes += control_nodes(cfg, arm, cfg.iterations)
     nodes = list({node.path: node for node in nodes}.values())  # arms share the labels of the pre-training
-    return run_nodes(cfg, nodes, run=run_and_report, done=lambda: _report(Path(cfg.output), show=last))
+    return run_nodes(cfg, nodes, run=run_and_report, done=lambda: _report(cfg, show=last))
 
 
 def run_and_report(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
@@ -340,15 +342,17 @@ def run_and_report(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
         told = node.kind == "gate" or (node.kind == "evaluate" and finished(Path(cfg.output) / node.path))
         if told and is_main_process():
             with lock(Path(cfg.output)):
-                _report(Path(cfg.output), show=False)
+                _report(cfg, show=False)
 
 
-def _report(run: Path, show: bool) -> None:
+def _report(cfg: Config, show: bool) -> None:
     """summary.json and report.html, written anew only when the run has something new; the summary last."""
+    run = Path(cfg.output)
     summary, page = build_summary(run), run / "report.html"
     if not page.is_file() or _read(run / "summary.json") != json.loads(json.dumps(summary)):
         write_html(run, summary)
         write_summary(run, summary)
+    tracking.publish_run(cfg)
     if show:
         print_table(summary)
         print(f"{run / 'summary.json'}\n{page}")

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,8 @@ def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources]
 def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None, absent: set[str]) -> Iterator[str]:
     """absent: keys of what is not on this machine, of which nothing can be said yet."""
     yield from _disk(cfg)
+    if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
+        yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
     yield from () if jobs is None else slurm.problems(cfg, jobs)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}

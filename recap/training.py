@@ -20,6 +20,7 @@ from recap.advantage import awr_weights
 from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.errors import RecapError
+from recap.first_batch import save_first_batch
 from recap.notice import NOTICE
 from recap.policies.acting import to_tensor
 from recap.policies.checkpoint import Checkpoint
@@ -126,11 +127,12 @@ def train(
     *,
     label: str,
     sharding: Sharding = Sharding.none,
+    tensorboard: bool = False,
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
-    Writes `metrics.jsonl`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint appears whole or
-    not at all.
+    Writes `metrics.jsonl`, `first_batch/`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint
+    appears whole or not at all. tensorboard: the losses as event files too.
 
     Returns:
         `out/checkpoints/last`.
@@ -163,7 +165,7 @@ def train(
     began, loss = time.perf_counter(), float("nan")
     unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
-        Tracker(out / "metrics.jsonl" if main else None, start) as tracker,
+        Tracker(out / "metrics.jsonl" if main else None, start, tensorboard=tensorboard) as tracker,
         Progress(label, config.steps, start, quiet=not main) as bar,
         NOTICE.at_a_good_moment(),
     ):
@@ -173,6 +175,8 @@ def train(
                 group["lr"] = rate
             rows, weight = _share(batches(step), rank, processes)
             batch = checkpoint.prepare(tensors(rows))
+            if main and step == 0:
+                save_first_batch(checkpoint, batch, out / "first_batch")
             total, _ = model(batch)
             total = total * weight
             accelerator.backward(total)

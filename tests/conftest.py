@@ -12,7 +12,7 @@ pytest_plugins = ["cluster"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_MODE"] = "disabled"  # tests that want it say so
 os.environ["SLURM_CONF"] = "/nowhere/slurm.conf"  # no cluster that this machine may belong to; see cluster.py
 
 

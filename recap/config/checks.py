@@ -34,6 +34,8 @@ from recap.config.schema import (
     SourceConfig,
     StageKind,
     Threshold,
+    TrackingKind,
+    TrackingMode,
     TrainConfig,
     Trained,
     TrainJob,
@@ -92,7 +94,7 @@ def problems(cfg: Config) -> list[str]:
     """Everything wrong with a typed configuration, each as one line that names key, value and fix."""
     found = [*_ranges(cfg)]
     if not found:  # the rest divides and compares, which means little when a number is out of range
-        found = [*_models(cfg), *_experiment(cfg), *_arms(cfg), *_jobs(cfg), *_job(cfg)]
+        found = [*_models(cfg), *_experiment(cfg), *_arms(cfg), *_tracking(cfg), *_jobs(cfg), *_job(cfg)]
     return found
 
 
@@ -332,6 +334,14 @@ def _episodes(node: str, run: RolloutConfig | EvalConfig, cfg: Config) -> Iterat
             f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which pi0.indicator_dropout=0 "
             f"never trains. Fix: {node}.beta=1, or pi0.indicator_dropout=0.3"
         )
+
+
+def _tracking(cfg: Config) -> Iterator[str]:
+    wanted = cfg.tracking
+    if wanted.kind is TrackingKind.local and wanted.mode is not TrackingMode.off:
+        yield f"tracking.mode={wanted.mode.name}: tracking=local has no W&B. Fix: tracking=wandb, or leave the mode out"
+    if long := [tag for tag in wanted.tags if not 1 <= len(tag) <= 64]:
+        yield f"tracking.tags={wanted.tags}: {long[0]!r} must have 1 to 64 characters"
 
 
 def _jobs(cfg: Config) -> Iterator[str]:

@@ -103,6 +103,14 @@ class GateAction(Enum):
 
 class TrackingKind(Enum):
     local = "local"
+    wandb = "wandb"
+
+
+class TrackingMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
 
 
 class Device(Enum):
@@ -433,7 +441,15 @@ class ResourcesConfig:
 
 @dataclass
 class TrackingConfig:
+    """Where the record goes beside metrics.jsonl. Nothing here shows in a result."""
+
     kind: TrackingKind = MISSING
+    mode: TrackingMode = MISSING
+    project: str | None = None  # None: WANDB_PROJECT, or else recap
+    entity: str | None = None  # None: WANDB_ENTITY, or else the account's default
+    tags: list[str] = MISSING
+    videos: int = MISSING  # of each stage
+    tensorboard: bool = MISSING
 
 
 # -------------------------------------------------------------------------------- the four entrypoints

@@ -84,6 +84,7 @@ def train_stage(
         out,
         label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
         sharding=cfg.sharding,
+        tensorboard=cfg.tracking.tensorboard,
     )
     say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
 

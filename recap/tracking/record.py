@@ -1,11 +1,13 @@
-"""Where numbers go while a stage runs: metrics.jsonl, always, and whatever else `tracking` names."""
+"""metrics.jsonl: what a training says of itself, and the one durable record. TensorBoard shows the same if wanted."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 class Tracker:
@@ -14,22 +16,31 @@ class Tracker:
     Args:
         path: the file; created with its folder. None: nothing is written (all processes but the main one).
         resume_step: records of later steps are dropped, because the resumed training writes them again.
+        tensorboard: writes event files beside it too, in which later steps are dropped likewise.
     """
 
-    def __init__(self, path: Path | None, resume_step: int = 0) -> None:
+    def __init__(self, path: Path | None, resume_step: int = 0, *, tensorboard: bool = False) -> None:
         self._file: TextIO | None = None
+        self._board: Any = None
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _records(path) if line["step"] <= resume_step]
+        kept = [line for line in records(path) if line["step"] <= resume_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
         self._file = path.open("a", buffering=1)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=resume_step + 1)
 
     def log(self, step: int, **metrics: float) -> None:
         if self._file:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._board:
+            for key, value in metrics.items():
+                self._board.add_scalar(f"train/{key}", value, step)
 
     def __enter__(self) -> Tracker:
         return self
@@ -39,14 +50,16 @@ class Tracker:
     ) -> None:
         if self._file:
             self._file.close()
+        if self._board:
+            self._board.close()
 
 
-def _records(path: Path) -> list[dict[str, float]]:
+def records(path: Path) -> list[dict[str, float]]:
     """The records of a file that may end in a torn line."""
-    records = []
+    found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            found.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return records
+    return found

@@ -1,0 +1,42 @@
+"""What a network is shown first, as files: the cameras it sees after all resizing, and the text it reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from PIL import Image
+
+from recap.policies.backbone import stack_images
+from recap.policies.checkpoint import Checkpoint
+from recap.policies.processors import prompt_step
+
+SAMPLES = 8
+
+
+def save_first_batch(checkpoint: Checkpoint, batch: dict[str, Any], folder: Path) -> None:
+    """Writes `<sample>.png`, the cameras side by side, and prompts.jsonl, the text of each; the folder appears whole.
+
+    batch: as `checkpoint.prepare` gives it, so padded, normalised and tokenised. The first 8 samples are kept.
+    """
+    config = checkpoint.policy.config
+    size = getattr(config, "image_size", None) or config.image_resolution[0]
+    few = {key: value[:SAMPLES] for key, value in batch.items() if key in config.image_features}
+    shown = (stack_images(few, list(config.image_features), size) + 1) / 2 * 255  # [samples, cameras, 3, S, S]
+    pixels = shown.round().clamp(0, 255).byte().permute(0, 3, 1, 4, 2).flatten(2, 3).cpu().numpy()
+    tokenizer = prompt_step(checkpoint.preprocess).input_tokenizer
+    tokens, mask = batch[OBS_LANGUAGE_TOKENS][:SAMPLES], batch[OBS_LANGUAGE_ATTENTION_MASK][:SAMPLES].bool()
+    prompts = [tokenizer.decode(row[kept]) for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(np.ascontiguousarray(image)).save(temporary / f"{number}.png")
+    lines = [json.dumps(text, ensure_ascii=False) + "\n" for text in prompts]
+    (temporary / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,279 @@
+"""What is sent of each kind of stage: numbers, pictures, videos, histograms, from its finished directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recap.data.labels import PARQUET, THRESHOLDS, read_labels
+from recap.rundir import results_digest, stage_of
+from recap.tracking.state import known_run
+
+Row = dict[str, Any]
+FIRST_BATCH, PROMPTS = "first_batch", "prompts.jsonl"
+BINS = 64  # of a histogram
+ARTIFACTS = {"sft": "policy", "policy": "policy", "value": "value_function", "rollout": "dataset", "eval": "evaluation"}
+
+
+def key(*parts: str) -> str:
+    """`success/put_the_moka_pot_on_the_stove`: W&B's panels know letters, digits, _ - . and /."""
+    return "/".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+
+# ---------------------------------------------------------------------------------------------------- stages
+def first_batch(out: Path, _: int) -> Row:
+    """What the network was shown first, with the text it read; {} where a training left none."""
+    import wandb
+
+    folder = out / FIRST_BATCH
+    if not (folder / PROMPTS).is_file():
+        return {}
+    prompts = [json.loads(line) for line in (folder / PROMPTS).read_text(encoding="utf-8").splitlines()]
+    images = sorted(folder.glob("*.png"))
+    return {"first_batch": [wandb.Image(str(i), caption=p) for i, p in zip(images, prompts, strict=True)]}
+
+
+def evaluation(out: Path, videos: int) -> Row:
+    result = _json(out / "result.json")
+    outcome = {episode["index"]: episode for episode in result["episodes"]}
+    return {**success(result["n"], result), **_videos(out, videos, outcome)}
+
+
+def recording(out: Path, videos: int) -> Row:
+    """Demonstrations or rollouts."""
+    episodes = _json(out / "dataset/meta/recap.json")["episodes"]
+    won = [episode["success"] for episode in episodes]
+    row: Row = {
+        "data/episodes": len(episodes),
+        "data/frames": sum(episode["steps"] for episode in episodes),
+        "data/success_rate": float(np.mean(won)),
+        "data/mean_steps": float(np.mean([episode["steps"] for episode in episodes])),
+    }
+    for task in sorted({episode["task"] for episode in episodes}):
+        row[key("data/success_rate", task)] = float(np.mean([e["success"] for e in episodes if e["task"] == task]))
+    return {**row, **_videos(out, videos, dict(enumerate(episodes)))}
+
+
+def values(out: Path, _: int) -> Row:
+    """V of every frame, by data set."""
+    row: Row = {}
+    for path in sorted(out.glob("*.npy")):
+        found = np.load(path)
+        row[key("value", path.stem)] = _histogram(found)
+        row[key("value_mean", path.stem)] = float(found.mean())
+    return row
+
+
+def advantages(out: Path, _: int) -> Row:
+    """ε, achieved shares, a histogram of the advantages by source, and V over a success and a failure."""
+    thresholds = _json(out / THRESHOLDS)
+    tables = [read_labels(path.parent).columns for path in sorted(out.rglob(PARQUET))]
+    row: Row = {"positive/wanted": thresholds["wanted_positive"]}
+    row |= {key("epsilon", task): value for task, value in thresholds["epsilon"].items()}
+    row |= _shares("positive", thresholds["achieved_positive"])
+    pooled = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    rollout, won = pooled["source"] == "rollout", pooled["success"]
+    groups = {"success": rollout & won, "failure": rollout & ~won}
+    groups |= {name: pooled["source"] == name for name in sorted({*pooled["source"].tolist()} - {"rollout"})}
+    row |= {key("advantage", name): _histogram(pooled["advantage"][m]) for name, m in groups.items() if m.any()}
+    return {**row, **_value_curves(tables)}
+
+
+def gate(out: Path, _: int) -> Row:
+    """The checks of the value gate, by name, and its figure."""
+    import wandb
+
+    result = _json(out / "gate.json")
+    row: Row = {"gate/passed": int(result["passed"])}
+    for check in result["checks"]:
+        row[key("gate", check["name"], "passed")] = int(check["passed"])
+        if check["value"] is not None:
+            row[key("gate", check["name"])] = check["value"]
+    return {**row, "gate/figure": wandb.Image(str(out / "gate.png"))}
+
+
+def rest(out: Path, _: int) -> Row:
+    """Any other stage: the numbers in its JSON files."""
+    row: Row = {}
+    for path in sorted(out.glob("*.json")):
+        if path.name not in ("manifest.json", "config.yaml"):
+            row |= {f"{path.stem}/{name}": value for name, value in _numbers(_json(path))}
+    return row
+
+
+CONTENT: dict[str, Callable[[Path, int], Row]] = {
+    "first_batch": first_batch,
+    "evaluate": evaluation,
+    "demonstrations": recording,
+    "rollout": recording,
+    "values": values,
+    "advantage": advantages,
+    "gate": gate,
+}
+
+
+def success(episodes: int, numbers: dict[str, Any]) -> Row:
+    """Success with its interval, per task, and how fast; of a result.json or of a policy in summary.json."""
+    low, high = numbers["ci95"]
+    row: Row = {
+        "success/rate": numbers["success_rate"],
+        "success/low": low,
+        "success/high": high,
+        "success/episodes": episodes,
+        "speed/mean_steps_to_success": numbers["mean_steps_to_success"],
+        "speed/successes_per_hour": numbers["successes_per_hour"],
+    }
+    for task, counts in numbers["per_task"].items():
+        row[key("success_by_task", task)] = counts["successes"] / counts.get("n", counts.get("episodes"))
+    return {name: value for name, value in row.items() if value is not None}
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
+    """((iteration, its row) of all iterations that are evaluated, what may still change): from summary.json."""
+    summary = _json(run / "summary.json")
+    labels = {entry["iteration"]: entry for entry in summary["advantage"]}
+    rows = []
+    for policy in takewhile(lambda policy: policy["eval"], summary["policies"]):
+        iteration = policy["iteration"]
+        row: Row = success(policy["eval"]["episodes"], policy["eval"])
+        row |= {key("data", name): count for name, count in policy["data"].items() if count is not None}
+        if entry := labels.get(iteration):
+            row |= {"positive/wanted": entry["wanted_positive"], **_shares("positive", entry["achieved_positive"])}
+            row |= {key("epsilon", task): value for task, value in entry["epsilon"].items()}
+        row |= _minutes(iteration, summary["wall_seconds"])
+        rows.append((iteration, {"iteration": iteration, **{f"loop/{name}": value for name, value in row.items()}}))
+    totals: Row = {"minutes/run": round(sum(summary["wall_seconds"].values()) / 60, 3)}
+    for control in summary["controls"]:
+        if control["eval"]:
+            low, high = control["eval"]["ci95"]
+            numbers = {"rate": control["eval"]["success_rate"], "low": low, "high": high}
+            totals |= {key("controls", control["arm"], name): value for name, value in numbers.items()}
+    for pair in summary["comparisons"]:
+        name = f"{pair['before']}_to_{pair['after']}"
+        totals |= {
+            key("paired", name, what): value for what, value in _numbers(pair) if what not in ("before", "after")
+        }
+    return rows, {f"loop/{name}": value for name, value in totals.items()}
+
+
+def _minutes(iteration: int, wall: dict[str, float]) -> Row:
+    """Wall time of the stages that an iteration's evaluation comes after, so that all of them are known by then."""
+    head = f"iter_{iteration:02d}/"
+    if iteration:
+        own = {
+            path.removeprefix(head): wall[path] for path in wall if path.startswith(head) and "/controls/" not in path
+        }
+    else:
+        own = {path: wall[path] for path in ("demonstrations", "sft", "sft/eval") if path in wall}
+    row = {key("minutes", path.replace("/", "_")): round(seconds / 60, 3) for path, seconds in own.items()}
+    return {**row, "minutes/iteration": round(sum(own.values()) / 60, 3)}
+
+
+# ---------------------------------------------------------------------------------------------------- lineage
+def artifact(group: str, name: str, job: str, out: Path, manifest: dict[str, Any]) -> Any:
+    """A stage's results as W&B knows them: their hashes and where they are. Nothing of them is uploaded."""
+    import wandb
+
+    about = {key: manifest[key] for key in ("stage", "seed", "git_commit", "inputs")}
+    about |= {"results": results_digest(out), "directory": str(out), "host": manifest["host"]}
+    made = wandb.Artifact(artifact_name(group, name), ARTIFACTS.get(job, job), metadata=about)
+    made.add_reference(f"file://{out / 'manifest.json'}")
+    return made
+
+
+def artifact_name(group: str, path: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", f"{group}-{path}")[:128]
+
+
+def inputs_of(group: str, run: str, inputs: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(role, artifact) of the inputs that are stages of the same run."""
+    for role, place in inputs.items():
+        stage = stage_of(Path(place))
+        if stage.is_relative_to(run) and (stage / "manifest.json").is_file():
+            yield role, f"{artifact_name(group, str(stage.relative_to(run)))}:{results_digest(stage)[:12]}"
+
+
+def lineage(run: str, inputs: dict[str, str]) -> dict[str, dict[str, str | None]]:
+    """Of each input: where it is, what it holds, and the W&B run that it was sent as."""
+    found = {}
+    for role, place in inputs.items():
+        stage = stage_of(Path(place))
+        there = stage.exists()
+        found[role] = {
+            "path": os.path.relpath(place, run) if stage.is_relative_to(run) else place,
+            "results": results_digest(Path(place)) if there else None,
+            "run": known_run(stage),
+        }
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+def _videos(out: Path, most: int, outcome: dict[int, dict[str, Any]]) -> Row:
+    import wandb
+
+    films = []
+    for path in sorted((out / "videos").glob("*.mp4"))[:most]:
+        number = re.search(r"\d+", path.name)
+        told = outcome.get(int(number[0])) if number else None
+        word = "" if told is None else f"{'success' if told['success'] else 'failure'} in {told['steps']} steps: "
+        films.append(wandb.Video(str(path), caption=f"{word}{told['task'] if told else path.stem}", format="mp4"))
+    return {"videos": films} if films else {}
+
+
+def _histogram(values: np.ndarray) -> Any:
+    import wandb
+
+    return wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
+
+
+def _shares(head: str, shares: dict[str, float | None]) -> Row:
+    return {key(head, name): share for name, share in shares.items() if share is not None}
+
+
+def _value_curves(tables: list[dict[str, np.ndarray]]) -> Row:
+    """V and the return over the typical success and failure (the median of the mean value) of the newest rollouts."""
+    import wandb
+
+    rollouts = [table for table in tables if (table["source"] == "rollout").all()]
+    table = rollouts[-1] if rollouts else tables[0]
+    row: Row = {}
+    for outcome, mask in (("success", table["success"]), ("failure", ~table["success"])):
+        episodes = np.unique(table["episode_index"][mask])
+        if not len(episodes):
+            continue
+        means = [float(table["value"][table["episode_index"] == episode].mean()) for episode in episodes]
+        episode = episodes[np.argsort(means, kind="stable")[(len(means) - 1) // 2]]
+        frames = np.flatnonzero(table["episode_index"] == episode)
+        frames = frames[np.argsort(table["frame_index"][frames])]
+        lines = [table[name][frames].tolist() for name in ("value", "return")]
+        row[f"value_curve/{outcome}"] = wandb.plot.line_series(
+            xs=table["frame_index"][frames].tolist(),
+            ys=lines,
+            keys=["V", "return"],
+            title=f"{outcome}: episode {episode}, {table['task'][frames[0]]}",
+            xname="frame",
+        )
+    return row
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        where = key(prefix, str(name)) if prefix else key(str(name))
+        if isinstance(value, dict):
+            yield from _numbers(value, where)
+        elif isinstance(value, bool | int | float) and math.isfinite(value):
+            yield where, value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,386 @@
+"""W&B: when it is used, that it can neither stop nor slow a run, and what arrives: read back by W&B's own tools."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from tiny_run import ROOT, RUN, STAGES, TINY, read, snapshot
+from wandb_files import OfflineRun, by_name, offline_runs
+
+from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
+from recap.dashboard import LAYOUT, workspace
+from recap.tracking import Tracker
+from recap.tracking.mode import decide
+
+KEY = "0" * 40
+DEFAULT = {"kind": TrackingKind.wandb, "mode": TrackingMode.auto, "tags": [], "videos": 4, "tensorboard": False}
+
+
+# ---------------------------------------------------------------------------------------------------- when
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a working directory in which nobody has ever logged in."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "decided"),
+    [
+        ("auto", {}, "off"),
+        ("auto", {"WANDB_API_KEY": KEY}, "auto"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "online"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "off"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "off"),
+        ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("auto", {"WANDB_MODE": "online"}, "offline"),
+        ("online", {}, "offline"),
+        ("online", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "online"),
+        ("offline", {}, "offline"),
+        ("off", {"WANDB_API_KEY": KEY}, "off"),
+    ],
+)
+def test_the_mode_follows_from_what_is_configured(
+    home: Path, mode: str, environment: dict[str, str], decided: str
+) -> None:
+    wanted = TrackingConfig(**{**DEFAULT, "mode": TrackingMode[mode]})
+    found, line = decide(wanted, environment)
+    assert found.name == decided
+    assert bool(line) == (("no key" in line) and "WANDB_API_KEY" not in environment)
+    assert "\n" not in line
+    assert decide(TrackingConfig(**{**DEFAULT, "kind": TrackingKind.local}), environment)[0] is TrackingMode.off
+
+
+def test_keys_are_found_where_wandb_login_puts_them(home: Path) -> None:
+    wanted = TrackingConfig(**DEFAULT)
+    netrc = home / ".netrc"
+    netrc.write_text("machine github.com login me password secret\n")
+    assert decide(wanted, {})[0] is TrackingMode.off, "a key of another server is none"
+    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+    assert decide(wanted, {})[0] is TrackingMode.auto
+    assert decide(wanted, {"WANDB_BASE_URL": "https://wandb.example.org"})[0] is TrackingMode.off
+    elsewhere = home / "elsewhere"
+    elsewhere.write_text(f"machine wandb.example.org login user password {KEY}\n")
+    own = {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(elsewhere)}
+    assert decide(wanted, own)[0] is TrackingMode.auto
+    (home / "wandb").mkdir()
+    (home / "wandb/settings").write_text("[default]\nmode = offline\n")  # what `wandb offline` writes
+    assert decide(wanted, own)[0] is TrackingMode.offline
+    (home / "wandb/settings").write_text("no settings at all")
+    assert decide(wanted, own)[0] is TrackingMode.auto
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["tracking=local", "tracking.mode=online"], "tracking.mode=online: tracking=local has no W&B"),
+        (["tracking.mode=on_line"], "choose one of auto, online, offline, off. Nearest: online"),
+        (["tracking.videos=-1"], "tracking.videos=-1: must be at least 0"),
+        ([f"tracking.tags=[{'x' * 65}]"], "must have 1 to 64 characters"),
+    ],
+)
+def test_contradictions(overrides: list[str], told: str) -> None:
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(ConfigError, match=re.escape(told)),
+    ):
+        typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
+
+
+# ---------------------------------------------------------------------------------------------------- a small run
+# What a run does with tracking, and nothing else: numbers go to metrics.jsonl as a training writes them.
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+from hydra import compose, initialize_config_dir
+from recap import tracking
+from recap.config import LoopJob, PolicyKind, StageKind, typed
+from recap.graph import train_node
+from recap.rundir import claim, write_manifest
+
+root, start, stop, ending, *overrides = sys.argv[1:]
+with initialize_config_dir(root + "/conf", version_base="1.3"):
+    cfg = typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
+node = train_node(cfg, PolicyKind.value, StageKind.sft)
+out = Path(cfg.output) / node.path
+claim(out, node.config(cfg))
+folder = Path(cfg.output) / "wandb"
+before, began = set(folder.glob("offline-run-*/*.wandb")), time.perf_counter()
+with tracking.tracked(cfg, node, out):
+    with tracking.Tracker(out / "metrics.jsonl", int(start)) as tracker:
+        for step in range(int(start) + 1, int(stop) + 1):
+            tracker.log(step, loss=1 / step)
+    print("seconds", time.perf_counter() - began, "wandb" in sys.modules, flush=True)
+    while ending != "finish" and not set(folder.glob("offline-run-*/*.wandb")) - before:  # the mirror is at it
+        time.sleep(0.05)
+    if ending == "preempted":
+        tracking.preempting()
+    if ending != "finish":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_manifest(out, node=node.path, seed=0, inputs={}, began=time.time())
+"""
+
+
+def small_run(cwd: Path, start: int, stop: int, ending: str, *overrides: str, **environment: str) -> str:
+    """What it printed; `ending` is finish, kill or preempted."""
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), str(start), str(stop), ending, *overrides]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**kept, "HOME": str(cwd), **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == (0 if ending == "finish" else -signal.SIGKILL), done.stdout
+    return done.stdout
+
+
+def cost(told: str) -> float:
+    """Seconds that the run spent, its numbers included; and wandb was not imported."""
+    line = next(line for line in told.splitlines() if line.startswith("seconds"))
+    _, seconds, imported = line.split()
+    assert imported == "False"
+    return float(seconds)
+
+
+def test_no_key_is_one_line_and_no_process(tmp_path: Path) -> None:
+    told = small_run(tmp_path, 0, 5, "finish")
+    assert cost(told) < 1
+    assert [line for line in told.splitlines() if "W&B" in line] == [
+        "W&B: no key (wandb login), so the record is local: metrics.jsonl and report.html"
+    ]
+    assert not (tmp_path / RUN / "wandb").exists()
+    assert "W&B" not in small_run(tmp_path, 5, 9, "finish", WANDB_MODE="disabled", WANDB_API_KEY=KEY)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers(tmp_path: Path, silent_server: str) -> None:
+    began = time.monotonic()
+    told = small_run(tmp_path, 0, 5, "finish", WANDB_API_KEY=KEY, WANDB_BASE_URL=silent_server)
+    assert cost(told) < 1
+    assert time.monotonic() - began < 30
+    assert [line for line in told.splitlines() if "W&B" in line] == [
+        f"W&B: {silent_server} does not answer; offline files, for later: wandb sync {RUN}/wandb/offline-run-*"
+    ]
+    (run,) = offline_runs(tmp_path / RUN)
+    assert run.steps == [1, 2, 3, 4, 5]
+    assert (run.name, run.job, run.exit_code) == ("value", "value", 0)
+
+
+@pytest.mark.slow
+def test_nobody_is_left_when_the_server_falls_silent(tmp_path: Path, home: Path) -> None:
+    """It answers once and then never: wandb.init does not come back, and the mirror goes with the run all the same."""
+    told = {"mode": "auto", "project": "p", "entity": None, "tags": [], "videos": 0, "group": "g", "pid": os.getpid()}
+    told |= {"run": str(tmp_path), "shown": "run", "commit": None, "name": "n", "kind": "train", "job": "sft"}
+    told |= {"do": "follow", "out": str(tmp_path), "inputs": {}, "config": {}}
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
+        command = [sys.executable, "-m", "recap.tracking.mirror"]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, env=environment, text=True)
+        assert process.stdin
+        process.stdin.write(json.dumps(told) + "\n")
+        process.stdin.flush()
+        asked, _ = server.accept()
+        asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        server.accept()  # by wandb itself: now it is inside
+        process.stdin.close()  # as if the run had been killed
+        assert process.wait(60) == 1
+
+
+def test_files_that_cannot_be_written_cost_a_line(tmp_path: Path) -> None:
+    (tmp_path / RUN).mkdir(parents=True)
+    (tmp_path / RUN / "wandb").write_text("in the way")
+    told = small_run(tmp_path, 0, 5, "finish", "tracking.mode=offline")
+    assert cost(told) < 1
+    said = [line for line in told.splitlines() if "was not sent" in line]
+    assert len(said) == 1
+    assert "File exists" in said[0]
+    assert (tmp_path / RUN / "value/manifest.json").is_file()
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    """Each step once, in one folder, under one id; a second time nothing happens."""
+    small_run(tmp_path, 0, 7, "kill", "tracking.mode=offline")
+    (first,) = offline_runs(tmp_path / RUN)
+    assert first.steps == [1, 2, 3, 4, 5, 6, 7]
+    small_run(tmp_path, 4, 9, "preempted", "tracking.mode=offline")
+    (second,) = offline_runs(tmp_path / RUN)
+    assert (second.id, second.preempting, second.exit_code) == (first.id, True, 1)
+    small_run(tmp_path, 6, 12, "finish", "tracking.mode=offline")
+    (third,) = offline_runs(tmp_path / RUN)
+    assert third.steps == list(range(1, 13))
+    assert [row["train/loss"] for row in third.rows] == pytest.approx([1 / step for step in range(1, 13)])
+    assert (third.id, third.preempting, third.exit_code) == (first.id, False, 0)
+
+
+@pytest.mark.slow
+def test_tensorboard_drops_what_is_written_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Tracker(tmp_path / "metrics.jsonl", tensorboard=True) as tracker:
+        for step in range(1, 8):
+            tracker.log(step, loss=float(step))
+    with Tracker(tmp_path / "metrics.jsonl", 4, tensorboard=True) as tracker:  # it was killed after its checkpoint 4
+        for step in range(5, 10):
+            tracker.log(step, loss=float(step))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, s) for s in range(1, 10)]
+
+
+# ---------------------------------------------------------------------------------------------------- a whole run
+LOOP = [
+    *[sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", "tracking.mode=offline", "rollout.videos=1"],
+    *["controls=[negative_prompt]", "pi0.sft.steps=24", "pi0.finetune.steps=12"],
+]
+CONTROL = "iter_01/controls/negative_prompt/eval"
+TRAININGS = {"sft": 24, "value": 4, "iter_01/value": 4, "iter_01/policy": 12}
+
+
+def kill_at(cwd: Path, stage: str, lines: int, everybody: bool) -> None:
+    """Starts the loop and kills it when the stage has written so many steps; everybody: W&B's process too."""
+    record = cwd / RUN / stage / "metrics.jsonl"
+    process = subprocess.Popen(LOOP, cwd=cwd, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (record.is_file() and record.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (os.killpg if everybody else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (cwd / RUN / stage / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
+    run_dir = tmp_path / RUN
+    kill_at(tmp_path, "sft", 9, everybody=True)
+    kill_at(tmp_path, "iter_01/policy", 5, everybody=False)
+    done = subprocess.run(LOOP, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("W&B") == 1, "one line, which says how to sync"
+    assert not (run_dir / "wandb/errors.txt").exists()
+
+    runs = by_name(run_dir)
+    assert sorted(runs) == sorted([*STAGES, CONTROL, "loop"])
+    assert {run.group for run in runs.values()} == {"demo_small/seed=0"}
+    assert {run.project for run in runs.values()} == {"recap"}
+    assert {run.exit_code for run in runs.values()} == {0}
+    assert {name: run.job for name, run in runs.items()} == {
+        name: {"sft": "sft", "loop": "loop"}.get(name, name.rpartition("/")[2]) for name in runs
+    }
+    for name, run in runs.items():
+        assert run.steps == sorted(set(run.steps)), f"{name}: each step once, in order"
+        assert all(path.stat().st_size for path in run.media()), "every file that a row names is there"
+        assert run.commit == run.config["made_by"]["git_commit"].removesuffix("-dirty")
+        own = [made for made in run.artifacts if made.type != "run_table"]
+        assert all(entry.ref for made in own for entry in made.manifest.contents), "no weights, no data are uploaded"
+    for name, steps in TRAININGS.items():
+        check_training(runs[name], run_dir / name, steps)
+    for name in [*STAGES, CONTROL]:
+        stage = yaml.safe_load((run_dir / name / "config.yaml").read_text())
+        assert stage.items() <= runs[name].config.items()
+        made_from = {entry["path"]: entry["run"] for entry in runs[name].config["made_from"].values()}
+        assert made_from == {path: runs[path].id for path in made_from}, "lineage leads to W&B runs"
+    assert set(runs["iter_01/policy"].config["made_from"]) == {
+        "pretrained",
+        "demonstrations",
+        "rollouts_01",
+        "labels",
+        "gate",
+    }
+    assert runs[CONTROL].tags == ["arm negative_prompt"]
+    assert len(runs["sft/eval"].media()) == len(runs["iter_01/rollout"].media()) == 1
+    check_advantage(runs["iter_01/advantage"], read(run_dir / "iter_01/advantage/thresholds.json"))
+    (gate,) = runs["iter_01/gate"].rows
+    checks = {check["name"]: check for check in read(run_dir / "iter_01/gate/gate.json")["checks"]}
+    assert {f"gate/{name}/passed": int(check["passed"]) for name, check in checks.items()}.items() <= gate.items()
+    assert [path.suffix for path in runs["iter_01/gate"].media()] == [".png"]
+    check_loop(runs["loop"], read(run_dir / "summary.json"))
+    logged = {key for run in runs.values() for row in run.rows for key in row}
+    for panel in (panel for panels in LAYOUT.values() for panel in panels):
+        for key in panel.keys:
+            assert fnmatch.filter(logged, key), f"the dashboard shows {key}, which nobody logs"
+
+    before = snapshot(run_dir)
+    again = subprocess.run(LOOP, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=600)
+    assert "W&B" not in again.stdout
+    assert snapshot(run_dir) == before, "a second time nothing is sent"
+
+
+def check_training(run: OfflineRun, stage: Path, steps: int) -> None:
+    """The rows are those of metrics.jsonl, after one of what the first batch looked like."""
+    first, *rows = run.rows
+    assert run.steps == list(range(steps + 1))
+    assert len(run.media()) == len(first["first_batch"]["captions"]) == 4
+    assert first["first_batch"]["captions"][0].startswith("put the moka pot on the stove")
+    record = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    for row, numbers in zip(rows, record, strict=True):
+        for key in ("loss", "lr", "grad_norm"):
+            assert row[f"train/{key}"] == pytest.approx(numbers[key], rel=1e-12), f"step {numbers['step']}"
+
+
+def check_advantage(run: OfflineRun, thresholds: dict) -> None:
+    (row,) = run.rows
+    task = "put_the_moka_pot_on_the_stove"
+    assert row[f"epsilon/{task}"] == pytest.approx(thresholds["epsilon"]["put the moka pot on the stove"])
+    assert row["positive/all"] == pytest.approx(thresholds["achieved_positive"]["all"])
+    assert row["advantage/demonstration"]["_type"] == "histogram"
+    assert sum(row["advantage/demonstration"]["values"]) > 0
+    assert [path for path in run.media() if path.suffix == ".json"], "the table of a value curve"
+
+
+def check_loop(run: OfflineRun, summary: dict) -> None:
+    assert run.metrics["*"] == "iteration"
+    assert [row["iteration"] for row in run.rows] == [0, 1]
+    for row, policy in zip(run.rows, summary["policies"], strict=True):
+        assert row["loop/success/rate"] == policy["eval"]["success_rate"]
+        assert [row["loop/success/low"], row["loop/success/high"]] == pytest.approx(policy["eval"]["ci95"])
+        assert row["loop/data/rollouts"] == policy["data"]["rollouts"]
+        assert row["loop/minutes/iteration"] > 0
+    (control,) = summary["controls"]
+    assert run.summary["loop/controls/negative_prompt/rate"] == control["eval"]["success_rate"]
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_a_view_of_these_panels() -> None:
+    view = json.loads(workspace("robots", "recap")._to_model().model_dump_json(by_alias=True))
+    assert (view["entity"], view["project"], view["displayName"]) == ("robots", "recap", "RECAP")
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == list(LAYOUT)
+    shown = [panel["config"] for section in sections for panel in section["panels"]]
+    wanted = [panel for panels in LAYOUT.values() for panel in panels]
+    for panel, config in zip(wanted, shown, strict=True):
+        pattern = config.get("metricRegex")
+        found = [pattern.replace(".*", "*")] if pattern else config.get("metrics") or config.get("mediaKeys")
+        assert tuple(found) == panel.keys
