@@ -325,6 +325,9 @@ def test_a_failed_gate_ends_the_loop_and_the_same_command_with_warn_goes_on(work
     assert (gate / "gate.png").read_bytes().startswith(b"\x89PNG")
     assert not (gate / "manifest.json").exists()
     assert not policy.exists(), "no policy was trained"
+    assert "The value gate stopped iteration 1 before a policy was trained" in " ".join(stopped.out.split())
+    assert any("V spreads" in finding["problem"] for finding in read(run / "summary.json")["advice"])
+    assert "stopped the run</span>" in (run / "report.html").read_text(), "the report is written all the same"
     by_hand = tiny("train", "policy=pi0", "stage=finetune", "data=moka+rollouts", *STRICT, cwd=work)
     assert "iter_01/policy needs iter_01/gate" in by_hand.err
     assert "`python advantage.py iteration=1`" in by_hand.err
