@@ -146,7 +146,8 @@ def render(studies: Sequence[Study]) -> str:
 
 def _about(study: Study) -> str:
     n = len(study.pooled(study.arms[0])) // len(study.runs)
-    text = f"{len(study.runs)} seeds, {n} held-out initial states a seed. Tasks: {', '.join(study.tasks)}."
+    seeds = f"{len(study.runs)} seed{'s' if len(study.runs) > 1 else ''}"
+    text = f"{seeds}, {n} held-out initial states a seed. Tasks: {', '.join(study.tasks)}."
     others = [task for task in study.tasks if task not in study.collected]
     return f"{text} No rollouts were collected of: {', '.join(others)}." if others else text
 
@@ -180,11 +181,14 @@ def _leads(study: Study) -> list[str]:
         if arm == study.last:
             continue
         leads = [100 * (rate(study.runs[seed][study.last]) - rate(of_arm)) for seed, of_arm in study.of(arm).items()]
-        low, high = bootstrap_mean(leads)
+        interval = "–"
+        if len(leads) > 1:
+            low, high = bootstrap_mean(leads)
+            interval = f"[{low:+.1f}, {high:+.1f}]"
         test = study.paired(arm, study.last)
         each = ", ".join(f"{lead:+.0f}" for lead in leads)
         lines.append(
-            f"| {arm} | {each} | {statistics.mean(leads):+.1f} [{low:+.1f}, {high:+.1f}] | {test.fixed} | {test.broke} "
+            f"| {arm} | {each} | {statistics.mean(leads):+.1f} {interval} | {test.fixed} | {test.broke} "
             f"| {test.p:.2g} |"
         )
     return lines
