@@ -167,7 +167,7 @@ def test_a_busy_run_directory(work: Path) -> None:
 
 def test_a_missing_stage_names_its_command(work: Path) -> None:
     shutil.rmtree(work / RUN / "iter_01")
-    says = ["iter_01/advantage needs iter_01/value", "`python train.py policy=value stage=finetune iteration=1`"]
+    says = ["iter_01/values needs iter_01/value", "`python train.py policy=value stage=finetune iteration=1`"]
     refuses(work, "advantage", "data=moka+rollouts", says=says)
     says = ["iter_01/value needs iter_01/rollout", "`python eval.py record=true checkpoint=…/sft/checkpoints/last`"]
     refuses(work, "train", "policy=value", "data=moka+rollouts", "stage=finetune", says=says)
