@@ -48,7 +48,7 @@ class Study:
     @property
     def last(self) -> str:
         """RECAP's last iteration."""
-        return max((arm for arm in self.arms if arm.startswith("RECAP")), default=self.arms[-1])
+        return [arm for arm in self.arms if arm == "SFT" or arm.startswith("RECAP, iteration ")][-1]
 
     def pooled(self, arm: str, task: str | None = None) -> list[Any]:
         """Its episodes of all seeds."""
