@@ -9,35 +9,37 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from recap.config.arms import with_arm
-from recap.config.names import nearest
-from recap.config.schema import (
-    ArmConfig,
-    Config,
+from recap.config.choices import (
     EnvKind,
-    EvalConfig,
-    EvalJob,
-    GemmaSize,
     Images,
     IndicatorMode,
     Normalization,
     Optimizer,
-    PI0Config,
     PolicyKind,
-    PolicyTrainConfig,
     Prompt,
     ReadValue,
-    Resources,
     Restart,
-    RolloutConfig,
     Sharding,
-    SiglipSize,
-    SourceConfig,
     StageKind,
     Threshold,
     TrackingKind,
     TrackingMode,
-    TrainConfig,
     Trained,
+)
+from recap.config.names import nearest
+from recap.config.schema import (
+    ArmConfig,
+    Config,
+    EvalConfig,
+    EvalJob,
+    GemmaSize,
+    PI0Config,
+    PolicyTrainConfig,
+    Resources,
+    RolloutConfig,
+    SiglipSize,
+    SourceConfig,
+    TrainConfig,
     TrainJob,
     ValueConfig,
 )

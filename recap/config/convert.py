@@ -15,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recap.config.checks import problems
 from recap.config.names import nearest
-from recap.config.schema import Config
+from recap.config.schema import (
+    Config,
+)
 from recap.errors import RecapError
 
 HOW_TO_GIVE = {
