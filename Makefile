@@ -36,8 +36,8 @@ test: setup ## Fast tests, two at a time
 test-slow: setup ## End-to-end tests
 	$(PY) -m pytest -m slow $(ARGS)
 
-soak: setup ## A chain on a real SLURM under fifty random faults, about half an hour; RECAP_SEED=1 for other ones
-	RECAP_FAULTS=50 $(PY) -m pytest -m slow tests/test_slurm_runs.py -k faults -s $(ARGS)
+soak: setup ## A chain on a real SLURM under fifty random faults, ten minutes; RECAP_SEED=1 for other ones
+	RECAP_FAULTS=50 $(PY) -m pytest -m slow tests/test_slurm_runs.py -k faults -s -o faulthandler_timeout=0 $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(PY) -m ruff check .

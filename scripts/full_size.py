@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -36,7 +38,8 @@ def main(folder: Path) -> None:
         print(f"{time.perf_counter() - began:4.0f} s  {memory:4.1f} GB at most  {text}", flush=True)
 
     if not (folder / "ours").exists():
-        make(folder / "ours")
+        numbers = yaml.safe_load((ROOT / "conf/size/full.yaml").read_text())["pi0"]
+        make(folder / "ours", numbers, ["observation.images.image"])
         say("random weights, saved")
     batch = {
         "observation.images.image": torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)),
@@ -67,11 +70,10 @@ def main(folder: Path) -> None:
     print(f"actions have a standard deviation of {theirs.std():.3f}")
 
 
-def make(folder: Path) -> None:
-    """4 G parameters in bfloat16, made in place."""
-    numbers = yaml.safe_load((ROOT / "conf/size/full.yaml").read_text())["pi0"]
+def make(folder: Path, numbers: dict[str, Any], cameras: Sequence[str], device: str = "cpu") -> None:
+    """A checkpoint of random weights in bfloat16, each made in place; numbers: those of conf/size for π0."""
     config = RecapPI0Config(
-        **features({"observation.images.image": (256, 256)}, 8, 7),
+        **features(dict.fromkeys(cameras, (256, 256)), 8, 7),
         device="cpu",
         dtype="bfloat16",
         vision=SiglipSize(**numbers["vision"]),
@@ -85,11 +87,11 @@ def make(folder: Path) -> None:
     )
     with init_empty_weights(include_buffers=False):
         policy = RecapPI0Policy(config)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     state = {}
     for name, weight in policy.state_dict().items():
         one = "vision_tower" in name and "norm" in name and name.endswith("weight")  # Gemma's norms add one themselves
-        value = torch.full(weight.shape, float(one), dtype=torch.bfloat16)
+        value = torch.full(weight.shape, float(one), dtype=torch.bfloat16, device=device)
         if weight.ndim > 1:
             value.normal_(std=weight[0].numel() ** -0.5, generator=generator)
         state[name] = value

@@ -142,6 +142,18 @@ def test_gradient_checkpointing_changes_no_gradient(policy: str) -> None:
     assert len(layers) >= VISION.depth + VLM.depth, "they were checkpointed"
 
 
+@pytest.mark.parametrize("trains", [Trained.frozen_vision, Trained.expert, Trained.lora])
+def test_frozen_parts_keep_no_activations(trains: Trained, base: Path) -> None:
+    policy = started(base, trains=trains).policy
+    assert isinstance(policy, RecapPI0Policy)
+    policy.run_with(gradient_checkpointing=True)
+    images, tokens, mask, _ = policy.train()._inputs(new_pi0().prepare(training_batch(2)))
+    tower = policy.model.paligemma_with_expert.paligemma.model.vision_tower
+    assert not tower(images.flatten(0, 1)).last_hidden_state.requires_grad
+    (keys, _), *_ = policy.model.encode_prefix(images, tokens, mask)[0]
+    assert keys.requires_grad is (trains is not Trained.expert)
+
+
 @pytest.mark.slow
 def test_compiled_networks_compute_the_same() -> None:
     plain, compiled = new_pi0(), new_pi0()

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig
+from transformers import PreTrainedModel, SiglipVisionConfig
+from transformers import logging as transformers_logging
 
 from recap.config import SiglipSize
 
 STEM_STRIDE = 4
+transformers_logging.set_verbosity_error()  # its warnings are about how it builds its own configurations
 
 
 def siglip_config(size: SiglipSize, image_size: int) -> SiglipVisionConfig:
@@ -79,6 +81,16 @@ def sine_positions(size: int, width: int) -> Tensor:
     waves = torch.pi / 2 * torch.linspace(0.5, size / 2, width // 4)
     parts = [wave(f * axis) for f in waves for axis in (x, y) for wave in (torch.sin, torch.cos)]
     return torch.nn.functional.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
+
+
+def recompute(part: PreTrainedModel) -> None:
+    """Gradient checkpointing: activations are computed twice instead of kept.
+
+    Hugging Face also lets gradients into the embeddings, for adapters with reentrant checkpointing. That made frozen
+    parts keep activations that nobody needs: 67 GB instead of 17 with a frozen PaliGemma.
+    """
+    part.gradient_checkpointing_enable({"use_reentrant": False})
+    part.disable_input_require_grads()
 
 
 def autocast(config: Any) -> torch.autocast:

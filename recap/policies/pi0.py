@@ -25,7 +25,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor, nn
 
 from recap.config import GemmaSize, SiglipSize
-from recap.policies.backbone import autocast, finish, stack_images, trim
+from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 
@@ -226,7 +226,7 @@ class RecapPI0Policy(PI0Policy):
         model = self.model.paligemma_with_expert
         if gradient_checkpointing:
             for part in (model.paligemma, model.gemma_expert):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+                recompute(part)
         if compiled:
             for name in ("encode_prefix", "velocity"):
                 setattr(self.model, name, torch.compile(getattr(self.model, name)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
 
 from recap.config import GemmaSize, SiglipSize
-from recap.policies.backbone import autocast, finish, make_stem, siglip_config, stack_images, trim
+from recap.policies.backbone import autocast, finish, make_stem, recompute, siglip_config, stack_images, trim
 from recap.returns import Bins
 
 
@@ -90,7 +90,7 @@ class RecapValuePolicy(PreTrainedPolicy):
         """How it is computed; the results are the same but for the last digits when compiled."""
         if gradient_checkpointing:
             for part in (self.vision_tower, self.language_model):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+                recompute(part)
         if compiled:
             self._read = torch.compile(self._read)  # type: ignore[method-assign]
 
