@@ -2,12 +2,14 @@
 
 make study                                                     runs the seeds, then writes the page
 python -m recap.study outputs/study outputs/study_three docs   the second half alone: what to read, where to write
+
+What the page says of experiments that are not named stays.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,16 @@ from recap.errors import RecapError
 from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
 from recap.report.words import arm_name
 
-RESULTS, PAGE, FIGURE = "results", "results.md", "results.png"
+RESULTS, PAGE = "results", "results.md"
+HEAD = """# Results on the embedded tasks
+
+Written by `make study` from its runs, nothing by hand; no setting was chosen on these seeds. Their summaries, and which
+initial states each arm solved, are in `docs/results/*.json`. Rates with Wilson's 95 % interval over all seeds' held-out
+initial states, the same for all arms of a seed; means over seeds with a bootstrap interval (10,000 resamples of the
+seeds: with five of them rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number
+of arms.
+"""
+SECTION = re.compile(r"^# `experiment=(\w+)`$", re.MULTILINE)
 SIGNIFICANT = 0.05
 
 
@@ -75,21 +86,34 @@ def main(arguments: list[str]) -> int:
 
 
 def write_results(folders: Sequence[Path], docs: Path) -> None:
-    """Copies the summaries of `<folder>/seed=*` to `docs/results/` and writes results.md and results.png from the runs.
+    """Writes what the runs `<folder>/seed=*` say to results.md, and their summaries and a figure to `docs/results/`.
 
     Raises:
         RecapError: there is no finished run.
     """
     studies = [read_study(folder) for folder in folders]
-    shutil.rmtree(docs / RESULTS, ignore_errors=True)
-    (docs / RESULTS).mkdir(parents=True)
+    (docs / RESULTS).mkdir(parents=True, exist_ok=True)
+    page = docs / PAGE
+    sections = read_sections(page.read_text(encoding="utf-8")) if page.is_file() else {}
     for folder, study in zip(folders, studies, strict=True):
-        for seed in study.runs:
-            kept = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
-            shutil.copy(folder / seed / "summary.json", kept)
-    draw(studies, docs / FIGURE)
-    (docs / PAGE).write_text(render(studies), encoding="utf-8")
-    print(docs / PAGE)
+        for old in (docs / RESULTS).glob(f"{study.name}_seed_*.json"):
+            old.unlink()
+        for seed, arms in study.runs.items():
+            solved = {arm: "".join("01"[bool(e["success"])] for e in episodes) for arm, episodes in arms.items()}
+            kept = json.loads((folder / seed / "summary.json").read_text()) | {"solved": solved}
+            path = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
+            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        draw(study, docs / RESULTS / f"{study.name}.png")
+        sections[study.name] = render(study)
+    page.write_text("\n".join([HEAD, *(sections[name] for name in sorted(sections))]), encoding="utf-8")
+    print(page)
+
+
+def read_sections(page: str) -> dict[str, str]:
+    """Experiment -> what the page says of it."""
+    starts = [*SECTION.finditer(page)]
+    ends = [start.start() for start in starts[1:]] + [len(page)]
+    return {start[1]: page[start.start() : end].rstrip() + "\n" for start, end in zip(starts, ends, strict=True)}
 
 
 def read_study(folder: Path) -> Study:
@@ -123,31 +147,20 @@ def read_arms(run: Path) -> dict[str, Episodes]:
 
 
 # ---------------------------------------------------------------------------------------------------- the page
-def render(studies: Sequence[Study]) -> str:
-    """The whole page."""
-    commits = sorted({commit for study in studies for commit in study.commits})
-    lines = [
-        "# Results on the embedded tasks",
-        "",
-        "Written by `make study` from its runs (`docs/results/*.json`); no setting was chosen on these seeds.",
-        "Rates with Wilson's 95 % interval over all seeds' held-out initial states, the same for all arms of a seed;",
-        "means over seeds with a bootstrap interval (10,000 resamples of the seeds: with five of them rather narrow);",
-        "p: McNemar's exact test on the pairs of all seeds, not corrected for the number of arms.",
-        f"Code: {', '.join(commits)}.",
-        "",
-        f"![Success rates of all arms]({FIGURE})",
-    ]
-    for study in studies:
-        lines += ["", f"# `experiment={study.name}`", "", _about(study), "", *_rates(study), "", *_leads(study)]
-        if len(study.tasks) > 1:
-            lines += ["", *_tasks(study)]
+def render(study: Study) -> str:
+    """What the page says of one experiment."""
+    figure = f"![Success rates of all arms]({RESULTS}/{study.name}.png)"
+    lines = [f"# `experiment={study.name}`", "", _about(study), "", figure, "", *_rates(study), "", *_leads(study)]
+    if len(study.tasks) > 1:
+        lines += ["", *_tasks(study)]
     return "\n".join(lines) + "\n"
 
 
 def _about(study: Study) -> str:
     n = len(study.pooled(study.arms[0])) // len(study.runs)
     seeds = f"{len(study.runs)} seed{'s' if len(study.runs) > 1 else ''}"
-    text = f"{seeds}, {n} held-out initial states a seed. Tasks: {', '.join(study.tasks)}."
+    text = f"{seeds}, {n} held-out initial states a seed. Code: {', '.join(study.commits)}. "
+    text += f"Tasks: {', '.join(study.tasks)}."
     others = [task for task in study.tasks if task not in study.collected]
     return f"{text} No rollouts were collected of: {', '.join(others)}." if others else text
 
@@ -224,35 +237,30 @@ def _of(episodes: Episodes, task: str | None) -> Episodes:
 
 
 # ---------------------------------------------------------------------------------------------------- the figure
-def draw(studies: Sequence[Study], path: Path) -> None:
-    """Success rates of all arms with their intervals, a dot for each seed; one panel for each study."""
+def draw(study: Study, path: Path) -> None:
+    """Success rates of all arms with their intervals, a mark for each seed."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    tallest = max(len(study.arms) for study in studies)
-    figure, panels = plt.subplots(
-        1, len(studies), figsize=(6.2 * len(studies), 1.2 + 0.34 * tallest), squeeze=False, layout="constrained"
-    )
-    for axes, study in zip(panels[0], studies, strict=True):
-        recap = 100 * rate(study.pooled(study.last))
-        axes.axvline(recap, color="#2a6fbb", lw=1, ls=(0, (2, 3)), zorder=0)
-        for row, arm in enumerate(reversed(study.arms)):
-            found = rates(study.pooled(arm), study.fps)
-            middle, (low, high) = 100 * found["success_rate"], (100 * x for x in found["ci95"])
-            colour = "#2a6fbb" if arm == study.last else "#222222" if arm == "SFT" else "#8a8f98"
-            axes.plot([low, high], [row, row], color=colour, lw=2.5, solid_capstyle="round")
-            axes.plot(middle, row, "o", color=colour, ms=6)
-            each = [100 * rate(episodes) for episodes in study.of(arm).values()]
-            axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
-        axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)), fontsize=9)
-        axes.set_xlim(0, 100)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
-        axes.set_title(f"{study.name}: {', '.join(study.tasks)}", fontsize=9, loc="left", wrap=True)
-        axes.grid(axis="x", color="#e6e8eb", zorder=-1)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(left=False)
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.34 * len(study.arms)), layout="constrained")
+    axes.axvline(100 * rate(study.pooled(study.last)), color="#2a6fbb", lw=1, ls=(0, (2, 3)), zorder=0)
+    for row, arm in enumerate(reversed(study.arms)):
+        found = rates(study.pooled(arm), study.fps)
+        middle, (low, high) = 100 * found["success_rate"], (100 * x for x in found["ci95"])
+        colour = "#2a6fbb" if arm == study.last else "#222222" if arm == "SFT" else "#8a8f98"
+        axes.plot([low, high], [row, row], color=colour, lw=2.5, solid_capstyle="round")
+        axes.plot(middle, row, "o", color=colour, ms=6)
+        each = [100 * rate(episodes) for episodes in study.of(arm).values()]
+        axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
+    axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)), fontsize=9)
+    axes.set_xlim(0, 100)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
+    axes.set_title(f"{study.name}: {', '.join(study.tasks)}", fontsize=9, loc="left", wrap=True)
+    axes.grid(axis="x", color="#e6e8eb", zorder=-1)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,9 @@ BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # a
 
 
 @pytest.fixture(scope="module")
-def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of two tasks, of the second of which no rollouts were collected."""
-    study, docs = tmp_path_factory.mktemp("made") / "study", tmp_path_factory.mktemp("docs")
+    study = tmp_path_factory.mktemp("made") / "study"
     for seed, (sft, last, control) in enumerate(zip(SFT, LAST, CONTROL, strict=True), 1):
         run = make_run(
             study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": control, "positive_only": control}
@@ -30,6 +32,12 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = {"name": "study", "env": {"tasks": BOTH, "fps": 10}, "rollout": {"tasks": BOTH[:1]}}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         write_summary(run, build_summary(run))
+    return study
+
+
+@pytest.fixture(scope="module")
+def docs(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    docs = tmp_path_factory.mktemp("docs")
     write_results([study], docs)
     return docs
 
@@ -40,10 +48,28 @@ def page(docs: Path) -> str:
 
 
 def test_what_is_written(docs: Path) -> None:
-    assert sorted(path.name for path in (docs / "results").iterdir()) == ["study_seed_1.json", "study_seed_2.json"]
-    with Image.open(docs / "results.png") as image:
+    names = ["study.png", "study_seed_1.json", "study_seed_2.json"]
+    assert sorted(path.name for path in (docs / "results").iterdir()) == names
+    solved = json.loads((docs / "results/study_seed_1.json").read_text())["solved"]
+    assert solved["SFT"] == "1100000010"
+    assert solved["RECAP, iteration 1"] == "1011111100"
+    with Image.open(docs / "results/study.png") as image:
         assert image.width > 500
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50, "something is drawn"
+
+
+def test_other_experiments_stay_on_the_page(docs: Path, study: Path, tmp_path: Path) -> None:
+    shutil.copytree(docs, tmp_path / "docs")
+    alone = (docs / "results.md").read_text()
+    other = study.rename(study.with_name("another"))
+    write_results([other], tmp_path / "docs")
+    page = (tmp_path / "docs/results.md").read_text()
+    assert page.count("# Results on") == 1
+    assert page.index("# `experiment=another`") < page.index("# `experiment=study`")
+    assert page.endswith(alone[alone.index("# `experiment=study`") :])
+    other.rename(study)
+    write_results([study], tmp_path / "docs")
+    assert (tmp_path / "docs/results.md").read_text() == page, "the same runs say the same, once"
 
 
 def test_rates_of_each_seed_and_of_all(page: str) -> None:
