@@ -1,4 +1,6 @@
-"""GPU memory of a training, computed from the sizes of its networks; `python -m recap.memory` prints the table.
+"""GPU memory of a training and disk of a run, computed from the sizes of the networks.
+
+`python -m recap.memory` prints the table of GPU memory.
 
 Exact: how many weights there are, and what a weight, its gradient and its moments take. Estimated: the activations,
 with gradient checkpointing, as what is kept at every layer plus the recomputation of the largest one.
@@ -8,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recap.config import GemmaSize, Optimizer, PI0Config, SiglipSize, Trained
+from recap.config import GemmaSize, Optimizer, PI0Config, SiglipSize, Trained, ValueConfig
 
-VOCABULARY = 257_152  # PaliGemma's
+VOCABULARY, VALUE_VOCABULARY = 257_152, 262_144  # PaliGemma's and Gemma 3's
 MOMENTS = {Optimizer.adamw: 8, Optimizer.adamw8bit: 2}  # bytes a weight
 HALF, FULL = 2, 4  # bytes of bfloat16 and float32
 
@@ -42,6 +44,18 @@ def pi0_weights(size: PI0Config, vocabulary: int = VOCABULARY) -> dict[str, int]
     }
 
 
+def words(tokenizer: str, published: int) -> int:
+    """How many embeddings there are; the few of the built-in tokenizer are not worth counting."""
+    return 0 if tokenizer == "builtin" else published
+
+
+def value_weights(size: ValueConfig) -> int:
+    """Weights of a value function, but for its few small norms and its bins."""
+    text = size.text
+    around = (size.vision.width + 1) * text.width + words(size.tokenizer, VALUE_VOCABULARY) * text.width
+    return siglip(size.vision, size.image_size) + around + text.depth * gemma(text)
+
+
 def adapters(size: PI0Config) -> int:
     """Weights of LoRA beside every matrix of both Gemmas."""
 
@@ -60,21 +74,42 @@ def training_bytes(
     Args:
         batch: samples a process. processes: that share weights, gradients and moments (sharding=fsdp).
     """
-    parts = pi0_weights(size)
-    everything = sum(parts.values())
-    learned = {
-        Trained.all: parts["vision"] + parts["vlm"] + parts["expert"],
-        Trained.frozen_vision: parts["vlm"] + parts["expert"],
-        Trained.expert: parts["expert"],
-        Trained.lora: adapters(size),
-    }[trains]
-    frozen = everything - learned if trains is not Trained.lora else everything
+    learned, frozen = learned_and_frozen(size, trains)
     return {
         "weights": (learned * FULL + frozen * HALF) / processes,
         "gradients": learned * FULL / processes,
         "moments": learned * MOMENTS[optimizer] / processes,
         "activations": activations(size, trains, batch, cameras) + learned * HALF / processes,
     }
+
+
+def learned_and_frozen(size: PI0Config, trains: Trained) -> tuple[int, int]:
+    """How many weights learn, in float32, and how many do not, in bfloat16."""
+    parts = pi0_weights(size, words(size.tokenizer, VOCABULARY))
+    everything = sum(parts.values())
+    if trains is Trained.lora:
+        return adapters(size), everything
+    learned = parts["expert"]
+    learned += parts["vlm"] if trains is not Trained.expert else 0
+    learned += parts["vision"] if trains is Trained.all else 0
+    return learned, everything - learned
+
+
+def disk_bytes(pi0: PI0Config, value: ValueConfig, policies: int, values: int) -> float:
+    """Disk for the checkpoints of a run.
+
+    Args:
+        policies, values: how many trainings of each leave one. Beside these, the largest training under way has
+            `keep_checkpoints` with the optimiser's state, and writes another one.
+    """
+    learned, frozen = learned_and_frozen(pi0, pi0.trains)
+    policy = learned * FULL + (frozen * HALF if pi0.trains is not Trained.lora else 0)  # adapters are saved alone
+    critic = value_weights(value) * FULL
+    under_way = max(
+        (pi0.sft.keep_checkpoints + 1) * (policy + learned * MOMENTS[pi0.sft.optimizer]),
+        (value.sft.keep_checkpoints + 1) * (critic + value_weights(value) * MOMENTS[value.sft.optimizer]),
+    )
+    return policies * policy + values * critic + under_way
 
 
 def activations(size: PI0Config, trains: Trained, batch: int, cameras: int) -> float:

@@ -12,18 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from recap import slurm
-from recap.config import Config, Device, EnvKind, Resources, Sharding
+from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
 from recap.errors import RecapError
 from recap.hub import Need, fetch, refusals
-from recap.memory import training_bytes
+from recap.memory import disk_bytes, training_bytes
 from recap.pool import Pool
 from recap.rundir import CONFIG
 
-# A run's checkpoints and data: at full size 3 checkpoints with optimiser state, and rollouts.
-GIGABYTES = {"tiny": 1, "full": 200}
+DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
 READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
@@ -124,7 +123,7 @@ def _disk(cfg: Config) -> Iterator[str]:
     elif not os.access(folder, os.W_OK):
         yield f"output={cfg.output}: {folder} cannot be written. Fix: choose output=<a folder of yours>."
     else:
-        need = GIGABYTES.get(cfg.size, 1) * 1e9
+        need = _disk_bytes(cfg)
         if (Path(cfg.output) / CONFIG).is_file():  # a run that has begun holds most of it already
             need /= 20
         if (free := shutil.disk_usage(folder).free) < need:
@@ -132,6 +131,13 @@ def _disk(cfg: Config) -> Iterator[str]:
                 f"output={cfg.output}: {free / 1e9:.1f} GB free, size={cfg.size} needs about {need / 1e9:.1f} GB. "
                 "Fix: free some, or output=<another disk>."
             )
+
+
+def _disk_bytes(cfg: Config) -> float:
+    """What a run leaves behind, about; a stage by hand as a run without iterations."""
+    iterations = cfg.iterations if isinstance(cfg, LoopJob) else 0
+    arms = sum(cfg.arms[arm].trains for arm in cfg.controls)
+    return max(DATA, 1.1 * disk_bytes(cfg.pi0, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
 
 
 def _renders() -> bool:

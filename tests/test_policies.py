@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import init_empty_weights
 from data_helpers import CAMERAS, TASKS
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config as LerobotPI0Config
@@ -30,14 +31,15 @@ from policy_helpers import (
 from policy_helpers import training_batch as batch_of
 from stock_lerobot import shrink
 
-from recap.config import GemmaSize, SiglipSize
+from recap.config import GemmaSize, PolicyTrainConfig, SiglipSize, TrainConfig, Trained, ValueConfig
 from recap.errors import RecapError
-from recap.memory import pi0_weights
+from recap.memory import disk_bytes, pi0_weights
 from recap.policies.acting import ActionChunks
 from recap.policies.backbone import trim
 from recap.policies.checkpoint import Checkpoint, features
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, prompt
+from recap.policies.value import RecapValueConfig, RecapValuePolicy
 from recap.returns import Bins
 
 
@@ -90,6 +92,23 @@ def test_weights_are_counted_as_they_are() -> None:
     heads = size.expert.width * policy.config.vocab_size
     own = [p for name, p in policy.named_parameters() if ".paligemma." not in name]
     assert parts["expert"] == sum(p.numel() for p in own) - heads
+
+
+def test_disk_of_a_run(repository: Path) -> None:
+    """Against the weights of full-size networks: three policies, two value functions, and a training under way."""
+    numbers = yaml.safe_load((repository / "conf/size/full.yaml").read_text())
+    value, kept = numbers["value"], TrainConfig(keep_checkpoints=2)
+    sizes = {"vision": SiglipSize(**value["vision"]), "text": GemmaSize(**value["text"])}
+    spec = features(dict.fromkeys(CAMERAS, (224, 224)), 8, 7)
+    with init_empty_weights():
+        critic = RecapValuePolicy(RecapValueConfig(**spec | {"output_features": {}}, **sizes, device="cpu"))
+    count = sum(p.numel() for p in critic.parameters())
+    size = pi0_size(tokenizer="theirs", sft=PolicyTrainConfig(keep_checkpoints=2), trains=Trained.lora, lora_rank=4)
+    of_value = ValueConfig(**sizes, image_size=224, tokenizer="theirs", sft=kept)
+    found = disk_bytes(size, of_value, policies=3, values=2)
+    assert found == pytest.approx(2 * 4 * count + 3 * 12 * count, rel=0.01)  # adapters are small; moments are 8 bytes
+    whole = disk_bytes(pi0_size(tokenizer="theirs", sft=size.sft, trains=Trained.all), of_value, 3, 2)
+    assert whole > found
 
 
 def lerobots_pi0(ours: RecapPI0Policy, monkeypatch: pytest.MonkeyPatch) -> Any:
