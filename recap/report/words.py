@@ -21,6 +21,7 @@ ARM_NAMES = {  # in the order in which they are told; any other arm follows unde
     "no_dropout": "RECAP without dropout",
     "pickier": "RECAP, 10 % positive",
     "generous": "RECAP, 50 % positive",
+    "more_demonstrations": "RECAP, half of each batch demonstrations",
     "longer_look_ahead": "RECAP, N = 20",
     "whole_episode": "RECAP, N = whole episode",
 }
