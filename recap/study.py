@@ -254,7 +254,9 @@ def draw(study: Study, path: Path) -> None:
         axes.plot(middle, row, "o", color=colour, ms=6)
         each = [100 * rate(episodes) for episodes in study.of(arm).values()]
         axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
-    axes.set_yticks(range(len(study.arms)), list(reversed(study.arms)), fontsize=9)
+    seeds = {arm: len(study.of(arm)) for arm in study.arms}
+    names = [arm if n == len(study.runs) else f"{arm} ({n} of {len(study.runs)} seeds)" for arm, n in seeds.items()]
+    axes.set_yticks(range(len(names)), list(reversed(names)), fontsize=9)
     axes.set_xlim(0, 100)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
     axes.set_title(f"{study.name}: {', '.join(study.tasks)}", fontsize=9, loc="left", wrap=True)
