@@ -25,7 +25,7 @@ from recap.errors import RecapError
 
 OPTIMIZER = "training_state.pt"
 LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer")  # gathered one at a time
-torch.serialization.set_crc32_options(compute_crc32=False)  # torch.load never checks it; a third of the time to save
+torch.serialization.set_crc32_options(compute_crc32=False)  # never read; 2 GB took 4.0 s with, 2.8 without
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 

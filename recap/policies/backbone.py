@@ -87,7 +87,7 @@ def recompute(part: PreTrainedModel) -> None:
     """Gradient checkpointing: activations are computed twice instead of kept.
 
     Hugging Face also lets gradients into the embeddings, for adapters with reentrant checkpointing. That made frozen
-    parts keep activations that nobody needs: 67 GB instead of 17 with a frozen PaliGemma.
+    parts keep activations that nobody needs: 60.7 GB instead of 48.6 with π0's vision tower frozen.
     """
     part.gradient_checkpointing_enable({"use_reentrant": False})
     part.disable_input_require_grads()
