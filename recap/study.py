@@ -28,7 +28,7 @@ RESULTS, PAGE = "results", "results.md"
 HEAD = """# Results on the embedded tasks
 
 Written by `recap.study` from the runs; RECAP's settings were not chosen on these seeds, but an arm that only some seeds
-have was added after a look at them. `docs/results/*.json` has the summaries, and in newer ones which initial states each
+have was added after a look at them. `docs/results/*.json` has the summaries, and in newer ones which states each
 arm solved (`solved`). Rates with Wilson's 95 % interval over all seeds' held-out
 initial states, the same for all arms of a seed; means over seeds with a bootstrap interval (10,000 resamples of the
 seeds: with five of them rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number
