@@ -172,4 +172,8 @@ else # no uv, or one that cannot reach the index (a proxy's certificates and set
     install_with_pip
 fi
 offer_rendering
+# Many images set PYTHONDONTWRITEBYTECODE. Every process would compile what it imports: 30 s instead of 10.
+say "== Compiling what every stage imports"
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c \
+    'import hydra, mujoco, submitit, wandb, recap.pipeline, recap.report, recap.stages.act, recap.stages.train'
 say "== Ready: .venv/bin/python"
