@@ -27,12 +27,11 @@ from recap.report.words import arm_name
 RESULTS, PAGE = "results", "results.md"
 HEAD = """# Results on the embedded tasks
 
-Written by `recap.study` from the runs; RECAP's settings were not chosen on these seeds, but an arm that only some seeds
-have was added after a look at them. `docs/results/*.json` has the summaries, and in newer ones which states each
-arm solved (`solved`). Rates with Wilson's 95 % interval over all seeds' held-out
-initial states, the same for all arms of a seed; means over seeds with a bootstrap interval (10,000 resamples of the
-seeds: with five of them rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number
-of arms.
+Written by `recap.study` from the runs. RECAP's settings were not chosen on these seeds; the arm with half of each batch
+demonstrations was added after a look at one of them. `docs/results/*.json` has the summaries, and in newer ones which
+states each arm solved (`solved`). Rates with Wilson's 95 % interval over all seeds' held-out initial states, the same
+for all arms of a seed; means over seeds with a bootstrap interval (10,000 resamples of the seeds: with five of them
+rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number of arms.
 """
 SECTION = re.compile(r"^# `experiment=(\w+)`$", re.MULTILINE)
 SIGNIFICANT = 0.05

@@ -131,8 +131,8 @@ def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: P
 # ---------------------------------------------------------------------------------------------------- its time is up
 def test_a_time_limit_costs_no_step(tmp_path: Path, slurm: None) -> None:
     """SLURM's shortest limit, a minute, and a training that is longer; only the notice makes it save."""
-    # Few and heavy steps: a start does at least one, so that a machine on which starting takes the minute gets there too.
-    longer = ["pi0.sft.steps=24", "pi0.sft.batch_size=640", "pi0.sft.save_every=24", "pi0.sft.image_shift=0"]
+    # Few and heavy steps: a start does at least one, so it gets there even where starting takes the minute.
+    longer = ["pi0.sft.steps=16", "pi0.sft.batch_size=640", "pi0.sft.save_every=16", "pi0.sft.image_shift=0"]
     # The notice comes 20 s after the job begins: a loaded machine needs most of them until Python heeds signals.
     asked = ["resources.pi0.minutes=1", "launcher.notice=40", "launcher.requeues=60"]
     train = ["policy=pi0", "stage=sft", *longer, *asked]
