@@ -172,7 +172,7 @@ else # no uv, or one that cannot reach the index (a proxy's certificates and set
     install_with_pip
 fi
 offer_rendering
-# Many images set PYTHONDONTWRITEBYTECODE. Every process would compile what it imports: 30 s instead of 10.
+# Many images set PYTHONDONTWRITEBYTECODE. Every process would compile what it imports: 30 s instead of 15.
 say "== Compiling what every stage imports"
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c \
     'import hydra, mujoco, submitit, wandb, recap.pipeline, recap.report, recap.stages.act, recap.stages.train'
