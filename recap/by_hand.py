@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, PolicyKind, with_arm
-from recap.errors import RecapError
 from recap.graph import Node, advantage_node, eval_node, gate_node, iteration_dir, prompt_for, values_node
+from recap.policies.folder import PRETRAINED, checkpoint_of, held
 from recap.rundir import stage_of
 
-TYPES = {PolicyKind.pi0: "recap_pi0", PolicyKind.value: "recap_value"}  # as their config.json says
 TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")
-FILES = ("config.json", "model.safetensors")
 
 
 def checkpoint_folder(checkpoint: str, kind: PolicyKind) -> Path:
     """The folder of one checkpoint; that of a training stands for its last.
 
     Raises:
-        RecapError: it is missing, incomplete or unreadable, or holds another kind of policy.
+        RecapError: it is missing, incomplete or unreadable, holds another kind of policy, or what is not allowed.
     """
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise RecapError(
-            f"checkpoint={checkpoint}: there is no such folder. "
-            "Fix: name one, such as outputs/demo/sft/checkpoints/last."
-        )
-    if (path / "checkpoints" / "last").is_dir():
-        path = path / "checkpoints" / "last"
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        below = next(iter(sorted(path.glob("**/checkpoints/*/config.json"))), None)
-        hint = f"checkpoint={below.parent}" if below else "the folder of one step, such as …/checkpoints/last"
-        raise RecapError(f"checkpoint={checkpoint}: {' and '.join(missing)} missing there. Fix: name {hint}.")
-    try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))["type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecapError(
-            f"checkpoint={checkpoint}: config.json is damaged ({type(error).__name__}: {error}). "
-            "Fix: copy it again whole, or train it again."
-        ) from error
-    if found != TYPES[kind]:
-        wanted = {PolicyKind.pi0: "a policy (…/sft or …/policy)", PolicyKind.value: "a value function (…/value)"}
-        raise RecapError(f"checkpoint={checkpoint}: is a '{found}', not a '{TYPES[kind]}'. Fix: name {wanted[kind]}.")
+    path = checkpoint_of(Path(checkpoint))
+    held(path, kind, f"checkpoint={checkpoint}")
     return path
 
 
@@ -78,8 +54,9 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     if cfg.result is not None:
         place = str(Path(cfg.result).absolute())
     elif not found:
-        stage = stage_of(checkpoint)
-        tag = checkpoint.resolve().name if stage == checkpoint else f"{stage.resolve().name}_{checkpoint.name}"
+        step = checkpoint.parent if checkpoint.name == PRETRAINED else checkpoint
+        stage = stage_of(step)
+        tag = step.resolve().name if stage == step else f"{stage.resolve().name}_{step.name}"
         place = f"{'rollout' if cfg.record else 'eval'}/{tag}"
     elif not cfg.record:
         place = f"{source}/eval" if source.endswith("sft") else f"{head}/eval"

@@ -65,9 +65,9 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
 
     from recap.policies import adapters
     from recap.policies.checkpoint import loaded, read_config
+    from recap.policies.folder import WEIGHTS, has_adapters
     from recap.policies.pi0 import RecapPI0Policy
     from recap.policies.processors import prompt_step, read_processors
-    from recap.policies.weights import WEIGHTS
 
     config = read_config(source, RecapPI0Policy)
     plain = config.plain()
@@ -88,7 +88,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     plain.freeze_vision_encoder = plain.train_expert_only = False
     plain.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    if adapters.has_adapters(source):
+    if has_adapters(source):
         from safetensors.torch import save_file
 
         config.dtype = "float32"

@@ -19,7 +19,8 @@ SECONDS = 6.0  # for the hub to say something about a repository
 class Need:
     """A repository that a configuration names, or a folder.
 
-    key: where; files: patterns of what must be there; only: of what is fetched, None for all.
+    key: where; files: patterns of what must be there; only: of what is fetched, None for all. instead: what would do
+    without it, in words, where that is not another value of the key.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Need:
     files: tuple[str, ...]
     revision: str | None = None
     only: tuple[str, ...] | None = None
+    instead: str = ""
 
     def folder(self) -> Path | None:
         """Where it is on this machine, None if it is not, or not whole."""

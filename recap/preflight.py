@@ -19,14 +19,15 @@ from recap.envs import instructions, libero, make_env
 from recap.errors import RecapError
 from recap.hub import Need, fetch, refusals
 from recap.memory import disk_bytes, training_bytes
+from recap.policies.folder import WEIGHTS
 from recap.pool import Pool
 from recap.rundir import CONFIG
+from recap.starts import start_needs, start_problems
 
 DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
 READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
-WEIGHTS = "*model.safetensors"  # a policy's, or its adapters'
 BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
@@ -64,6 +65,7 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
     if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
     yield from () if jobs is None else slurm.problems(cfg, jobs)
+    yield from start_problems(cfg, kinds)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
     computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
@@ -87,10 +89,10 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
 # ---------------------------------------------------------------------------------------------------- the hub
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
+    yield from start_needs(cfg, kinds)
     for name in ("pi0", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
-        parts = ("pretrained_vision", "pretrained_text") if size.pretrained is None else ("pretrained",)
-        for key in parts:
+        for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
             if repository := getattr(size, key, None):
                 yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
         if size.tokenizer != BUILTIN:
@@ -104,13 +106,18 @@ def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
 
 
 def _missing(need: Need, reason: str) -> str:
-    instead = f"{libero.ASSETS}=<their folder>" if need.key == ASSETS_KEY else f"{need.key}=<its folder>"
+    instead = (
+        need.instead or f"{libero.ASSETS}=<their folder>" if need.key == ASSETS_KEY else f"{need.key}=<its folder>"
+    )
     if need.key.endswith(".repo_id"):
         instead = f"{need.key.removesuffix('repo_id')}root=<its folder>"
     gated = (
         " (gated: accept its licence and `hf auth login` first)" if need.name in GATED and "gated" not in reason else ""
     )
-    return f"{need.key}={need.name}: not on this machine, and {reason}. Fix: {need.command()}{gated}, or {instead}"
+    return (
+        f"{need.key}={need.name}: not on this machine, and {reason}. "
+        f"Fix: {need.command()}{gated}, or {need.instead or instead}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- this machine

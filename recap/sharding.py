@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,8 +24,8 @@ from torch.distributed.tensor import DTensor
 
 from recap.config import Sharding, TrainConfig
 from recap.errors import RecapError
+from recap.policies.folder import OPTIMIZER
 
-OPTIMIZER = "training_state.pt"
 LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer")  # gathered one at a time
 torch.serialization.set_crc32_options(compute_crc32=False)  # never read; 2 GB took 4.0 s with, 2.8 without
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -123,5 +125,12 @@ class Store:
                 self.model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
             else:
                 set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=WHOLE)
+        except UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"holds {found[1]}" if found else "is no plain state"
+            raise RecapError(
+                f"{path}: {what}, where only numbers are allowed. Fix: delete {folder} and run the command again."
+            ) from error
         except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise RecapError(f"{path}: damaged ({error}). Fix: delete {folder} and run the command again.") from error
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RecapError(f"{path}: damaged ({said}). Fix: delete {folder} and run the command again.") from error

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from data_helpers import CAMERAS, TASKS
 
 from recap.config import GemmaSize, PI0Config, Precision, SiglipSize, ValueConfig
+from recap.policies import pi0 as pi0_module
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
 from recap.policies.prompt import BUILTIN
 
@@ -78,6 +80,15 @@ def new_value(seed: int = 0, precision: Precision = Precision.no, **changes: Any
     checkpoint = Checkpoint.new(build_value(value_size(**changes), spec, "cpu", precision), STATS)
     checkpoint.policy.eval()
     return checkpoint
+
+
+def take_for_full_size(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this package takes the sizes of a small π0 for lerobot's only ones."""
+    config = checkpoint.policy.config
+    variants = {"gemma_2b": config.vlm, "gemma_300m": config.expert}
+    monkeypatch.setattr(pi0_module.modeling_pi0, "get_gemma_config", variants.__getitem__)
+    monkeypatch.setattr(pi0_module, "SIGLIP", config.vision)
+    monkeypatch.setattr(pi0_module, "VOCABULARY", config.vocab_size)
 
 
 def observation(rows: int, seed: int = 0, image: tuple[int, int] = (24, 24)) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from policy_helpers import act, numbers_of, pi0_size
+from policy_helpers import act, numbers_of, pi0_size, take_for_full_size
 
 from recap.config import Prompt
 from recap.errors import RecapError
 from recap.export import export
-from recap.policies import pi0 as pi0_module
 from recap.policies.checkpoint import Checkpoint, build_pi0, features
 from recap.policies.pi0 import RecapPI0Policy
 from recap.policies.prompt import prompt
@@ -56,11 +55,7 @@ def batch(seed: int = 0) -> dict[str, Any]:
 def as_full_size(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     """A small policy that this package takes for lerobot's one size."""
     checkpoint = pusht_policy()
-    config = checkpoint.policy.config
-    variants = {"gemma_2b": config.vlm, "gemma_300m": config.expert}
-    monkeypatch.setattr(pi0_module.modeling_pi0, "get_gemma_config", variants.__getitem__)
-    monkeypatch.setattr(pi0_module, "SIGLIP", config.vision)
-    monkeypatch.setattr(pi0_module, "VOCABULARY", config.vocab_size)
+    take_for_full_size(checkpoint, monkeypatch)
     return checkpoint
 
 

@@ -36,7 +36,7 @@ class ActionChunks:
         batch = {
             key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
         }
-        missing = [key for key in self.config.image_features if key not in batch]
+        missing = [key for key in self.config.image_features if key not in self.checkpoint.sees(batch)]
         if missing:
             raise RecapError(
                 f"the policy was trained with camera {missing[0]}, which the environment does not have "

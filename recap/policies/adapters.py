@@ -11,15 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recap.errors import RecapError
+from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, TARGETS, lora_settings
 from recap.policies.weights import adapter_names, load_weights
-
-CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
-# Every matrix of both Gemmas, and the projections around them; the vision tower stays as it is.
-TARGETS = (
-    r".*\.(language_model|gemma_expert\.model)\.layers\.\d+\.(self_attn|mlp)\..*_proj"
-    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)"
-)
 
 
 def new_adapters(rank: int, base: str) -> LoraConfig:
@@ -27,19 +20,9 @@ def new_adapters(rank: int, base: str) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, base_model_name_or_path=base)
 
 
-def has_adapters(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
-
-
 def read_config(folder: Path) -> LoraConfig:
-    """Raises RecapError when the file cannot be read or names no base."""
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise RecapError(f"{folder / CONFIG} cannot be read ({error}). Fix: copy the checkpoint again.") from error
-    if not config.base_model_name_or_path:
-        raise RecapError(f"{folder / CONFIG} does not name the weights that it adapts. Fix: train it again.")
-    return config
+    """Raises RecapError when the file cannot be read, asks for more than LoRA, or names no base."""
+    return LoraConfig(**lora_settings(folder))
 
 
 def add_adapters(policy: Any, config: LoraConfig, folder: Path | None = None) -> None:
@@ -58,7 +41,7 @@ def save_adapters(policy: Any, state: dict[str, Tensor], folder: Path) -> None:
     names = adapter_names(name for name in state if ".lora_" in name)
     save_file({names[name]: state[name].contiguous() for name in names}, folder / ADAPTERS)
     policy.adapters.save_pretrained(str(folder))
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")  # sets have no order
 
 

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import draccus
 import numpy as np
 import torch
 from accelerate import init_empty_weights
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recap import config as schema
-from recap.config import Precision, Trained
+from recap.config import PolicyKind, Precision, Trained
 from recap.errors import RecapError
 from recap.policies import adapters
+from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.processors import new_processors, prompt_step, read_processors
+from recap.policies.processors import new_processors, prompt_step, read_processors, seen
 from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
-from recap.policies.weights import WEIGHTS, folder_of, load_part, load_weights
+from recap.policies.weights import folder_of, load_part, load_weights
 
 DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy
-POLICIES: dict[type[PreTrainedConfig], type[PreTrainedPolicy]] = {
-    RecapPI0Config: RecapPI0Policy,
-    RecapValueConfig: RecapValuePolicy,
-}
+KINDS: dict[type, PolicyKind] = {RecapPI0Policy: PolicyKind.pi0, RecapValuePolicy: PolicyKind.value}
 
 
 def features(
@@ -46,7 +45,8 @@ def features(
 def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """What a policy sees and does: key -> size; of cameras only the key, because images are resized."""
     every = {**config.input_features, **(config.output_features or {})}
-    return {key: () if feature.type is FeatureType.VISUAL else tuple(feature.shape) for key, feature in every.items()}
+    sizes = {key: tuple(feature.shape) for key, feature in every.items() if feature.type is not FeatureType.VISUAL}
+    return {**sizes, **dict.fromkeys(config.image_features, ())}
 
 
 def build_pi0(
@@ -82,7 +82,8 @@ def build_pi0(
     )
     if size.pretrained is None:
         return RecapPI0Policy(config)
-    return loaded(RecapPI0Policy, config, folder_of(size.pretrained, "pi0.pretrained"), size.trains, size.lora_rank)
+    folder = _start(size.pretrained, PolicyKind.pi0)
+    return loaded(RecapPI0Policy, config, folder, size.trains, size.lora_rank)
 
 
 def build_value(
@@ -107,7 +108,7 @@ def build_value(
         push_to_hub=False,
     )
     if size.pretrained is not None:
-        return loaded(RecapValuePolicy, config, folder_of(size.pretrained, "value.pretrained"), Trained.all)
+        return loaded(RecapValuePolicy, config, _start(size.pretrained, PolicyKind.value), Trained.all)
     policy = RecapValuePolicy(config)
     deeper = r"^encoder\.layers\.|^layers\."  # a part may have fewer layers than the file
     if size.pretrained_vision is not None:
@@ -117,6 +118,13 @@ def build_value(
         file = folder_of(size.pretrained_text, "value.pretrained_text") / WEIGHTS
         load_part(policy.language_model, file, "model.", deeper)
     return policy
+
+
+def _start(name: str, kind: PolicyKind) -> Path:
+    """The folder of `pi0.pretrained` or `value.pretrained`, looked into."""
+    folder = folder_of(name, f"{kind.name}.pretrained")
+    held(folder, kind, f"{kind.name}.pretrained={name}")
+    return folder
 
 
 def loaded[P: Policy](
@@ -130,11 +138,15 @@ def loaded[P: Policy](
     Raises:
         RecapError: they do not fit, or are adapters where all weights shall be trained.
     """
-    adapted = adapters.has_adapters(folder)
+    adapted = has_adapters(folder)
     if adapted and trains not in (None, Trained.lora):
         raise RecapError(
             f"checkpoint {folder} holds adapters, but trains={trains.name if trains else ''}. "
             "Fix: pi0.trains=lora, or start from a checkpoint without."
+        )
+    if adapted and lora_rank and (rank := adapters.read_config(folder).r) != lora_rank:
+        raise RecapError(
+            f"pi0.lora_rank={lora_rank}: the adapters in {folder} have rank {rank}. Fix: pi0.lora_rank={rank}."
         )
     if isinstance(config, RecapPI0Config):
         config.freeze_vision_encoder = trains is Trained.frozen_vision
@@ -147,7 +159,7 @@ def loaded[P: Policy](
     if not adapted:
         load_weights(policy, folder / WEIGHTS)
         if trains is Trained.lora:
-            adapters.add_adapters(policy, adapters.new_adapters(lora_rank, str(folder)))
+            adapters.add_adapters(policy, adapters.new_adapters(lora_rank, str(folder.absolute())))
         return policy
     lora = adapters.read_config(folder)
     load_weights(policy, folder_of(str(lora.base_model_name_or_path), f"the base of {folder}") / WEIGHTS)
@@ -231,9 +243,13 @@ class Checkpoint:
     def restore(self, path: Path) -> None:
         """Takes the weights that `save` wrote. Raises RecapError if they are damaged."""
         if self.policy.config.use_peft:
-            load_weights(self.policy, path / adapters.ADAPTERS, adapters=True)
+            load_weights(self.policy, path / ADAPTERS, adapters=True)
         else:
             load_weights(self.policy, path / WEIGHTS)
+
+    def sees(self, keys: Iterable[str]) -> list[str]:
+        """What the policy calls observations of these names."""
+        return seen(self.preprocess, keys)
 
     def set_prompt(self, indicator: bool | None, beta: float = 1.0) -> None:
         """What every observation is prompted with from now on, and the guidance β; saved with the checkpoint."""
@@ -247,30 +263,14 @@ def read_config(path: Path, kind: type[Policy]) -> Any:
     """The configuration of a checkpoint folder; a π0 of lerobot's as one of ours.
 
     Raises:
-        RecapError: there is no whole checkpoint of this kind.
+        RecapError: there is no whole checkpoint of this kind, or it holds what is not allowed.
     """
-    if not path.is_dir():
-        raise RecapError(
-            f"checkpoint {path}: there is no such folder. Fix: name a folder that holds config.json and {WEIGHTS}."
-        )
-    weights = adapters.ADAPTERS if adapters.has_adapters(path) else WEIGHTS
-    missing = [name for name in ("config.json", weights) if not (path / name).is_file()]
-    if missing:
-        raise RecapError(
-            f"checkpoint {path}: {' and '.join(missing)} missing. "
-            "Fix: name the folder of one step, such as …/checkpoints/last."
-        )
+    named = f"checkpoint {path}"
+    held(path, KINDS[kind], named)
+    content = read_json(path / CONFIG, named)
     try:
-        config = PreTrainedConfig.from_pretrained(path)
-    except Exception as error:  # draccus and json raise many kinds
-        raise RecapError(
-            f"checkpoint {path}: config.json cannot be read ({str(error).splitlines()[0]}). Fix: train it again."
-        ) from error
-    if type(config) is PI0Config:
-        config = RecapPI0Config.of(config)
-    if POLICIES.get(type(config)) is not kind:
-        raise RecapError(
-            f"checkpoint {path} is a '{config.type}', but a '{kind.name}' is needed here. "
-            "Fix: name the other checkpoint."
-        )
-    return config
+        config = draccus.decode(PreTrainedConfig.get_choice_class(content.pop("type")), content)
+    except Exception as error:  # draccus raises many kinds
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecapError(f"{named}: config.json cannot be read ({said[:300]}). Fix: train it again.") from error
+    return RecapPI0Config.of(config) if type(config) is PI0Config else config

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import PolicyFeature, PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import pad_vector
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy, PI0Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
-from recap.config import GemmaSize, SiglipSize
+from recap.config import GemmaSize, PolicyKind, SiglipSize
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
+from recap.policies.folder import held
 from recap.policies.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 
@@ -33,6 +34,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 # Written into lerobot's code.
 SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
 VOCABULARY = 257152
+EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
 @PreTrainedConfig.register_subclass("recap_pi0")
@@ -54,6 +56,11 @@ class RecapPI0Config(PI0Config):
         vlm, expert = (sizes(name) for name in (config.paligemma_variant, config.action_expert_variant))
         own = {f.name: getattr(config, f.name) for f in fields(PI0Config)}
         return cls(**own, vision=SIGLIP, vlm=vlm, expert=expert, vocab_size=VOCABULARY)
+
+    @property
+    def image_features(self) -> dict[str, PolicyFeature]:
+        """Its cameras, without those that lerobot adds as placeholders (`empty_cameras`) and masks."""
+        return {key: feature for key, feature in super().image_features.items() if not key.startswith(EMPTY_CAMERA)}
 
     def plain(self) -> PI0Config | None:
         """The same as lerobot's own configuration, or None where that has no words for these sizes."""
@@ -218,7 +225,12 @@ class RecapPI0Policy(PI0Policy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any
     ) -> RecapPI0Policy:
-        """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors."""
+        """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors.
+
+        lerobot-eval comes here before it builds the processors of the folder, which may hold what is not allowed.
+        """
+        if (folder := Path(pretrained_name_or_path)).is_dir():
+            held(folder, PolicyKind.pi0, str(folder))
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
     def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from lerobot.processor import (
 from lerobot.processor.factory import make_policy_processor_pipelines
 
 from recap.errors import RecapError
+from recap.policies.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER, processor_steps, tokenizer_name
 from recap.policies.pi0 import RecapPI0Config
 from recap.policies.prompt import PromptTokenizer, load_tokenizer, own_indicator, with_indicator
 
 Processors = tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
-PREPROCESSOR, TOKENIZER = "policy_preprocessor.json", "tokenizer_processor"
 
 
 def new_processors(config: Any, stats: dict[str, dict[str, np.ndarray]]) -> Processors:
@@ -59,24 +59,33 @@ def read_processors(path: Path, config: Any, device: str) -> Processors:
     """Those of a checkpoint folder, ours or lerobot's.
 
     Raises:
-        RecapError: they cannot be read, or their tokenizer is not there.
+        RecapError: they cannot be read, hold what is not allowed, or their tokenizer is not there.
     """
     overrides: dict[str, Any] = {"device_processor": {"device": device}}
+    again = "Fix: train it again, or copy it again whole."
+    steps = processor_steps(path / PREPROCESSOR, f"checkpoint {path}")
+    processor_steps(path / POSTPROCESSOR, f"checkpoint {path}")
+    if any(step["registry_name"] == TOKENIZER for step in steps):
+        overrides[TOKENIZER] = {"tokenizer": load_tokenizer(tokenizer_name(path, steps) or str(path))}
     try:
-        steps = json.loads((path / PREPROCESSOR).read_text())["steps"]
-        names = [step["config"].get("tokenizer_name") for step in steps if step.get("registry_name") == TOKENIZER]
-        if names:
-            here = (path / "tokenizer.json").is_file()
-            overrides[TOKENIZER] = {"tokenizer": load_tokenizer(str(path) if here else names[0])}
         before, after = make_pre_post_processors(config, str(path), preprocessor_overrides=overrides)
     except RecapError:
         raise
     except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
-        raise RecapError(
-            f"checkpoint {path}: its processors cannot be read ({error}). Fix: train it again, or copy it again whole."
-        ) from error
+        raise RecapError(f"checkpoint {path}: its processors cannot be read ({str(error)[:500]}). {again}") from error
     before.steps = [_ours(step) for step in before.steps if not isinstance(step, Pi0NewLineProcessor)]
+    if not any(isinstance(step, PromptTokenizer) for step in before.steps):
+        raise RecapError(f"checkpoint {path}: its processors cannot be read (no step makes tokens). {again}")
     return before, after
+
+
+def seen(before: PolicyProcessorPipeline, keys: Iterable[str]) -> list[str]:
+    """What a policy's first step makes of the names of observations: cameras that it calls otherwise."""
+    found = list(keys)
+    for step in before.steps:
+        if isinstance(step, RenameObservationsProcessorStep):
+            found = [step.rename_map.get(key, key) for key in found]
+    return found
 
 
 def _ours(step: Any) -> Any:

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recap.errors import RecapError
+from recap.hub import find
+from recap.policies.folder import check_tokenizer
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer
@@ -62,12 +64,14 @@ def load_tokenizer(name: str) -> Any:
     """A tokenizer by name: `builtin`, a folder, or a hub id.
 
     Raises:
-        RecapError: it is neither here nor reachable; the message says how to get it.
+        RecapError: it is neither here nor reachable; the message says how to get it. Or it brings code of its own.
     """
     if name == BUILTIN:
         return builtin_tokenizer()
+    if folder := find(name, "model", files=("tokenizer*", "*.json")):
+        check_tokenizer(folder)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecapError(
             f"tokenizer '{name}' cannot be loaded: {str(error).splitlines()[0]}\n"
@@ -150,7 +154,7 @@ class PromptTokenizer(TokenizerProcessorStep):
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         text, names = json.loads(bytes(state["tokenizer"].cpu().numpy()).decode())
-        given = {name: value for name, value in names.items() if value is not None}
+        given = {name: names[name] for name in SPECIAL if isinstance(names.get(name), str)}
         self.input_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **given)
 
     def _tokenize_text(self, text: list[str]) -> dict[str, torch.Tensor]:

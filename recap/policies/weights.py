@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from recap.errors import RecapError
 from recap.hub import download, find
+from recap.policies.folder import checkpoint_of
 
-WEIGHTS = "model.safetensors"
 EMBEDDINGS = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
 HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 
 
 def folder_of(name: str, key: str) -> Path:
-    """The folder of a checkpoint: `name` itself, or what the local cache has of a hub id. Nothing is fetched.
+    """The folder of a checkpoint: `name`, its newest one, or what the local cache has of a hub id. Nothing is fetched.
 
     Raises:
         RecapError: there is neither; the message names the configuration's `key` and how to get it.
     """
     if folder := find(name, "model", files=("*model.safetensors", "*.json")):
-        return folder
+        return checkpoint_of(folder)
     raise RecapError(f"{key}={name}: not on this machine. Fix: {download(name, 'model')}, or name a folder.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from recap.evaluation import summarize
 from recap.graph import prompt_for
 from recap.policies.acting import ActionChunks
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.folder import checkpoint_of
 from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.processors import prompt_step
 from recap.pool import Pool
 from recap.rollout import EpisodeResult, already, demonstrate, journals, roll
 from recap.rundir import write_text
 from recap.share import WHOLE, Share
 from recap.simulation import EnvFacts
-from recap.stages.data import Inputs, Say, checkpoint_of, plan, publish, published
+from recap.stages.data import Inputs, Say, plan, publish, published
 
 STATES_PER_ITERATION = 100_000
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
@@ -151,11 +154,22 @@ def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
                 f"the policy was trained with {key} of dimension {feature.shape[0]}, the environment has {size}. "
                 "Fix: a checkpoint of this robot, or its environment with env=…"
             )
-    missing = [key for key in config.image_features if key not in env.cameras]
+    missing = [key for key in config.image_features if key not in checkpoint.sees(env.cameras)]
     if missing:
         raise RecapError(
             f"the policy was trained with camera {missing[0]}, the environment has {', '.join(env.cameras)}. "
             "Fix: a checkpoint of this robot, or its environment with env=…"
+        )
+
+
+def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: Prompt) -> None:
+    """Says so where a policy is told an indicator that it never saw; section: where the configuration has `prompt`."""
+    if INDICATOR[prompt] is not None and prompt_step(checkpoint.preprocess).default_indicator is None:
+        print(
+            f"warning: {policy} was trained without an indicator, but is told '{prompt.name}'. "
+            f"{section}.prompt=none gives it the prompts that it knows.",
+            file=sys.stderr,
+            flush=True,
         )
 
 
@@ -180,6 +194,7 @@ def _act(
         checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
         checkpoint.policy.config.num_inference_steps = cfg.pi0.num_inference_steps
         check_robot(checkpoint, pool.facts)
+        warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
         options |= {"share": share, "record": record, "journal": journal}
         return roll(pool, episodes, split, act, cfg.pi0.n_action_steps, **options)

@@ -26,11 +26,6 @@ Say = Callable[[str], None]
 STATES_PER_SEED = 10_000_000  # runs with different seeds never share an initial state
 
 
-def checkpoint_of(stage: Path) -> Path:
-    """The newest checkpoint of a training stage; a checkpoint folder given by hand stands for itself."""
-    return stage / "checkpoints" / "last" if (stage / "checkpoints").is_dir() else stage
-
-
 def plan(
     cfg: Config, episodes: int, first_state: int, stream: int, only: Sequence[str] | None = None
 ) -> list[EpisodeSpec]:

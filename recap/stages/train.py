@@ -27,13 +27,14 @@ from recap.data.mixture import Mixture, merged_stats
 from recap.device import device_name
 from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
+from recap.policies.folder import checkpoint_of
 from recap.policies.pi0 import RecapPI0Policy
 from recap.policies.processors import prompt_step, read_processors
 from recap.policies.value import RecapValuePolicy
 from recap.policies.weights import folder_of
 from recap.returns import Bins
 from recap.rundir import is_main_process, write_text
-from recap.stages.data import NORMALIZERS, Inputs, Say, checkpoint_of, normalized_returns, sources, task_normalizers
+from recap.stages.data import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
 from recap.training import policy_batches, train, value_batches
 
 MEMBER_SEEDS = 1_000_003  # between the members of a value function: none of them is another run's
@@ -134,7 +135,7 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
                 f"data set '{data.name}' has {key} of dimension {size}, the checkpoint was trained with "
                 f"{wanted[key][0]}. Fix: use data of the same robot, or train from SFT on."
             )
-    missing = [key for key in config.image_features if key not in data.cameras]
+    missing = [key for key in config.image_features if key not in checkpoint.sees(data.cameras)]
     if missing:
         raise RecapError(
             f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}."

@@ -16,11 +16,12 @@ from recap.data.mixture import Mixture, Picked
 from recap.device import device_name
 from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.folder import checkpoint_of
 from recap.policies.value import RecapValuePolicy
 from recap.progress import Progress
 from recap.rundir import write_text
 from recap.share import WHOLE, Share
-from recap.stages.data import NORMALIZERS, Inputs, Say, checkpoint_of, episodes_of, read_normalizers, sources
+from recap.stages.data import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
 from recap.stages.train import check_fit
 from recap.training import tensors
 
@@ -84,7 +85,11 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _joined(folder: Path, frames: Frames) -> np.ndarray:
     """V(o_t, l) of every frame, float64 [N], from the files of `_infer`."""
-    return np.concatenate([np.load(_block(folder, frames, start)) for start in range(0, len(frames), BLOCK)])
+    blocks = [_block(folder, frames, start) for start in range(0, len(frames), BLOCK)]
+    try:
+        return np.concatenate([np.load(path) for path in blocks])
+    except (OSError, ValueError) as error:
+        raise RecapError(f"the values in {folder} cannot be read ({error}). Fix: delete it, run it again.") from error
 
 
 def _block(folder: Path, frames: Frames, start: int) -> Path:
