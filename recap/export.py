@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recap.config import Prompt
+from recap.config import PolicyKind, Prompt
 from recap.errors import RecapError
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
@@ -112,14 +112,15 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
     A policy of a size that lerobot has no words for is uploaded as it is, and needs recap to run.
 
     Raises:
-        RecapError: the hub refuses, or is not reached.
+        RecapError: it is no checkpoint, or holds what is not allowed; the hub refuses, or is not reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    from lerobot.configs import PreTrainedConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from recap.policies.pi0 import RecapPI0Config
+    from recap.policies.checkpoint import read_config
+    from recap.policies.folder import TYPES, held
+    from recap.policies.pi0 import RecapPI0Policy
 
     try:
         if (source / "meta/info.json").is_file():
@@ -127,8 +128,8 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
             return f"https://huggingface.co/datasets/{name}"
         api = HfApi()
         with tempfile.TemporaryDirectory(dir=source.resolve().parent, prefix=".push.", suffix=".tmp") as folder:
-            config = PreTrainedConfig.from_pretrained(source)
-            known = isinstance(config, RecapPI0Config) and config.plain() is not None
+            policy = held(source, None, f"checkpoint {source}").type in TYPES[PolicyKind.pi0]
+            known = policy and read_config(source, RecapPI0Policy).plain() is not None
             upload = export(source, Path(folder) / "policy", prompt, name) if known else source
             api.create_repo(name, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=upload, ignore_patterns=["training_state.pt", ".*"])

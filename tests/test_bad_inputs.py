@@ -318,7 +318,7 @@ def test_a_device_that_is_not_there(work: Path) -> None:
 
 def test_weights_that_are_not_there(work: Path) -> None:
     (work / "empty").mkdir()
-    says = ["pi0.pretrained=empty: holds no *model.safetensors"]
+    says = ["pi0.pretrained=empty: config.json and model.safetensors missing"]
     refuses(work, "train", "name=other", "pi0.pretrained=empty", says=says)
     says = ["pi0.pretrained=nobody/nothing: not on this machine", "hf download nobody/nothing"]
     refuses(work, "train", "name=other", "pi0.pretrained=nobody/nothing", says=says)
