@@ -68,6 +68,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     from recap.policies.folder import WEIGHTS, has_adapters
     from recap.policies.pi0 import RecapPI0Policy
     from recap.policies.processors import prompt_step, read_processors
+    from recap.policies.weights import names_of
 
     config = read_config(source, RecapPI0Policy)
     plain = config.plain()
@@ -95,6 +96,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
         policy = loaded(RecapPI0Policy, config, source, None)
         save_file(adapters.merged(policy), temporary / WEIGHTS, metadata={"format": "pt"})
     else:
+        names_of(source / WEIGHTS)  # which opens it: another file under this name would go out with the policy
         _link(source / WEIGHTS, temporary / WEIGHTS)
     stock = TokenizerProcessorStep(tokenizer_name=str(temporary), max_length=step.max_length, padding_side="right")
     stock.tokenizer_name = str(out.resolve()) if name is None else name
@@ -112,7 +114,7 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
     A policy of a size that lerobot has no words for is uploaded as it is, and needs recap to run.
 
     Raises:
-        RecapError: it is no checkpoint, or holds what is not allowed; the hub refuses, or is not reached.
+        RecapError: it is no checkpoint, or holds links or what is not allowed; the hub refuses, or is not reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -122,6 +124,11 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
     from recap.policies.folder import TYPES, held
     from recap.policies.pi0 import RecapPI0Policy
 
+    if link := next((path for path in source.rglob("*") if path.is_symlink()), None):
+        raise RecapError(
+            f"--push {name}: {link} is a link, and what it leads to would be uploaded. "
+            f"Fix: if you know all of it, cp -rL {source} copy && python -m recap.export copy --push {name}"
+        )
     try:
         if (source / "meta/info.json").is_file():
             LeRobotDataset(name, root=source).push_to_hub()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,44 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from hostile_helpers import Runs, edit, refused
 from lerobot.policies.factory import make_pre_post_processors
-from policy_helpers import new_pi0
+from policy_helpers import new_pi0, take_for_full_size
 from safetensors.torch import load_file, save_file
-from tiny_run import RUN, run, tiny
+from tiny_run import run
 
 from recap.by_hand import checkpoint_folder
 from recap.config import PolicyKind
 from recap.errors import RecapError
 from recap.export import export, push
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.folder import ADAPTER_CONFIG, CONFIG, OPTIMIZER, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
+from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, load_tokenizer
-from recap.rundir import check
-from recap.sharding import Store
-from recap.stages.values import _joined
 
 EVIL = "evil_module_of_a_stranger"
 Attempt = Callable[[Path, Path], object]  # (checkpoint folder, marker): writes what makes the marker if it runs
-
-
-class Runs:
-    """A pickle of this makes the marker when it is loaded."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.marker,)
-
-
-def edit(path: Path, change: Callable[[Any], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def code(folder: Path, marker: Path) -> None:
@@ -242,15 +222,6 @@ def theirs(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return folder
 
 
-def refused(error: RecapError, *says: str) -> None:
-    text = str(error)
-    assert len(text) < 1500
-    assert len(text.splitlines()) <= 10
-    assert "Fix: " in text
-    for part in says:
-        assert part in text, text
-
-
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_a_checkpoint_runs_nothing(name: str, theirs: Path, tmp_path: Path) -> None:
     attempt, file, says = ATTEMPTS[name]
@@ -320,49 +291,20 @@ def test_a_tokenizer_by_name_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_tokenizer(str(tmp_path / "tokenizer"))("put")["input_ids"] == builtin_tokenizer()("put")["input_ids"]
 
 
-# ---------------------------------------------------------------------------------------------------- run directories
-def test_a_training_is_continued_from_numbers_alone(tmp_path: Path) -> None:
-    torch.save({"state": Runs(tmp_path / "marker")}, tmp_path / OPTIMIZER)
-    model = torch.nn.Linear(1, 1)
-    with pytest.raises(RecapError) as caught:
-        Store(model, torch.optim.AdamW(model.parameters())).resume(tmp_path)
-    refused(caught.value, str(tmp_path / OPTIMIZER), "holds posix.mkdir, where only numbers are allowed")
-    assert not (tmp_path / "marker").exists()
-    torch.load(tmp_path / OPTIMIZER, weights_only=False)
-    assert (tmp_path / "marker").is_dir(), "the attempt is real"
-
-
-def test_values_are_numbers_alone(tmp_path: Path) -> None:
-    from data_helpers import EPISODES
-
-    class Frames:
-        name = "demonstrations"
-
-        def __len__(self) -> int:
-            return len(EPISODES)
-
-    np.save(tmp_path / "demonstrations_000000000.npy", np.array([Runs(tmp_path / "marker")], object), allow_pickle=True)
-    with pytest.raises(RecapError, match=r"cannot be read \(Object arrays cannot be loaded.*Fix: delete it"):
-        _joined(tmp_path, Frames())  # type: ignore[arg-type]
-    assert not (tmp_path / "marker").exists()
-
-
-def test_a_configuration_makes_no_objects(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'marker'}']\n")
-    with pytest.raises(RecapError) as caught:
-        check(tmp_path, {"a": 1})
-    refused(caught.value, "config.yaml cannot be read", "could not determine a constructor")
-    assert not (tmp_path / "marker").exists()
-
-
-def test_a_configuration_of_a_run_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OmegaConf would put the environment, and so keys, in the place of this."""
-    monkeypatch.setenv("MY_KEY", "hunter2")
-    text = "seed: ${oc.env:MY_KEY}\n_target_: os.system\ntracking: {project: '${oc.env:MY_KEY}'}\n"
-    (tmp_path / RUN).mkdir(parents=True)
-    (tmp_path / RUN / "config.yaml").write_text(text)
-    done = tiny("loop", "+iterations=1", cwd=tmp_path)
-    assert done.code == 1
-    assert "${oc.env:MY_KEY}" in done.err
-    assert "hunter2" not in done.out + done.err
-    assert (tmp_path / RUN / "config.yaml").read_text() == text
+def test_nothing_private_is_exported_through_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Path
+) -> None:
+    ours = new_pi0(seed=3)
+    take_for_full_size(ours, monkeypatch)
+    theirs = Path(shutil.copytree(saved, tmp_path / "theirs"))
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("private")
+    (theirs / WEIGHTS).unlink()
+    (theirs / WEIGHTS).symlink_to(secret)
+    with pytest.raises(RecapError, match=rf"{theirs / WEIGHTS}: truncated or damaged"):
+        export(theirs, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+    with pytest.raises(
+        RecapError, match=rf"{theirs / WEIGHTS} is a link, and what it leads to would be uploaded\. Fix"
+    ):
+        push(theirs, "nobody/nothing")

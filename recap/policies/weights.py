@@ -104,6 +104,12 @@ def adapter_names(own: Iterable[str]) -> dict[str, str]:
     return {name: f"base_model.model.{name.replace('.default.', '.')}" for name in own}
 
 
+def names_of(file: Path) -> list[str]:
+    """The names in a file of weights. Raises RecapError if it is damaged or no such file."""
+    with _opened(file) as handle:
+        return list(handle.keys())
+
+
 # ---------------------------------------------------------------------------------------------------- reading
 def _opened(file: Path) -> Any:
     try:
