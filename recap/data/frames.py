@@ -269,7 +269,9 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
         flags.append(taken.interventions)
     table = files.table(files.data_files, [*counters, STATE, ACTION, *flags])
     if table.num_rows == 0:
-        raise files.error("it holds no frames", "record some episodes first")
+        raise files.error(
+            "it holds no frames", COPY_AGAIN if files.info["total_frames"] else "record some episodes first"
+        )
 
     episode_index, frame_index, task_index = (files.integers(table, key) for key in counters)
     start, length = files.check_episodes(episode_index, frame_index)

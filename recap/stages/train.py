@@ -138,10 +138,10 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
     missing = [key for key in config.image_features if key not in data.cameras]
     if missing:
         there = set(missing) <= set(data.files.features)
-        fix = f"read it: {choice(data.name, list(config.image_features))}" if there else "use data of the same robot"
+        fix = choice(data.name, list(config.image_features)) if there else "data of the same robot"
         raise RecapError(
             f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}. "
-            f"Fix: {fix}, or train from SFT on."
+            f"Fix: train from SFT on, or {fix}."
         )
 
 
