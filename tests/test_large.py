@@ -18,7 +18,9 @@ from report_run import evaluate, finish, outcomes
 from recap.config import Config, Device, SourceKind
 from recap.data import frames as frames_module
 from recap.data import recorder, videos
+from recap.data.ahead import ahead
 from recap.data.frames import Frames, Taken, load_frames
+from recap.data.mixture import Mixture
 from recap.data.recorder import Episode, assemble, write_episode
 from recap.errors import RecapError
 from recap.report import build_summary, gather
@@ -100,6 +102,19 @@ def test_images_too_many_for_memory_are_the_same(
     for key in CAMERAS:
         assert np.array_equal(large.pixels(key, rows), wanted[key])
     assert not large._decoded
+
+
+def test_threads_read_the_same_batches(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a camera is a video, batches are made in threads; images beside it are read by them, too."""
+    monkeypatch.setattr(frames_module, "KEPT_BYTES", 0)
+    mixture = Mixture([take(mixed, "threads")], 1.0)
+    get = ahead(lambda step: mixture.gather(mixture.pick(0, step, 8)), 12)
+    batches = [get(step) for step in range(12)]
+    monkeypatch.setattr(frames_module, "KEPT_BYTES", 2**30)
+    for step, batch in enumerate(batches):
+        wanted = mixture.gather(mixture.pick(0, step, 8))
+        for key in CAMERAS:
+            assert np.array_equal(batch[key], wanted[key])
 
 
 def test_images_are_decoded_in_parts_and_only_those_that_are_taken(
