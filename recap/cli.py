@@ -161,7 +161,10 @@ def _unknown(key: str, schema: type[Config]) -> str:
     if key in GROUPS:
         own = sorted(set(keys(schema)) - set(keys(Config)))
         return f"this command has no such choice. Of its own it has {', '.join(own)}"
-    return f"no such key. {nearest(key, [*keys(schema), 'experiment'])}"
+    valid = keys(schema)
+    if any(re.fullmatch(re.escape(known).replace("<name>", r"[^.]+"), key) for known in valid if "<name>" in known):
+        return f"is not there yet. Fix: '+{_given(key)}'"  # a key of a name that was itself added with +
+    return f"no such key. {nearest(key, [*valid, 'experiment'])}"
 
 
 def _given(key: str) -> str:

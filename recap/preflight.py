@@ -13,6 +13,7 @@ import numpy as np
 
 from recap import slurm
 from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
+from recap.data.cameras import choice
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
@@ -204,7 +205,7 @@ def _environment(cfg: Config) -> None:
 def _data(cfg: Config) -> None:
     """Every source can be read, to the last frame of its videos, and they mix."""
     data = [given(cfg.data, name) for name in cfg.data.sources]
-    Mixture(data, 1.0)
+    Mixture(data, 1.0, fps=cfg.env.fps)
     for frames in data:
         for camera, clips in frames.clips.items():
             last = len(frames) - 1 - np.unique(clips.file[::-1], return_index=True)[1]
@@ -225,8 +226,11 @@ def _fit(cfg: Config) -> None:
             ("fps", frames.fps, env.fps),
         ):
             if theirs != ours:
-                pace = f", or data.action_freq={env.fps} to resample it" if what == "fps" else ""
+                fix = "name a data set recorded in this environment, or choose its environment with env=…"
+                if what == "fps":
+                    fix = f"data.action_freq={env.fps} to resample it, or {fix}"
+                if what == "cameras" and set(env.cameras) <= set(frames.files.features):
+                    fix = choice(name, env.cameras)
                 raise RecapError(
-                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. "
-                    f"Fix: name a data set recorded in this environment, or choose its environment with env=…{pace}"
+                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. Fix: {fix}"
                 )

@@ -38,11 +38,11 @@ from recap.config.schema import (
     Resources,
     RolloutConfig,
     SiglipSize,
-    SourceConfig,
     TrainConfig,
     TrainJob,
     ValueConfig,
 )
+from recap.config.sources import source_problems
 
 Rule = tuple[Callable[[float], bool], str]
 
@@ -252,17 +252,7 @@ def _demonstrations(cfg: Config) -> Iterator[str]:
             f"learned. Fix: data.action_freq={cfg.env.fps}"
         )
     for name, source in data.sources.items():
-        yield from _source(f"data.sources.{name}", name, source)
-
-
-def _source(key: str, name: str, source: SourceConfig) -> Iterator[str]:
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or re.match(r"rollouts_|demonstrations$", name):
-        yield f"{key}: names a folder of labels. Fix: letters, digits, _ and - only, not demonstrations or rollouts_…"
-    if source.root is None and source.repo_id is None:
-        yield f"{key}: names no data set. Fix: {key}.root=<a folder>, or {key}.repo_id=<owner/name on the hub>"
-    chosen = source.episodes
-    if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
-        yield f"{key}.episodes={chosen}: must list episode numbers from 0 on, each once. Fix: null takes all"
+        yield from source_problems(f"data.sources.{name}", name, source)
 
 
 def _normalization(cfg: Config) -> Iterator[str]:

@@ -167,6 +167,7 @@ class SourceConfig:
     root: str | None = None
     revision: str | None = None
     episodes: list[int] | None = None
+    cameras: list[str] | None = None
     weight: float = 1.0
     kind: SourceKind = SourceKind.demonstration
     all_succeed: bool = False

@@ -34,31 +34,35 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def decode_images(files: Sequence[bytes | None], out: np.ndarray, pool: Executor) -> None:
+def decode_images(
+    files: Sequence[bytes | None], out: np.ndarray, pool: Executor, numbers: Sequence[int] | np.ndarray | None = None
+) -> None:
     """Decode image files (PNG, JPEG, …) into `out`, uint8 [T, H, W, 3] RGB, in the threads of `pool`.
 
     OpenCV and not PIL, because it works outside Python's lock: two threads are twice as fast as one.
-    Raises ValueError with the position and the reason for a file that is missing, unreadable or of another size.
+    Raises ValueError with the number (by default the position) and the reason for a file that is missing, unreadable
+    or of another size.
     """
-    share = 128
-    jobs = [
-        pool.submit(_decode, files, out, first, min(first + share, len(files))) for first in range(0, len(files), share)
-    ]
+    numbers, share = range(len(files)) if numbers is None else numbers, 128
+    starts = range(0, len(files), share)
+    jobs = [pool.submit(_decode, files, out, numbers, first, min(first + share, len(files))) for first in starts]
     for job in jobs:
         job.result()
 
 
-def _decode(files: Sequence[bytes | None], out: np.ndarray, first: int, end: int) -> None:
+def _decode(
+    files: Sequence[bytes | None], out: np.ndarray, numbers: Sequence[int] | np.ndarray, first: int, end: int
+) -> None:
     import cv2  # not at the top: simulation workers write images and never read them
 
-    for i in range(first, end):
-        data = files[i]
+    for position in range(first, end):
+        data, i = files[position], numbers[position]
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if image is None:
             raise ValueError(f"image {i} cannot be decoded" if data else f"image {i} is not stored in the parquet file")
         if image.shape != out.shape[1:]:
             raise ValueError(f"image {i} is {image.shape}, but info.json says {out.shape[1:]}")
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out[i])
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out[position])
 
 
 # ---------------------------------------------------------------------------------------------------- statistics

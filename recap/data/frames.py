@@ -19,14 +19,17 @@ import pyarrow as pa
 
 from recap.config import Resample, SourceKind
 from recap.data import pace
+from recap.data.cameras import image_shapes
 from recap.data.encoding import decode_images
 from recap.data.episodes import ACTION, STATE
 from recap.data.lerobot_v3 import COPY_AGAIN, Clips, DataSetFiles
 from recap.data.videos import read_video
+from recap.errors import disk_error
 
 UNKNOWN = -1  # initial state and seed of data sets that do not record them
 DECODE_ROWS = 2048  # image files held in memory at a time while decoding
 KEPT_BYTES = 4 * 2**30  # decoded images of a camera that are kept in memory
+HF_CACHE = "the cache of Hugging Face's datasets (HF_DATASETS_CACHE names another folder)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,37 +129,64 @@ class Frames:
         return np.minimum(rows, last), rows > last
 
     def _decode(self, camera: str) -> np.ndarray:
-        out = np.empty((self.files.info["total_frames"], *self.image_shapes[camera]), np.uint8)
-        row = 0
+        """Only of the frames that are taken: the rest of a large data set would fill the memory."""
+        rows = np.unique(self.row)
+        out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
+        first = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for path in self.files.data_files:
-                with self.files.parquet(path, [camera]) as file:
+                with self.files.images(path, [camera]) as file:
                     for batch in file.iter_batches(DECODE_ROWS, columns=[camera]):
-                        encoded = batch.column(camera).field("bytes").to_pylist()
-                        try:
-                            decode_images(encoded, out[row : row + len(encoded)], pool)
-                        except ValueError as error:
-                            problem = f"{camera} in {path.relative_to(self.root)} from frame {row} on: {error}"
-                            raise self.files.error(problem, COPY_AGAIN) from error
-                        row += len(encoded)
-        return out if np.array_equal(self.row, np.arange(len(out))) else out[self.row]
+                        low, high = np.searchsorted(rows, (first, first + len(batch)))
+                        encoded = batch.column(camera).field("bytes").take(rows[low:high] - first).to_pylist()
+                        self._decoded_into(out[low:high], camera, encoded, rows[low:high], pool, path)
+                        first += len(batch)
+        return out if np.array_equal(self.row, rows) else out[np.searchsorted(rows, self.row)]
 
     def _stored(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Through the memory-mapped copy that Hugging Face's `datasets` makes of the parquet files, once."""
-        from datasets import Dataset
-
         with self._once:
             if not self._mapped:
-                files = [str(path) for path in self.files.data_files]
-                self._mapped.append(Dataset.from_parquet(files, columns=list(self.cameras)).with_format("arrow"))
+                self._mapped.append(self._copied())
         encoded = self._mapped[0][self.row[rows]][camera].combine_chunks().field("bytes").to_pylist()
         out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                decode_images(encoded, out, pool)
-            except ValueError as error:
-                raise self.files.error(f"{camera}: {error}", COPY_AGAIN) from error
+            self._decoded_into(out, camera, encoded, self.row[rows], pool)
         return out
+
+    def _copied(self) -> Any:
+        from datasets import Dataset, Features, Image
+        from datasets.exceptions import DatasetGenerationError
+
+        images = [key for key in self.cameras if key not in self.clips]  # those of videos are no columns
+        for path in self.files.data_files:
+            with self.files.images(path, images):
+                pass  # it has them, or says so
+        files, features = [str(path) for path in self.files.data_files], Features({key: Image() for key in images})
+        try:
+            return Dataset.from_parquet(files, columns=images, features=features).with_format("arrow")
+        except (DatasetGenerationError, OSError) as error:
+            cause = error.__cause__ or error
+            if refusal := disk_error(cause, HF_CACHE, "cannot copy the images into"):
+                raise refusal from error
+            said = str(cause).splitlines()[0]
+            raise self.files.error(f"its data files are damaged or truncated ({said})", COPY_AGAIN) from error
+
+    def _decoded_into(
+        self,
+        out: np.ndarray,
+        camera: str,
+        encoded: list[bytes | None],
+        rows: np.ndarray,
+        pool: ThreadPoolExecutor,
+        path: Path | None = None,
+    ) -> None:
+        """Decodes the images of these rows of the data set."""
+        try:
+            decode_images(encoded, out, pool, rows)
+        except ValueError as error:
+            where = f" in {path.relative_to(self.root)}" if path else ""
+            raise self.files.error(f"{camera}{where}: {error}", COPY_AGAIN) from error
 
     def _filmed(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Each file's frames in order, whatever the order of `rows`."""
@@ -226,7 +256,7 @@ def load_frames(
 
 
 def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence[str] | None) -> Frames:
-    image_shapes = files.image_shapes(cameras)
+    shapes = image_shapes(files, cameras)
     missing = [key for key in (STATE, ACTION) if key not in files.features]
     if missing:
         raise files.error(f"it has no {missing}", f"π0 needs both; its features are {list(files.features)}")
@@ -239,20 +269,20 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
         flags.append(taken.interventions)
     table = files.table(files.data_files, [*counters, STATE, ACTION, *flags])
     if table.num_rows == 0:
-        raise files.error("it holds no frames", "record some episodes first")
+        raise files.error(
+            "it holds no frames", COPY_AGAIN if files.info["total_frames"] else "record some episodes first"
+        )
 
     episode_index, frame_index, task_index = (files.integers(table, key) for key in counters)
     start, length = files.check_episodes(episode_index, frame_index)
     state, action = files.vectors(table, STATE), files.vectors(table, ACTION)
     files.check_finite(STATE, state, episode_index, frame_index)
     files.check_finite(ACTION, action, episode_index, frame_index)
-    tasks = files.tasks()
-    if not 0 <= task_index.min() <= task_index.max() < len(tasks):
-        raise files.error(f"task_index {task_index.max()} is none of {len(tasks)} in meta/tasks.parquet", COPY_AGAIN)
+    tasks, task_index = files.tasks(task_index)
     recorded = files.recorded_episodes(len(start))
     human = taken.interventions
     corrected = np.zeros(len(episode_index), bool) if human is None else np.asarray(files.integers(table, human) > 0)
-    videos = [key for key in image_shapes if files.features[key]["dtype"] == "video"]
+    videos = [key for key in shapes if files.features[key]["dtype"] == "video"]
     clips = {key: files.clips(key, episode_index, frame_index) for key in videos}
 
     chosen = _chosen(files, taken, len(start))
@@ -287,7 +317,7 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
     clips = {key: found.of(row) for key, found in clips.items()}
     weight = 1.0 if taken.weight is None and kind is SourceKind.demonstration else taken.weight
     pace_now = taken.pace or fps
-    return Frames(files, files.name, kind, weight, pace_now, tasks, image_shapes, clips, **arrays)
+    return Frames(files, files.name, kind, weight, pace_now, tasks, shapes, clips, **arrays)
 
 
 def _chosen(files: DataSetFiles, taken: Taken, count: int) -> np.ndarray:
@@ -307,11 +337,11 @@ def _success(
         success = np.array([episode["success"] for episode in recorded], bool)
         if all_succeed and not success.all():
             failures = f"{np.sum(~success)} of its {len(success)} episodes are recorded as failures"
-            raise files.error(f"all_succeed=true, but {failures}", "set all_succeed=false")
+            raise files.error(f"all_succeed=true, but {failures}", f"++data.sources.{files.name}.all_succeed=false")
         return success
     if all_succeed:  # the user's word goes before a third party's column, which simulators often leave false
         return np.ones(len(start), bool)
     if "next.success" in table.column_names:
         return np.logical_or.reduceat(files.integers(table, "next.success") > 0, start)
     problem = "it does not say which episodes succeeded (no meta/recap.json, no next.success)"
-    raise files.error(problem, "if all of them did, set all_succeed=true")
+    raise files.error(problem, f"if all of them did: ++data.sources.{files.name}.all_succeed=true")

@@ -34,4 +34,4 @@ def given(config: DataConfig, name: str) -> Frames:
         vectors=config.vector_resample_strategy,
         interventions=source.interventions,
     )
-    return load_frames(root, name, source.kind, taken=taken)
+    return load_frames(root, name, source.kind, cameras=source.cameras, taken=taken)

@@ -57,11 +57,21 @@ class DataSetFiles:
         self.features: dict[str, dict[str, Any]] = info["features"]
 
     def error(self, problem: str, fix: str) -> RecapError:
+        if fix == COPY_AGAIN and next(self.root.glob(".cache/huggingface/download/**/*.incomplete"), None):
+            fix = "it was not downloaded to the end: give the same `hf download` again"
         return RecapError(f"data set '{self.name}' ({self.root}): {problem}; {fix}")
 
     @property
     def data_files(self) -> list[Path]:
-        return sorted((self.root / "data").glob("*/*.parquet"))  # in frame order, as lerobot takes them
+        return self.parquet_files("data")  # in frame order
+
+    def parquet_files(self, folder: str) -> list[Path]:
+        """<folder>/*/*.parquet, in the order in which lerobot takes them.
+
+        Without hidden ones, which hold no frames: a Mac's copy leaves ._file-000.parquet beside file-000.parquet.
+        """
+        found = sorted((self.root / folder).glob("*/*.parquet"))
+        return [path for path in found if not any(part.startswith(".") for part in path.parts[-2:])]
 
     def json(self, path: str) -> dict[str, Any] | None:
         """The object in a JSON file, None if there is no such file."""
@@ -89,6 +99,17 @@ class DataSetFiles:
         except (pa.ArrowException, OSError) as error:
             raise self.error(f"{where} is damaged or truncated ({error})", COPY_AGAIN) from error
 
+    @contextmanager
+    def images(self, path: Path, cameras: Sequence[str]) -> Iterator[pq.ParquetFile]:
+        """`parquet`, where these columns hold image files."""
+        with self.parquet(path, cameras) as file:
+            for key in cameras:
+                held = file.schema_arrow.field(key).type
+                if not (pa.types.is_struct(held) and held.get_field_index("bytes") >= 0):
+                    where = path.relative_to(self.root)
+                    raise self.error(f"{key} in {where} holds {held}, but info.json says images", COPY_AGAIN)
+            yield file
+
     def table(self, paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         """These columns of several files, one below the other."""
         tables = []
@@ -97,16 +118,33 @@ class DataSetFiles:
                 tables.append(file.read(columns=list(columns)).select(columns).replace_schema_metadata(None))
         return pa.concat_tables(tables) if tables else pa.table({key: pa.array([], pa.int64()) for key in columns})
 
-    def tasks(self) -> list[str]:
-        """The instructions, by task_index."""
+    def tasks(self, task_index: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """The instructions, by task_index, and which of them each frame has, int64 [N].
+
+        The numbers in meta/tasks.parquet may come in any order and leave some out, as after episodes were deleted.
+        """
         path = self.root / "meta/tasks.parquet"
         with self.parquet(path, ["task_index"]) as file:
             # the instructions are a pandas index, which older versions left without a name
-            text = "task" if "task" in file.schema_arrow.names else "__index_level_0__"
-        table = self.table([path], ["task_index", text]).sort_by("task_index")
-        if table["task_index"].to_pylist() != list(range(table.num_rows)):
-            raise self.error("the task_index in meta/tasks.parquet is not 0, 1, 2, …", COPY_AGAIN)
-        return table[text].to_pylist()
+            names = file.schema_arrow.names
+            text = next((name for name in ("task", "__index_level_0__") if name in names), None)
+        if text is None:
+            raise self.error(f"meta/tasks.parquet has no column of instructions, but {names}", "name it task")
+        table = self.table([path], ["task_index", text])
+        named: dict[int, str] = {}
+        for number, task in zip(self.integers(table, "task_index").tolist(), table[text].to_pylist(), strict=True):
+            if not isinstance(task, str):
+                raise self.error(f"task_index {number} in meta/tasks.parquet is {task!r}", "give it its instruction")
+            if named.setdefault(number, task) != task:
+                twice = f"task_index {number} in meta/tasks.parquet is both {named[number]!r} and {task!r}"
+                raise self.error(twice, "delete the row that is wrong")
+        if unknown := sorted(set(np.unique(task_index).tolist()) - set(named)):
+            rows = np.flatnonzero(task_index == unknown[0])
+            frames = f"{len(rows)} frames have it, the first in row {rows[0]}"
+            problem = f"task_index {unknown[0]} is none of {len(named)} in meta/tasks.parquet, but {frames}"
+            raise self.error(problem, "add a row with its instruction there")
+        numbers = np.array(sorted(named), np.int64)
+        return [named[number] for number in numbers], np.searchsorted(numbers, task_index)
 
     def recorded_episodes(self, count: int) -> list[dict[str, Any]]:
         """What `recap.data.recorder` noted about each of `count` episodes; [] for data sets from elsewhere."""
@@ -118,23 +156,10 @@ class DataSetFiles:
             raise self.error(f"meta/recap.json lists {len(listed)} episodes, but there are {count}", COPY_AGAIN)
         return listed
 
-    def image_shapes(self, cameras: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-        """{key: (H, W, 3)} of the chosen cameras, by default all."""
-        available = [key for key, feature in self.features.items() if feature["dtype"] in ("image", "video")]
-        chosen = available if cameras is None else list(cameras)
-        unknown = [key for key in chosen if key not in available]
-        if unknown or not chosen:
-            raise self.error(f"no camera {unknown or ''}", f"it has {available}")
-        shapes = {key: tuple(self.features[key]["shape"]) for key in chosen}
-        # info.json has (height, width, 3) or (3, height, width); `names` of the axes are not always there
-        return {
-            key: (*shape[1:], shape[0]) if shape[0] == 3 and shape[2] != 3 else shape for key, shape in shapes.items()
-        }
-
     def clips(self, key: str, episode_index: np.ndarray, frame_index: np.ndarray) -> Clips:
         """Where each frame of a camera kept as video is."""
         columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-        table = self.table(sorted((self.root / "meta/episodes").glob("*/*.parquet")), columns)
+        table = self.table(self.parquet_files("meta/episodes"), columns)
         chunk, file, start = (table[name].to_numpy() for name in columns)
         template = str(self.info.get("video_path"))
         places = [
@@ -180,7 +205,7 @@ class DataSetFiles:
         if len(wrong):
             episode, frame = episode_index[wrong[0]], frame_index[wrong[0]]
             raise self.error(f"frames of episode {episode} are missing or doubled around frame {frame}", COPY_AGAIN)
-        files = sorted((self.root / "meta/episodes").glob("*/*.parquet"))
+        files = self.parquet_files("meta/episodes")
         listed = self.table(files, ["length"])["length"].to_numpy()
         if not len(start) == len(listed) == self.info["total_episodes"]:
             counts = f"data/ has {len(start)}, meta/episodes {len(listed)}, info.json {self.info['total_episodes']}"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from recap.config import Outcomes, SourceKind
+from recap.config.sources import reserved
+from recap.data.cameras import choice
 from recap.data.frames import Frames
 from recap.errors import RecapError
 
@@ -32,6 +34,7 @@ class Mixture:
             collected ones beside them (no weight), which are drawn from as one.
         outcomes: `success` leaves out the frames of failed episodes that are no demonstrations.
         left_out: of each source, the frames that are never drawn: bool [N].
+        fps: the pace of the environment, which sources of two paces are told to take.
 
     Raises:
         RecapError: nothing to draw from, or sources that do not fit together.
@@ -43,22 +46,10 @@ class Mixture:
         demonstration_share: float,
         outcomes: Outcomes = Outcomes.all,
         left_out: Sequence[np.ndarray] | None = None,
+        fps: float | None = None,
     ) -> None:
         self.sources = list(sources)
-        first = self.sources[0]
-        for other in self.sources[1:]:
-            for what, a, b in (
-                ("cameras", tuple(sorted(first.cameras)), tuple(sorted(other.cameras))),
-                ("image sizes", sorted(first.image_shapes.items()), sorted(other.image_shapes.items())),
-                ("state size", first.state.shape[1], other.state.shape[1]),
-                ("action size", first.action.shape[1], other.action.shape[1]),
-                ("fps", first.fps, other.fps),
-            ):
-                if a != b:
-                    raise RecapError(
-                        f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. "
-                        "Fix: record one of them again."
-                    )
+        _check_together(self.sources, fps)
         groups: list[tuple[float, list[np.ndarray]]] = []  # (weight, rows (source, frame)); the collected ones last
         collected: list[np.ndarray] = []
         for number, source in enumerate(self.sources):
@@ -117,6 +108,38 @@ class Mixture:
                     batch[key] = np.empty((size, *values.shape[1:]), dtype=values.dtype)
                 batch[key][rows] = values
         return {**batch, "task": list(task)}
+
+
+def _check_together(sources: Sequence[Frames], fps: float | None) -> None:
+    """Raises RecapError where data sets do not fit into one batch, with what makes them fit if anything does."""
+    first = sources[0]
+    for other in sources[1:]:
+        for what, a, b in (
+            ("cameras", tuple(sorted(first.cameras)), tuple(sorted(other.cameras))),
+            ("image sizes", sorted(first.image_shapes.items()), sorted(other.image_shapes.items())),
+            ("state size", first.state.shape[1], other.state.shape[1]),
+            ("action size", first.action.shape[1], other.action.shape[1]),
+            ("fps", first.fps, other.fps),
+        ):
+            if a != b:
+                fix = _same_cameras(sources) if what in ("cameras", "image sizes") else None
+                if what == "fps" and fps is not None:
+                    fix = f"data.action_freq={fps:g} brings both to one pace"
+                raise RecapError(
+                    f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. "
+                    f"Fix: {fix or 'leave one of them out'}."
+                )
+
+
+def _same_cameras(sources: Sequence[Frames]) -> str | None:
+    """What is typed so that all data sets show the same cameras; None where nothing can be."""
+    shapes = [frames.image_shapes for frames in sources]
+    shared = [key for key, shape in shapes[0].items() if all(other.get(key) == shape for other in shapes)]
+    recorded = [frames for frames in sources if reserved(frames.name)]  # by the run: all its cameras are read
+    wanted = list(recorded[0].cameras) if recorded else shared
+    change = [frames for frames in sources if set(frames.cameras) != set(wanted)]
+    possible = all(frames not in recorded and set(wanted) <= set(frames.files.features) for frames in change)
+    return " ".join(choice(frames.name, wanted) for frames in change) if wanted and possible and change else None
 
 
 def merged_stats(sources: Sequence[Frames]) -> dict[str, dict[str, np.ndarray]]:

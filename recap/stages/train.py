@@ -20,6 +20,7 @@ from recap.config import (
     ValueConfig,
 )
 from recap.data.ahead import ahead
+from recap.data.cameras import choice
 from recap.data.frames import Frames
 from recap.data.held_out import left_out
 from recap.data.labels import Labels, read_labels
@@ -64,7 +65,7 @@ def train_stage(
     share = settings.demonstration_share if len(data) > 1 else 1.0
     if policy is PolicyKind.pi0:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
-        mixture = Mixture(data, share, settings.outcomes)
+        mixture = Mixture(data, share, settings.outcomes, fps=cfg.env.fps)
         labels = [of_frames(inputs, source) for source in data] if "labels" in inputs else None
         batches = policy_batches(mixture, cfg.pi0, settings, seed, labels)
     else:
@@ -74,7 +75,7 @@ def train_stage(
         bins = Bins(cfg.value.bins)
         targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
         unseen = [left_out(source, cfg.value, cfg.seed, member) for source in data]
-        mixture = Mixture(data, share, left_out=unseen)
+        mixture = Mixture(data, share, left_out=unseen, fps=cfg.env.fps)
         batches = value_batches(mixture, settings, seed, targets)
     if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
         batches = ahead(batches, settings.steps)
@@ -137,8 +138,11 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
             )
     missing = [key for key in config.image_features if key not in checkpoint.sees(data.cameras)]
     if missing:
+        there = set(missing) <= set(data.files.features)
+        fix = choice(data.name, list(config.image_features)) if there else "data of the same robot"
         raise RecapError(
-            f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}."
+            f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}. "
+            f"Fix: train from SFT on, or {fix}."
         )
 
 

@@ -66,7 +66,8 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
         return
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
-    check_fit(checkpoint, data[0])
+    for frames in data:
+        check_fit(checkpoint, frames)
     with Progress("values", len(missing)) as bar:
         for frames, start in missing:
             block = range(start, min(start + BLOCK, len(frames)))
