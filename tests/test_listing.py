@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, KEY, LENGTHS, TASKS, edit, small_set, take
+from hydra import compose, initialize_config_dir
 
+from recap.config import TrainJob, typed
 from recap.data.frames import Frames
 from recap.errors import RecapError
 
@@ -166,7 +169,8 @@ def in_episode(number: int, new: Callable[[np.ndarray], Any]) -> Callable[[Table
     def change(columns: Table) -> list:
         key = next(name for name in columns if name != "episode_index")
         values, here = columns[key].copy(), columns["episode_index"] == number
-        values[here] = new(values[here])
+        if here.any():  # of several files, one has it
+            values[here] = new(values[here])
         return values.tolist()
 
     return change
@@ -219,8 +223,27 @@ def refused(root: Path, says: str) -> None:
     """And read, as soon as the episode is left out as the message says."""
     with pytest.raises(RecapError, match=says) as error:
         take(root)
-    assert f"{KEY}.episodes=[0,1,3]" in str(error.value)
+    assert f"++{KEY}.episodes=[0,1,3]" in str(error.value)
     assert take(root, episodes=(0, 1, 3)).length.tolist() == [12, 5, 1]
+
+
+def test_what_is_advised_can_be_typed(copy: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lerobot.scripts import lerobot_edit_dataset
+
+    edit(copy, "data", put("task_index", in_episode(2, lambda i: [0] * (len(i) - 4) + [1] * 4)))
+    with pytest.raises(RecapError) as error:
+        take(copy)
+    command, _, override = (
+        str(error.value).partition("lerobot-edit-dataset ")[2].partition(", or leave out what is wrong: ")
+    )
+    with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
+        there = ["data.demonstrator=null", f"+{KEY}.root={copy}"]
+        cfg = typed(compose("train", ["policy=pi0", "stage=sft", *there, override]), TrainJob)
+    assert cfg.data.sources["mine"].episodes == [0, 1, 3]
+    monkeypatch.setattr("sys.argv", ["lerobot-edit-dataset", *shlex.split(command)])
+    lerobot_edit_dataset.edit_dataset()
+    os.utime(copy / "meta/info.json", ns=(1, 1))
+    assert take(copy).task_index.tolist() == np.repeat(take(copy).task, LENGTHS).tolist()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +284,6 @@ def test_timestamps_of_another_pace_matter_for_resampling_alone(ours: Path, tmp_
     root = Path(shutil.copytree(ours, tmp_path / "copy"))
     edit(root, "data", put("timestamp", lambda c: c["timestamp"] * 2))
     assert take(root).length.tolist() == list(LENGTHS), "images lie beside the numbers: as lerobot reads them"
-    with pytest.raises(RecapError, match=rf"0\.2 s apart, which are 5 .* fps=10; .*{KEY}\.fps=5"):
+    with pytest.raises(RecapError, match=rf"0\.2 s apart, which are 5 .* fps=10; .*\+\+{KEY}\.fps=5"):
         take(root, pace=20)
     assert take(root, fps=5, pace=10).length.tolist() == [23, 9, 17, 1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, edit, make_episode, small_set, take
 
@@ -115,6 +116,13 @@ def test_columns_of_the_wrong_type(copy: Path, case: str) -> None:
     folder, key, values, says = COLUMNS[case]
     edit(copy, folder, lambda table: table.set_column(table.column_names.index(key), key, values))
     with pytest.raises(RecapError, match=says):
+        take(copy)
+
+
+@pytest.mark.parametrize("texts", [[3, 4], ["push the button", None]])
+def test_instructions_that_are_no_text(copy: Path, texts: list) -> None:
+    pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), copy / "meta/tasks.parquet")
+    with pytest.raises(RecapError, match=r"meta/tasks\.parquet has (3|None) in the place of an instruction"):
         take(copy)
 
 

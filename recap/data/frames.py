@@ -335,7 +335,7 @@ def _check_pace(files: DataSetFiles, rows: Rows, fps: float) -> None:
     step = pace.usual_step(rows.timestamp, rows.start)
     if step is not None and abs(step * fps - 1) > pace.UNEVEN:
         problem = f"its timestamps are {step:.4g} s apart, which are {1 / step:.4g} frames a second, but info.json says"
-        raise files.error(f"{problem} fps={fps:g}", f"say which is right: {files.key}.fps={max(1, round(1 / step))}")
+        raise files.error(f"{problem} fps={fps:g}", f"say which is right: ++{files.key}.fps={max(1, round(1 / step))}")
 
 
 def _success(

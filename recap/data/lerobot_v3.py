@@ -62,7 +62,7 @@ class DataSetFiles:
         more = f" (and {len(bad) - 1} more episodes)" if len(bad) > 1 else ""
         if self.key is not None and len(rest):
             numbers = ",".join(map(str, rest)) if len(rest) <= SPELLED_OUT else f"<the other {len(rest)}>"
-            fix = f"{fix}, or leave out what is wrong: {self.key}.episodes=[{numbers}]"
+            fix = f"{fix}, or leave out what is wrong: ++{self.key}.episodes=[{numbers}]"
         return self.error(problem + more, fix)
 
     @property
@@ -127,7 +127,11 @@ class DataSetFiles:
         table = self.table([path], ["task_index", text]).sort_by("task_index")
         if table["task_index"].to_pylist() != list(range(table.num_rows)):
             raise self.error("the task_index in meta/tasks.parquet is not 0, 1, 2, …", COPY_AGAIN)
-        return table[text].to_pylist()
+        texts = table[text].to_pylist()
+        if not all(isinstance(instruction, str) for instruction in texts):
+            wrong = next(instruction for instruction in texts if not isinstance(instruction, str))
+            raise self.error(f"meta/tasks.parquet has {wrong!r} in the place of an instruction", COPY_AGAIN)
+        return texts
 
     def recorded_episodes(self, count: int) -> list[dict[str, Any]]:
         """What `recap.data.recorder` noted about each of `count` episodes; [] for data sets from elsewhere."""
