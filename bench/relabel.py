@@ -30,6 +30,8 @@ def data_set(root: Path, frames: int) -> np.ndarray:
     columns = {
         "episode_index": episode,
         "frame_index": np.arange(n) - start[episode],
+        "timestamp": ((np.arange(n) - start[episode]) / 20).astype(np.float32),
+        "index": np.arange(n),
         "task_index": episode % TASKS,
         "next.success": (success[episode]) & (np.arange(n) == (start + length - 1)[episode]),
     }
@@ -44,7 +46,9 @@ def data_set(root: Path, frames: int) -> np.ndarray:
     (root / "meta/info.json").write_text(json.dumps(info))
     pq.write_table(pa.table({"task": [f"task {k}" for k in range(TASKS)], "task_index": range(TASKS)}),
                    root / "meta/tasks.parquet")  # fmt: skip
-    pq.write_table(pa.table({"length": length}), root / "meta/episodes/chunk-000/file-000.parquet")
+    episodes = {"episode_index": np.arange(EPISODES), "length": length}
+    episodes |= {"dataset_from_index": start, "dataset_to_index": start + length}
+    pq.write_table(pa.table(episodes), root / "meta/episodes/chunk-000/file-000.parquet")
     pq.write_table(pa.table(columns), root / "data/chunk-000/file-000.parquet")
     return length
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from recap import slurm
 from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
 from recap.data.cameras import choice
@@ -207,9 +205,7 @@ def _data(cfg: Config) -> None:
     data = [given(cfg.data, name) for name in cfg.data.sources]
     Mixture(data, 1.0, fps=cfg.env.fps)
     for frames in data:
-        for camera, clips in frames.clips.items():
-            last = len(frames) - 1 - np.unique(clips.file[::-1], return_index=True)[1]
-            frames.pixels(camera, last)
+        frames.check_videos()
 
 
 def _fit(cfg: Config) -> None:

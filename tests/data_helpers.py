@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from recap.data.recorder import Episode
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recap.config import SourceKind
+from recap.data.frames import Frames, Taken, load_frames
+from recap.data.recorder import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
+KEY = "data.sources.mine"  # of the configuration that names the sets which `take` reads
+LENGTHS = (12, 5, 9, 1)  # of the episodes of `small_set`
 TASKS = ("put the moka pot on the stove", "push the button")
 
 
@@ -27,3 +37,23 @@ EPISODES = [
     make_episode(2, 30),
     make_episode(3, 7, success=False),
 ]
+
+
+def small_set(folder: Path) -> Path:
+    """A data set of 27 frames of 4 x 4 pixels; the tasks take turns."""
+    for e, length in enumerate(LENGTHS):
+        episode = make_episode(e, length)
+        small = {key: images[:, ::6, ::6].copy() for key, images in episode.images.items()}
+        write_episode(folder / "episodes", Episode(**{**vars(episode), "images": small}))
+    return assemble(folder / "episodes", folder / "set", fps=10, source="rollout")
+
+
+def take(root: Path, **options: Any) -> Frames:
+    kind = SourceKind.demonstration
+    return load_frames(root, "mine", kind, taken=Taken(**{"all_succeed": True, "key": KEY, **options}))
+
+
+def edit(root: Path, folder: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    for path in sorted((root / folder).glob("*/*.parquet")):
+        table = change(pq.read_table(path, partitioning=None))
+        pq.write_table(table, path) if len(table) else path.unlink()

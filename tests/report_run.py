@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from recap.advantage import indicator, percentiles, positive_shares, positive_shares_per_task
 from recap.data.labels import Thresholds, write_labels, write_thresholds
+from recap.data.pace import Recording
 from recap.data.recorder import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec
 from recap.evaluation import summarize
@@ -127,7 +128,9 @@ def label(stage: Path, tables: list[dict], positive_fraction: float = 0.3) -> No
     groups = column["source"].tolist(), column["success"]
     flags = indicator(column["advantage"], column["task"].tolist(), epsilon, groups[0])
     for table, mine in zip(tables, np.split(flags, np.cumsum([len(t["value"]) for t in tables])[:-1]), strict=True):
-        write_labels(stage / str(table["dataset"][0]), {**table, "indicator": mine}, FPS)
+        times = (table["frame_index"] / FPS).astype(np.float32)
+        recording = Recording(table["episode_index"], times, np.arange(len(times)))
+        write_labels(stage / str(table["dataset"][0]), {**table, "indicator": mine}, recording)
     shares = positive_shares(flags, *groups), positive_shares_per_task(flags, column["task"].tolist(), *groups)
     numbers = 5, dict.fromkeys(TASKS, 100.0), 50.0, percentiles(column["advantage"])
     write_thresholds(stage, Thresholds(epsilon, positive_fraction, *shares, *numbers))

@@ -229,11 +229,17 @@ def columns(change: Callable[[pa.Table], pa.Table]) -> Damage:
 
 
 def vectors(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Damage:
-    def replace(table: pa.Table) -> pa.Table:
-        array = np.stack(table[key].to_pylist()).astype(np.float32)
-        return table.set_column(table.column_names.index(key), key, pa.array(list(change(array))))
+    """info.json tells their size."""
 
-    return columns(replace)
+    def damage(root: Path) -> None:
+        def replace(table: pa.Table) -> pa.Table:
+            array = change(np.stack(table[key].to_pylist()).astype(np.float32))
+            edit(root / "meta/info.json", lambda info: info["features"][key].update(shape=[array.shape[1]]))
+            return table.set_column(table.column_names.index(key), key, pa.array(list(array)))
+
+        columns(replace)(root)
+
+    return damage
 
 
 def nan(array: np.ndarray) -> np.ndarray:

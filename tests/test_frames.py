@@ -169,7 +169,10 @@ BROKEN = {
     "empty": (lambda root: edit_data(root, lambda t: t.slice(0, 0)), "holds no frames"),
     "no action": (lambda root: edit_info(root, lambda i: i["features"].pop("action")), r"it has no \['action'\]"),
     "column gone": (lambda root: edit_data(root, lambda t: t.drop_columns("action")), r"has no column \['action'\]"),
-    "video": (lambda root: edit_info(root, lambda i: i["features"][CAMERAS[0]].update(dtype="video")), "has no column"),
+    "video": (
+        lambda root: edit_info(root, lambda i: [i.pop("video_path"), i["features"][CAMERAS[0]].update(dtype="video")]),
+        "has no column",
+    ),
     "task unknown": (
         lambda root: edit_data(root, lambda t: t.slice(0, 1), "meta/tasks.parquet"),
         "task_index 1 is none of 1",

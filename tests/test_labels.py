@@ -14,6 +14,7 @@ from recap.data.labels import (
     write_labels,
     write_thresholds,
 )
+from recap.data.pace import Recording
 from recap.errors import RecapError
 
 LENGTHS = (3, 5, 2)  # frames of the episodes 0, 4, 9
@@ -38,9 +39,15 @@ def make_table():
     }
 
 
+def recorded(table, fps=10):
+    """Each labelled frame as recorded, where no frame was cut out."""
+    frame = np.asarray(table["frame_index"])
+    return Recording(np.asarray(table["episode_index"]), (frame / fps).astype(np.float32), np.arange(len(frame)))
+
+
 @pytest.fixture
 def folder(tmp_path):
-    write_labels(tmp_path / "moka", make_table(), fps=10)
+    write_labels(tmp_path / "moka", make_table(), recorded(make_table()))
     return tmp_path / "moka"
 
 
@@ -63,7 +70,8 @@ def test_lookup_in_any_order_with_repeats(folder):
 
 def test_a_shuffled_table_is_looked_up_the_same(tmp_path):
     order = np.random.default_rng(0).permutation(10)
-    write_labels(tmp_path, {name: column[order] for name, column in make_table().items()}, fps=10)
+    table = {name: column[order] for name, column in make_table().items()}
+    write_labels(tmp_path, table, recorded(table))
     assert read_labels(tmp_path).lookup([4, 0], [3, 1])["advantage"] == pytest.approx([0.043, 0.001])
 
 
@@ -80,12 +88,12 @@ def test_lookup_needs_pairs(folder):
 
 
 def test_a_data_frame_will_do(tmp_path):
-    write_labels(tmp_path, pd.DataFrame(make_table()), fps=10)
+    write_labels(tmp_path, pd.DataFrame(make_table()), recorded(make_table()))
     assert read_labels(tmp_path)["advantage"].tolist() == make_table()["advantage"].tolist()
 
 
 def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
-    write_labels(tmp_path / "seed=0", make_table(), fps=10)
+    write_labels(tmp_path / "seed=0", make_table(), recorded(make_table()))
     assert len(read_labels(tmp_path / "seed=0")) == 10
 
 
@@ -105,20 +113,20 @@ def test_bad_labels_are_not_written_and_the_old_ones_stay(folder, column, value,
     table = make_table()
     table[column][1] = value
     with pytest.raises(RecapError, match=message):
-        write_labels(folder, table, fps=10)
+        write_labels(folder, table, recorded(table))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_missing_columns_wrong_lengths_no_frames_and_no_fps(tmp_path):
+def test_missing_columns_wrong_lengths_no_frames_and_doubled_timestamps(tmp_path):
     table = make_table()
     with pytest.raises(RecapError, match="lack the column 'indicator'"):
-        write_labels(tmp_path, {k: v for k, v in table.items() if k != "indicator"}, fps=10)
+        write_labels(tmp_path, {k: v for k, v in table.items() if k != "indicator"}, recorded(table))
     with pytest.raises(RecapError, match="do not fit"):
-        write_labels(tmp_path, {**table, "value": table["value"][:4]}, fps=10)
+        write_labels(tmp_path, {**table, "value": table["value"][:4]}, recorded(table))
     with pytest.raises(RecapError, match="no frame"):
-        write_labels(tmp_path, {k: v[:0] for k, v in table.items()}, fps=10)
-    with pytest.raises(RecapError, match="fps"):
-        write_labels(tmp_path, table, fps=0)
+        write_labels(tmp_path, {k: v[:0] for k, v in table.items()}, recorded(table))
+    with pytest.raises(RecapError, match="7 timestamps are there twice"):
+        write_labels(tmp_path, table, recorded(table, np.inf))
     assert not list(tmp_path.iterdir())
 
 
@@ -170,10 +178,10 @@ def test_nan_or_a_missing_column_on_disk_is_found_on_reading(folder):
 def test_a_disk_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecapError, match=r"cannot write .*file"):
-        write_labels(tmp_path / "file", make_table(), fps=10)
+        write_labels(tmp_path / "file", make_table(), recorded(make_table()))
     (tmp_path / "moka" / "advantages.parquet").mkdir(parents=True)  # the rename fails after the bytes are written
     with pytest.raises(RecapError, match="cannot write"):
-        write_labels(tmp_path / "moka", make_table(), fps=10)
+        write_labels(tmp_path / "moka", make_table(), recorded(make_table()))
     assert not list((tmp_path / "moka").glob(".*"))  # no temporary file stays
 
 
@@ -181,7 +189,7 @@ def test_a_disk_that_cannot_be_written_is_one_clear_error(tmp_path):
 def test_opentaus_reader_finds_each_frame_by_lerobots_timestamp(tmp_path):
     table = make_table()
     for fps in (10, 20, 30):
-        write_labels(tmp_path, table, fps=fps)
+        write_labels(tmp_path, table, recorded(table, fps))
         stored = json.loads((tmp_path / "advantages.json").read_text())
         # as OpenTau's load_advantages parses it
         read = {(int(k.split(",")[0]), float(k.split(",")[1])): float(v) for k, v in stored.items()}
@@ -197,6 +205,14 @@ def test_opentaus_file_literally(folder):
     stored = json.loads((folder / "advantages.json").read_text())
     assert stored["4,0.10000000149011612"] == "0.041"
     assert stored["0,0.0"] == "0"
+
+
+def test_opentaus_file_has_the_timestamps_of_the_data_set(tmp_path):
+    """Also where frames were cut out, and where a recorded frame has no label of its own."""
+    times = np.array([0.4, 0.5, 1.5, 1.6], np.float32)
+    write_labels(tmp_path, make_table(), Recording(np.full(4, 4), times, np.array([3, 3, 5, 7])))
+    stored = json.loads((tmp_path / "advantages.json").read_text())
+    assert stored == {f"4,{t.item()}": a for t, a in zip(times, ("0.04", "0.04", "0.042", "0.044"), strict=True)}
 
 
 # ---------------------------------------------------------------------------------------------------- thresholds

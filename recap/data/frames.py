@@ -6,10 +6,12 @@ decoded frame by frame, so that memory stays bounded. No torch here.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,10 +22,12 @@ import pyarrow as pa
 from recap.config import Resample, SourceKind
 from recap.data import pace
 from recap.data.cameras import image_shapes
+from recap.data.clips import Clips
 from recap.data.encoding import decode_images
 from recap.data.episodes import ACTION, STATE
-from recap.data.lerobot_v3 import COPY_AGAIN, Clips, DataSetFiles
-from recap.data.videos import read_video
+from recap.data.lerobot_v3 import COPY_AGAIN, DataSetFiles
+from recap.data.listing import COUNTERS, Listing, Rows
+from recap.data.videos import TOLERANCE, nearest_pictures, read_video
 from recap.errors import disk_error
 
 UNKNOWN = -1  # initial state and seed of data sets that do not record them
@@ -40,8 +44,8 @@ class Frames:
     task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
     float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
     int64 [E], the last two -1 where unknown; success bool [E]. corrected bool [N]: a human was in control.
-    image_shapes: {camera key: (H, W, 3)}; clips: where cameras kept as video have each frame. weight: beside other
-    given data sets; None for what the run collects.
+    image_shapes: {camera key: (H, W, 3)}; clips: where cameras kept as video have each frame; recording: the episodes'
+    frames before they were brought to this pace. weight: beside other given data sets; None for what the run collects.
     """
 
     files: DataSetFiles
@@ -52,6 +56,7 @@ class Frames:
     tasks: list[str]
     image_shapes: dict[str, tuple[int, ...]]
     clips: dict[str, Clips]
+    recording: pace.Recording
     episode: np.ndarray
     episode_index: np.ndarray
     frame_index: np.ndarray
@@ -192,19 +197,38 @@ class Frames:
         """Each file's frames in order, whatever the order of `rows`."""
         clips = self.clips[camera].of(rows)
         out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
-        order = np.lexsort((clips.time, clips.file))
-        for wanted in np.split(order, np.flatnonzero(np.diff(clips.file[order])) + 1):
-            path = clips.paths[clips.file[wanted[0]]]
+        for path, wanted in clips.by_file():
             found = np.empty((len(wanted), *out.shape[1:]), np.uint8)
-            try:
+            with self._decoding(path, clips.time[wanted]):
                 read_video(path, clips.time[wanted], found, self.files.info["fps"])
-            except Exception as error:  # the decoders raise errors of many kinds; all mean that the file is bad
-                at = f"{clips.time[wanted[0]]:.2f} to {clips.time[wanted[-1]]:.2f} s"
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                problem = f"{path.relative_to(self.root)} cannot be decoded at {at} ({said})"
-                raise self.files.error(problem, COPY_AGAIN) from error
             out[wanted] = found
         return out
+
+    def check_videos(self) -> None:
+        """Each video has the pictures that its frames say, and can be decoded to the last. Raises RecapError."""
+        for camera, clips in self.clips.items():
+            for path, rows in clips.by_file():
+                times = clips.time[rows]
+                with self._decoding(path, times):
+                    nearest = nearest_pictures(path, times)
+                wrong = np.flatnonzero(np.abs(nearest - times) >= TOLERANCE)
+                if len(wrong):
+                    at = f"at {times[wrong[0]]:.3f} s (from_timestamp + timestamp), but the nearest one there is"
+                    first = (
+                        f"episode {self.episode_index[rows[wrong[0]]]} has a picture {at} at {nearest[wrong[0]]:.3f} s"
+                    )
+                    problem, bad = f"{path.relative_to(self.root)}: {first}", self.episode_index[rows[wrong]]
+                    raise self.files.refusal(problem, bad, np.unique(self.episode_index))
+                self._filmed(camera, rows[-1:])
+
+    @contextmanager
+    def _decoding(self, path: Path, times: np.ndarray) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the decoders raise errors of many kinds; all mean that the file is bad
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = f"cannot be decoded at {times[0]:.2f} to {times[-1]:.2f} s ({said})"
+            raise self.files.error(f"{path.relative_to(self.root)} {problem}", COPY_AGAIN) from error
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -215,7 +239,7 @@ class Taken:
     episodes: their numbers, None for all. weight: see Frames. fps: the pace of the recording, where its info.json says
     something else. pace: the frames a second wanted; None: as recorded. vectors: how states and actions are resampled.
     all_succeed: take every episode as a success, for data sets without outcomes (meta/recap.json or next.success).
-    interventions: the column that is true where a human was in control.
+    interventions: the column that is true where a human was in control. key: where the configuration names it.
     """
 
     all_succeed: bool = False
@@ -225,6 +249,7 @@ class Taken:
     pace: float | None = None
     vectors: Resample = Resample.nearest
     interventions: str | None = None
+    key: str | None = None
 
 
 _loaded: dict[tuple, tuple[int, Frames]] = {}
@@ -251,7 +276,7 @@ def load_frames(
     for old in [old for old, (time, _) in _loaded.items() if old[0] == key[0] and time != changed]:
         del _loaded[old]
     if key not in _loaded:
-        _loaded[key] = (changed, _load(DataSetFiles(root, name), kind, taken, cameras))
+        _loaded[key] = (changed, _load(DataSetFiles(root, name, taken.key), kind, taken, cameras))
     return _loaded[key][1]
 
 
@@ -260,74 +285,87 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
     missing = [key for key in (STATE, ACTION) if key not in files.features]
     if missing:
         raise files.error(f"it has no {missing}", f"π0 needs both; its features are {list(files.features)}")
-    counters = ["episode_index", "frame_index", "task_index"]
     flags = ["next.success"] if "next.success" in files.features else []
     if taken.interventions is not None:
         if taken.interventions not in files.features:
             has = f"its features are {list(files.features)}"
             raise files.error(f"it has no column {taken.interventions!r} of interventions", has)
         flags.append(taken.interventions)
-    table = files.table(files.data_files, [*counters, STATE, ACTION, *flags])
+    table = files.table(files.data_files, [*COUNTERS, STATE, ACTION, *flags])
     if table.num_rows == 0:
         raise files.error(
             "it holds no frames", COPY_AGAIN if files.info["total_frames"] else "record some episodes first"
         )
 
-    episode_index, frame_index, task_index = (files.integers(table, key) for key in counters)
-    start, length = files.check_episodes(episode_index, frame_index)
-    state, action = files.vectors(table, STATE), files.vectors(table, ACTION)
-    files.check_finite(STATE, state, episode_index, frame_index)
-    files.check_finite(ACTION, action, episode_index, frame_index)
-    tasks, task_index = files.tasks(task_index)
-    recorded = files.recorded_episodes(len(start))
+    listing = Listing(files, taken.episodes)
+    rows = listing.rows(table)
+    table = table.take(pa.array(rows.row))
+    state, action = (_vectors(files, table, key, rows) for key in (STATE, ACTION))
+    tasks, task_index = files.tasks(rows.task_index)
+    rows = replace(rows, task_index=task_index)
+    task = listing.tasks(rows, tasks)
+    recorded = [
+        episode for episode in files.recorded_episodes(listing.count) if episode["episode_index"] in rows.episode
+    ]
     human = taken.interventions
-    corrected = np.zeros(len(episode_index), bool) if human is None else np.asarray(files.integers(table, human) > 0)
+    corrected = np.zeros(len(rows.row), bool) if human is None else files.numbers(table, human) > 0
     videos = [key for key in shapes if files.features[key]["dtype"] == "video"]
-    clips = {key: files.clips(key, episode_index, frame_index) for key in videos}
+    clips = {key: listing.clips(key, rows) for key in videos}
 
-    chosen = _chosen(files, taken, len(start))
     fps = taken.fps or files.info["fps"]
     ratio = fps / (taken.pace or fps)
-    position, new_length = pace.positions(length[chosen], ratio)
-    first = np.repeat(start[chosen], new_length)
-    row = first + pace.nearest(position)
+    if ratio != 1 and taken.fps is None:
+        _check_pace(files, rows, fps)
+    position, new_length = pace.positions(rows.length, ratio)
+    first = np.repeat(rows.start, new_length)
+    nearest = first + pace.nearest(position)
     if taken.vectors is Resample.linear and ratio != 1:
         state, action = (pace.linear(vectors, first, position) for vectors in (state, action))
     else:
-        state, action = state[row], action[row]
+        state, action = state[nearest], action[nearest]
     new_start = np.cumsum(new_length) - new_length
+    unknown = [UNKNOWN] * len(listing.chosen)
     arrays = {
-        "episode": np.repeat(np.arange(len(chosen)), new_length),
-        "episode_index": episode_index[row],
-        "frame_index": np.arange(len(row)) - np.repeat(new_start, new_length),
-        "task_index": task_index[row],
-        "row": row,
-        "corrected": corrected[row],
+        "episode": np.repeat(np.arange(len(new_length)), new_length),
+        "episode_index": rows.episode[nearest],
+        "frame_index": np.arange(len(nearest)) - np.repeat(new_start, new_length),
+        "task_index": rows.task_index[nearest],
+        "row": rows.row[nearest],
+        "corrected": corrected[nearest],
         "state": state,
         "action": action,
         "start": new_start,
         "length": new_length,
-        "success": _success(files, recorded, table, start, taken.all_succeed)[chosen],
-        "task": task_index[start][chosen],
-        "initial_state": np.array([e["initial_state"] for e in recorded] or [UNKNOWN] * len(start), np.int64)[chosen],
-        "seed": np.array([e["seed"] for e in recorded] or [UNKNOWN] * len(start), np.int64)[chosen],
+        "success": _success(files, recorded, table, rows.start, taken.all_succeed),
+        "task": task,
+        "initial_state": np.array([e["initial_state"] for e in recorded] or unknown, np.int64),
+        "seed": np.array([e["seed"] for e in recorded] or unknown, np.int64),
     }
     for array in arrays.values():
         array.flags.writeable = False
-    clips = {key: found.of(row) for key, found in clips.items()}
+    clips = {key: found.of(nearest) for key, found in clips.items()}
+    recording = pace.Recording(rows.episode, rows.timestamp, pace.back(rows.length, ratio, new_length))
     weight = 1.0 if taken.weight is None and kind is SourceKind.demonstration else taken.weight
     pace_now = taken.pace or fps
-    return Frames(files, files.name, kind, weight, pace_now, tasks, shapes, clips, **arrays)
+    return Frames(files, files.name, kind, weight, pace_now, tasks, shapes, clips, recording, **arrays)
 
 
-def _chosen(files: DataSetFiles, taken: Taken, count: int) -> np.ndarray:
-    """Positions of the episodes that are taken, int64."""
-    if taken.episodes is None:
-        return np.arange(count)
-    beyond = [episode for episode in taken.episodes if episode >= count]
-    if beyond:
-        raise files.error(f"it has no episode {beyond[0]}", f"it has {count}: choose from 0 to {count - 1}")
-    return np.array(sorted(taken.episodes), np.int64)
+def _vectors(files: DataSetFiles, table: pa.Table, key: str, rows: Rows) -> np.ndarray:
+    """float32 [N, D], finite, of the size that info.json says."""
+    found = files.vectors(table, key)
+    files.check_finite(key, found, rows.episode, rows.frame_index)
+    shape = files.features[key].get("shape")
+    if shape is not None and math.prod(shape) != found.shape[1]:
+        raise files.error(f"{key} of dimension {found.shape[1]} in data/ has shape {shape} in info.json", COPY_AGAIN)
+    return found
+
+
+def _check_pace(files: DataSetFiles, rows: Rows, fps: float) -> None:
+    """Resampling relies on fps, which timestamps can contradict."""
+    step = pace.usual_step(rows.timestamp, rows.start)
+    if step is not None and abs(step * fps - 1) > pace.UNEVEN:
+        problem = f"its timestamps are {step:.4g} s apart, which are {1 / step:.4g} frames a second, but info.json says"
+        raise files.error(f"{problem} fps={fps:g}", f"say which is right: ++{files.key}.fps={max(1, round(1 / step))}")
 
 
 def _success(
@@ -342,6 +380,6 @@ def _success(
     if all_succeed:  # the user's word goes before a third party's column, which simulators often leave false
         return np.ones(len(start), bool)
     if "next.success" in table.column_names:
-        return np.logical_or.reduceat(files.integers(table, "next.success") > 0, start)
+        return np.logical_or.reduceat(files.numbers(table, "next.success") > 0, start)
     problem = "it does not say which episodes succeeded (no meta/recap.json, no next.success)"
     raise files.error(problem, f"if all of them did: ++data.sources.{files.name}.all_succeed=true")

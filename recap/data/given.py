@@ -33,5 +33,6 @@ def given(config: DataConfig, name: str) -> Frames:
         pace=config.action_freq,
         vectors=config.vector_resample_strategy,
         interventions=source.interventions,
+        key=key,
     )
     return load_frames(root, name, source.kind, cameras=source.cameras, taken=taken)

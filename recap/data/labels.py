@@ -5,7 +5,7 @@ label is an error, not a 0.
 
 OpenTau reads `<data set root>/meta/advantages.json`, {"<episode_index>,<timestamp>": "<advantage>"}; copy ours there to
 train with it. Its lookup compares timestamps as floats, exactly, and takes 0 on a miss, so the key holds the float32
-timestamp that LeRobot stores (frame_index / fps).
+timestamp of the data set itself, and every recorded frame has one: of a resampled data set, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from recap.data.pace import Recording
 from recap.errors import RecapError
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
@@ -101,13 +102,13 @@ class Labels:
         return {name: self.columns[name][rows] for name in (*NUMBERS, "indicator")}
 
 
-def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], fps: float) -> None:
+def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: Recording) -> None:
     """Write advantages.json and then advantages.parquet of one data set, each atomically.
 
     table: the columns of SCHEMA, [n] each (a dict of arrays or a pandas DataFrame).
-    fps: of the data set, for OpenTau's timestamps.
-    Raises RecapError, with nothing written, for missing columns, NaN, a frame that is there twice or more than one
-    data set; and for a disk that cannot be written.
+    recording: of the data set, for OpenTau's timestamps; its `frame` are rows of the table.
+    Raises RecapError, with nothing written, for missing columns, NaN, a frame or a timestamp that is there twice or
+    more than one data set; and for a disk that cannot be written.
     """
     folder = Path(folder)
     missing = [name for name in SCHEMA.names if name not in table]
@@ -115,15 +116,13 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], fps: float)
         raise RecapError(
             f"labels for {folder} lack the column {missing[0]!r}; the columns are {', '.join(SCHEMA.names)}."
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise RecapError(f"fps of the data set labelled in {folder} is {fps}; it must be positive.")
     try:
         # Through numpy, so that pandas' NaN stays NaN (Arrow would turn it into null) and is reported as such.
         arrow = pa.table({f.name: pa.array(np.asarray(table[f.name]), type=f.type) for f in SCHEMA}, schema=SCHEMA)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise RecapError(f"labels for {folder} do not fit the columns of {PARQUET}: {error}.") from error
     columns = _checked(arrow, f"the labels for {folder}", "they are not written")
-    text = _opentau(columns, fps)
+    text = _opentau(columns, recording, folder)
     _write(folder / OPENTAU, lambda tmp: tmp.write_text(text))
     # Checksums: Parquet itself would decode a flipped bit without a word.
     _write(folder / PARQUET, lambda tmp: pq.write_table(arrow, tmp, write_page_checksum=True))
@@ -182,17 +181,18 @@ def _checked(table: pa.Table, name: str, fix: str) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _opentau(columns: Mapping[str, NDArray[Any]], fps: float) -> str:
+def _opentau(columns: Mapping[str, NDArray[Any]], recording: Recording, folder: Path) -> str:
     """OpenTau's advantages.json:
 
     Strings to strings, the timestamp a float32 written in full so that float(key) equals LeRobot's tensor.item().
     """
-    # Two steps as in LeRobot: a float64 division, then the float32 column.
-    timestamps = (columns["frame_index"] / fps).astype(np.float32).astype(np.float64).tolist()
-    rows = zip(columns["episode_index"].tolist(), timestamps, columns["advantage"].tolist(), strict=True)
-    return json.dumps(
-        {f"{episode},{timestamp}": f"{advantage:.9g}" for episode, timestamp, advantage in rows}, indent=4
-    )
+    advantages = columns["advantage"][recording.frame].tolist()
+    timestamps = np.asarray(recording.timestamp, np.float32).astype(np.float64).tolist()
+    rows = zip(recording.episode_index.tolist(), timestamps, advantages, strict=True)
+    found = {f"{episode},{timestamp}": f"{advantage:.9g}" for episode, timestamp, advantage in rows}
+    if len(found) != len(advantages):
+        raise RecapError(f"labels for {folder}: {len(advantages) - len(found)} timestamps are there twice.")
+    return json.dumps(found, indent=4)
 
 
 # ---------------------------------------------------------------------------------------------------- thresholds

@@ -5,38 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recap.data.metadata import Recorded, info_problems, problems
 from recap.errors import RecapError
 
 INFO_KEYS = ("codebase_version", "fps", "features", "total_frames", "total_episodes")
 COPY_AGAIN = "copy the data set again, or record it again"
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Frames in video files: `paths[file[i]]` at `time[i]` seconds holds frame i; file int32 [N], time float64 [N]."""
-
-    paths: list[Path]
-    file: np.ndarray
-    time: np.ndarray
-
-    def of(self, rows: np.ndarray) -> Clips:
-        """Those of some frames."""
-        return Clips(self.paths, self.file[rows], self.time[rows])
+SPELLED_OUT = 40  # numbers in an advice
 
 
 class DataSetFiles:
-    """The files under `root`; `name` is the data set's name in messages. Every method raises RecapError."""
+    """The files under `root`; `name` is the data set's name in messages. Every method raises RecapError.
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.name = root, name
+    key: of the configuration that names the data set, for advice; None for what the run records itself.
+    """
+
+    def __init__(self, root: Path, name: str, key: str | None = None) -> None:
+        self.root, self.name, self.key = root, name, key
         if not root.is_dir():
             raise self.error("there is no such folder", "give the folder of a LeRobotDataset v3 (the one with meta/)")
         info = self.json("meta/info.json")
@@ -53,6 +45,10 @@ class DataSetFiles:
             raise self.error(f"its format is {version}, not v3.0", f"convert it first: {command}")
         if not version.startswith("v3."):
             raise self.error(f"its format is {version}, not v3.0", "only LeRobotDataset v3 is read")
+        if said := info_problems(info):
+            raise self.error(
+                f"meta/info.json: {said}", "write what is right into that file, or copy the data set again"
+            )
         self.info = info
         self.features: dict[str, dict[str, Any]] = info["features"]
 
@@ -60,6 +56,16 @@ class DataSetFiles:
         if fix == COPY_AGAIN and next(self.root.glob(".cache/huggingface/download/**/*.incomplete"), None):
             fix = "it was not downloaded to the end: give the same `hf download` again"
         return RecapError(f"data set '{self.name}' ({self.root}): {problem}; {fix}")
+
+    def refusal(self, problem: str, bad: np.ndarray, taken: np.ndarray, fix: str = COPY_AGAIN) -> RecapError:
+        """Of a problem that the episodes `bad` have; where others are taken beside them, they can be left out."""
+        bad = np.unique(bad)
+        rest = np.setdiff1d(taken, bad)
+        more = f" (and {len(bad) - 1} more episodes)" if len(bad) > 1 else ""
+        if self.key is not None and len(rest):
+            numbers = ",".join(map(str, rest)) if len(rest) <= SPELLED_OUT else f"<the other {len(rest)}>"
+            fix = f"{fix}, or leave out what is wrong: ++{self.key}.episodes=[{numbers}]"
+        return self.error(problem + more, fix)
 
     @property
     def data_files(self) -> list[Path]:
@@ -79,7 +85,7 @@ class DataSetFiles:
             content = json.loads((self.root / path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self.error(f"{path} is damaged or truncated ({error})", COPY_AGAIN) from error
         if not isinstance(content, dict):
             raise self.error(f"{path} holds no JSON object", COPY_AGAIN)
@@ -110,13 +116,28 @@ class DataSetFiles:
                     raise self.error(f"{key} in {where} holds {held}, but info.json says images", COPY_AGAIN)
             yield file
 
+    def columns(self, path: Path) -> list[str]:
+        """Names."""
+        with self.parquet(path, ()) as file:
+            return list(file.schema_arrow.names)
+
+    def row_count(self, path: Path) -> int:
+        """From the footer alone."""
+        with self.parquet(path, ()) as file:
+            return int(file.metadata.num_rows)
+
     def table(self, paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         """These columns of several files, one below the other."""
         tables = []
         for path in paths:
             with self.parquet(path, columns) as file:
                 tables.append(file.read(columns=list(columns)).select(columns).replace_schema_metadata(None))
-        return pa.concat_tables(tables) if tables else pa.table({key: pa.array([], pa.int64()) for key in columns})
+        try:
+            joined = pa.concat_tables(tables, promote_options="permissive") if tables else None
+        except pa.ArrowException as error:
+            folder = paths[0].relative_to(self.root).parts[0]
+            raise self.error(f"the files of {folder}/ have columns of several types ({error})", COPY_AGAIN) from error
+        return pa.table({key: pa.array([], pa.int64()) for key in columns}) if joined is None else joined
 
     def tasks(self, task_index: np.ndarray) -> tuple[list[str], np.ndarray]:
         """The instructions, by task_index, and which of them each frame has, int64 [N].
@@ -151,42 +172,49 @@ class DataSetFiles:
         content = self.json("meta/recap.json")
         if content is None:
             return []
-        listed = content.get("episodes", [])
-        if [episode.get("episode_index") for episode in listed] != list(range(count)):
+        if said := problems(Recorded, content):
+            raise self.error(f"meta/recap.json: {said}", COPY_AGAIN)
+        listed = content["episodes"]
+        if [episode["episode_index"] for episode in listed] != list(range(count)):
             raise self.error(f"meta/recap.json lists {len(listed)} episodes, but there are {count}", COPY_AGAIN)
         return listed
 
-    def clips(self, key: str, episode_index: np.ndarray, frame_index: np.ndarray) -> Clips:
-        """Where each frame of a camera kept as video is."""
-        columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-        table = self.table(self.parquet_files("meta/episodes"), columns)
-        chunk, file, start = (table[name].to_numpy() for name in columns)
-        template = str(self.info.get("video_path"))
-        places = [
-            self.root / template.format(video_key=key, chunk_index=c, file_index=f)
-            for c, f in zip(chunk, file, strict=True)
-        ]
-        numbers = {path: number for number, path in enumerate(dict.fromkeys(places))}
-        missing = [path for path in numbers if not path.is_file()]
-        if missing:
-            raise self.error(f"{missing[0].relative_to(self.root)} is missing", COPY_AGAIN)
-        of_episode = np.array([numbers[place] for place in places], np.int32)
-        time = start[episode_index] + frame_index / float(self.info["fps"])
-        return Clips(list(numbers), of_episode[episode_index], time)
-
     def integers(self, table: pa.Table, key: str) -> np.ndarray:
         """int64 [N]."""
-        if table[key].null_count:
-            raise self.error(f"{key} is missing in {table[key].null_count} frames", COPY_AGAIN)
-        return table[key].to_numpy().astype(np.int64)
+        found = self.numbers(table, key)
+        if not np.array_equal(found, np.floor(found)):
+            raise self.error(
+                f"{key} is {found[found != np.floor(found)][0]:g} in some frames, no whole number", COPY_AGAIN
+            )
+        return found.astype(np.int64)
+
+    def numbers(self, table: pa.Table, key: str) -> np.ndarray:
+        """[N], of whatever type they are stored in."""
+        found = self._flat(table, key)
+        if len(found) != table.num_rows:
+            raise self.error(f"{key} has {len(found)} numbers in {table.num_rows} rows", COPY_AGAIN)
+        return found
 
     def vectors(self, table: pa.Table, key: str) -> np.ndarray:
         """float32 [N, D] of a column of lists, or of plain numbers (D = 1)."""
+        return self._flat(table, key).astype(np.float32).reshape(table.num_rows, -1)
+
+    def _flat(self, table: pa.Table, key: str) -> np.ndarray:
+        """The numbers of a column, or those of its lists, which must be of one length, one after the other."""
         column = table[key].combine_chunks()
-        flat = column.flatten() if pa.types.is_nested(column.type) else column
-        if column.null_count or flat.null_count or len(flat) % len(column):
-            raise self.error(f"{key} has missing numbers in some frames", COPY_AGAIN)
-        return np.array(flat.to_numpy(zero_copy_only=False), np.float32).reshape(len(column), -1)
+        lists = (
+            pa.types.is_list(column.type)
+            or pa.types.is_fixed_size_list(column.type)
+            or pa.types.is_large_list(column.type)
+        )
+        flat = column.flatten() if lists else column
+        kind = flat.type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise self.error(f"{key} holds {column.type}, no numbers", COPY_AGAIN)
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist() if lists else [1]
+        if column.null_count or flat.null_count or len(lengths) != 1:
+            raise self.error(f"{key} has missing numbers in some rows", COPY_AGAIN)
+        return np.asarray(flat.to_numpy(zero_copy_only=False))
 
     def check_finite(self, key: str, array: np.ndarray, episode_index: np.ndarray, frame_index: np.ndarray) -> None:
         if not np.isfinite(array).all():
@@ -194,27 +222,3 @@ class DataSetFiles:
             where = f"episode {episode_index[row]}, frame {frame_index[row]}"
             fix = "delete that episode (lerobot-edit-dataset) or record it again"
             raise self.error(f"{key} is not finite in {where}: {array[row].tolist()}", fix)
-
-    def check_episodes(self, episode_index: np.ndarray, frame_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First rows and lengths of the episodes, int64 [E]; the frames must agree with meta/episodes and info.json."""
-        start = np.flatnonzero(np.diff(episode_index, prepend=-1))
-        length = np.diff(start, append=len(episode_index))
-        if not np.array_equal(episode_index[start], np.arange(len(start))):
-            raise self.error("its episodes are not 0, 1, 2, … in this order", COPY_AGAIN)
-        wrong = np.flatnonzero(frame_index != np.arange(len(frame_index)) - start[episode_index])
-        if len(wrong):
-            episode, frame = episode_index[wrong[0]], frame_index[wrong[0]]
-            raise self.error(f"frames of episode {episode} are missing or doubled around frame {frame}", COPY_AGAIN)
-        files = self.parquet_files("meta/episodes")
-        listed = self.table(files, ["length"])["length"].to_numpy()
-        if not len(start) == len(listed) == self.info["total_episodes"]:
-            counts = f"data/ has {len(start)}, meta/episodes {len(listed)}, info.json {self.info['total_episodes']}"
-            raise self.error(f"the number of episodes is unclear: {counts}", COPY_AGAIN)
-        wrong = np.flatnonzero(listed != length)
-        if len(wrong):
-            counts = f"{length[wrong[0]]} frames, but meta/episodes says {listed[wrong[0]]}"
-            raise self.error(f"episode {wrong[0]} has {counts}", COPY_AGAIN)
-        if self.info["total_frames"] != len(episode_index):
-            counts = f"{len(episode_index)} frames, but info.json says {self.info['total_frames']}"
-            raise self.error(f"it has {counts}", COPY_AGAIN)
-        return start, length

@@ -1,8 +1,29 @@
-"""An episode at another pace: which of its frames, or points between them, are seen at each step of the new one."""
+"""An episode at another pace: which of its frames, or points between them, are seen at each step of the new one.
+
+Time is counted in frames, one control step each, as lerobot counts it for chunks of actions. Where frames were cut out
+of an episode (a robot that stood still), `timestamp` has a gap: it says where the pictures are and is not waited for.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+UNEVEN = 0.1  # share by which the usual distance of timestamps may differ from 1 / fps
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The M frames of a data set as they were recorded, for who looks labels up by their times.
+
+    episode_index: int64 [M]; timestamp: float32 [M] as stored; frame: which of the frames in use is nearest, int64 [M]:
+    at the pace of the recording each is itself.
+    """
+
+    episode_index: np.ndarray
+    timestamp: np.ndarray
+    frame: np.ndarray
 
 
 def positions(length: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -19,6 +40,19 @@ def positions(length: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]
 def nearest(position: np.ndarray) -> np.ndarray:
     """The closest frame, int64; half-way the later one."""
     return np.floor(position + 0.5 + 1e-9).astype(np.int64)
+
+
+def back(length: np.ndarray, ratio: float, counts: np.ndarray) -> np.ndarray:
+    """Which of all the new frames is nearest to each old one, int64. counts: the new lengths, int64 [E]."""
+    position = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    new = np.minimum(nearest(position / ratio), np.repeat(counts - 1, length))
+    return new + np.repeat(np.cumsum(counts) - counts, length)
+
+
+def usual_step(timestamp: np.ndarray, start: np.ndarray) -> float | None:
+    """Seconds from a frame to the next: the median within episodes that start at `start`; None of single frames."""
+    steps = np.delete(np.diff(timestamp.astype(np.float64), prepend=0), start)
+    return float(np.median(steps)) if len(steps) else None
 
 
 def linear(vectors: np.ndarray, first: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -53,3 +53,27 @@ def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> No
         if frames.shape[2:] != out.shape[1:3]:
             raise ValueError(f"its frames are {tuple(frames.shape[2:])}, but info.json says {out.shape[1:3]}")
         out[run] = frames.permute(0, 2, 3, 1).numpy()
+
+
+def nearest_pictures(path: Path, times: np.ndarray) -> np.ndarray:
+    """When the pictures nearest to `times` are shown, both float64 [n] in seconds; nothing is decoded.
+
+    The header tells, where all times fall on the grid of a steady video; otherwise the file is read through.
+    """
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
+        begin = (stream.start_time or 0) * base
+        steps = np.round((times - begin) * rate)
+        if (
+            rate > 0
+            and np.abs(begin + steps / rate - times).max() < TOLERANCE
+            and 0 <= steps.min() <= steps.max() <= (stream.duration or 0) * base * rate - 0.5
+        ):
+            return times
+        shown = np.sort([packet.pts * base for packet in container.demux(stream) if packet.pts is not None])
+    after = np.searchsorted(shown, times).clip(1, max(len(shown) - 1, 1))
+    low, high = shown[after - 1], shown[np.minimum(after, len(shown) - 1)]
+    return np.where(times - low <= high - times, low, high)

@@ -44,7 +44,7 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
         table["indicator"] = pooled["indicator"][start : start + len(frames)]
         start += len(frames)
         (out / frames.name).mkdir(exist_ok=True)
-        write_labels(out / frames.name, table, frames.fps)
+        write_labels(out / frames.name, table, frames.recording)
     success = pooled["success"]
     thresholds = Thresholds(
         epsilon=epsilon,
