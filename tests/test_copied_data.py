@@ -115,7 +115,7 @@ def test_tasks_are_found_by_their_numbers(
         ),
         ([0, 1, 1], [*TASKS, "wipe"], lambda k: k, "task_index 1 in meta/tasks.parquet is both 'push .*' and 'wipe'"),
         ([0, 1], [TASKS[0], None], lambda k: k, "task_index 1 in meta/tasks.parquet is None; give it its instruction"),
-        ([0, None], list(TASKS), lambda k: k, "task_index is missing"),
+        ([0, None], list(TASKS), lambda k: k, "task_index has missing numbers"),
     ],
 )
 def test_tasks_that_are_unclear_say_what_is(

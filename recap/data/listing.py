@@ -182,6 +182,8 @@ class Listing:
         columns = [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index")]
         chunk, file = (files.integers(files.table(self.paths, [key]), key)[self._order][chosen] for key in columns)
         template = files.info.get("video_path", VIDEO_PATH)
+        if template is None:
+            raise files.error(f"meta/info.json: video_path=None, but {camera} is a video", COPY_AGAIN)
         places = [
             files.root / template.format(video_key=camera, chunk_index=int(c), file_index=int(f))
             for c, f in zip(chunk, file, strict=True)

@@ -112,10 +112,8 @@ def info_problems(info: dict[str, Any]) -> str | None:
     if found := problems(Info, info):
         return found
     for key, feature in info["features"].items():
-        if feature["dtype"] in CAMERA and (len(shape := feature.get("shape") or []) != 3 or 0 in shape):
+        if feature["dtype"] in CAMERA and (not (shape := feature.get("shape") or []) or 0 in shape):
             return f"features.{key}.shape={shape} should be [height, width, channels]"
-        if feature["dtype"] == "video" and info.get("video_path", VIDEO_PATH) is None:
-            return f"video_path=None, but features.{key}.dtype='video'"
     return None
 
 
