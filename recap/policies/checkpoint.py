@@ -21,7 +21,7 @@ from recap.config import Precision, Trained
 from recap.errors import RecapError
 from recap.policies import adapters
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.processors import new_processors, prompt_step, read_processors
+from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors
 from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import WEIGHTS, folder_of, load_part, load_weights
@@ -161,13 +161,15 @@ class Checkpoint:
     """A policy with its processors.
 
     `prepare(batch)` turns what the data set holds into what the policy's `forward` and `predict_action_chunk` take;
-    `postprocess(action)` undoes the action normalisation.
+    `postprocess(action)` undoes the action normalisation. `still`: by feature, which of its numbers never moved in what
+    the statistics were made of, bool [D]; empty once they are bounded.
     """
 
     def __init__(
         self, policy: Policy, preprocess: PolicyProcessorPipeline, postprocess: PolicyProcessorPipeline
     ) -> None:
         self.policy, self.preprocess, self.postprocess = policy, preprocess, postprocess
+        self.still = keep_usable((preprocess, postprocess))
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images in [0, 1], raw state and action, `task`, maybe `indicator` (True | False | None each) -> model inputs.
