@@ -234,7 +234,7 @@ def _fault(numbers: list[list[float]], done: int, absurd: float) -> str:
 def _remedy(batch: Batch, key: str, config: TrainConfig) -> str:
     """batch: as the network saw it last, normalised."""
     for name in ("observation.state", "action"):
-        if name not in batch:
+        if batch.get(name) is None:
             continue
         far = batch[name].float().abs().flatten(0, -2).amax(dim=0)  # of each number
         if (most := float(far.max())) > FAR:

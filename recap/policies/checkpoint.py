@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,34 @@ def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """What a policy sees and does: key -> size; of cameras only the key, because images are resized."""
     every = {**config.input_features, **(config.output_features or {})}
     return {key: () if feature.type is FeatureType.VISUAL else tuple(feature.shape) for key, feature in every.items()}
+
+
+def tokenizer_of(
+    size: schema.PI0Config | schema.ValueConfig,
+    key: str,
+    given: Path | None,
+    robot: tuple[Sequence[str], int, int] | None,
+) -> Any:
+    """The tokenizer that the prompts of a policy go through.
+
+    Args:
+        key: where `size.pretrained` stands. given: a checkpoint that is used as it is. robot: cameras, numbers of the
+            state and of the action: weights made for these bring their tokenizer.
+
+    Raises:
+        RecapError: it is not there, or cannot be read.
+    """
+    kind: type[Policy] = RecapPI0Policy if isinstance(size, schema.PI0Config) else RecapValuePolicy
+    if given is None and size.pretrained is not None and robot is not None:
+        spec = features(dict.fromkeys(robot[0], (1, 1)), robot[1], robot[2])
+        folder = folder_of(size.pretrained, key)
+        made_for = features_of(read_config(folder, kind))
+        wanted = spec["input_features"] | (spec["output_features"] if kind is RecapPI0Policy else {})
+        if made_for == {k: () if f.type is FeatureType.VISUAL else tuple(f.shape) for k, f in wanted.items()}:
+            given = folder
+    if given is None:
+        return load_tokenizer(size.tokenizer)
+    return prompt_step(read_processors(given, read_config(given, kind), "cpu")[0]).input_tokenizer
 
 
 def build_pi0(
@@ -170,6 +199,7 @@ class Checkpoint:
     ) -> None:
         self.policy, self.preprocess, self.postprocess = policy, preprocess, postprocess
         self.still = keep_usable((preprocess, postprocess))
+        prompt_step(preprocess).of = "pi0" if isinstance(policy, RecapPI0Policy) else "value"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images in [0, 1], raw state and action, `task`, maybe `indicator` (True | False | None each) -> model inputs.

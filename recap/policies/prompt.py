@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -108,6 +108,7 @@ class PromptTokenizer(TokenizerProcessorStep):
 
     default_indicator: bool | None = True
     beta: float = 1.0
+    of: str = field(default="pi0", init=False, repr=False)  # the policy's name in the configuration, for messages
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
@@ -132,9 +133,10 @@ class PromptTokenizer(TokenizerProcessorStep):
         for row in result["attention_mask"].bool().all(dim=1).nonzero().flatten().tolist():
             length = len(self.input_tokenizer(text[row])["input_ids"])
             if length > self.max_length:
+                key = f"{self.of}.tokenizer_max_length"
                 raise RecapError(
-                    f"tokenizer_max_length={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
-                    f"Fix: tokenizer_max_length={length} or more, and train from SFT on."
+                    f"{key}={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
+                    f"Fix: {key}={length} or more, and train from SFT on."
                 )
         return result
 

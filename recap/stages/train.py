@@ -70,6 +70,9 @@ def train_stage(
     if policy is PolicyKind.pi0:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
         mixture = Mixture(data, share, settings.outcomes)
+        lost = sum(int((~source.success).sum()) for source in data)
+        if settings.indicator is IndicatorMode.on and lost:
+            say(f"warning: {lost} failed episodes are imitated as 'positive'. Fix: pi0.{stage.name}.indicator=use")
         labels = [of_frames(inputs, source) for source in data] if "labels" in inputs else None
         batches = policy_batches(mixture, cfg.pi0, settings, seed, labels)
     else:
