@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_helpers import make_episode
 from policy_helpers import ACTION, new_pi0, new_value, observation, training_batch
 from safetensors.torch import load_file, save_file
+from tiny_run import run
 
 from recap import progress
 from recap.config import IndicatorMode, Outcomes, PolicyTrainConfig
+from recap.data.recorder import Episode, assemble, write_episode
 from recap.data.statistics import STILL, adopted, bounded, listed
 from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
@@ -215,3 +218,32 @@ def test_the_bar_shows_no_loss_before_one_is_known(
     assert ["loss" in line for line in lines] == [False, True, True, True]
 
 
+# ---------------------------------------------------------------------------------------------------- in a run
+def test_a_training_says_which_numbers_never_move_and_what_it_imitates(tmp_path: Path) -> None:
+    """A number of the state and one of the action stand still, one episode failed; then LoRA where all move."""
+    for name, success in (("still", False), ("moving", True)):
+        for index in range(2):
+            episode = vars(make_episode(index, 12, success=success or index == 0, source="demonstration"))
+            if name == "still":
+                episode["state"][:, 3], episode["action"][:, 6] = 0.04, 0.1
+            write_episode(tmp_path / name / "e", Episode(**episode))
+        names = {"state_names": [f"s{i}" for i in range(8)], "action_names": [f"a{i}" for i in range(7)]}
+        assemble(tmp_path / name / "e", tmp_path / name / "data", fps=10, source="demonstration", **names)
+
+    def sft(name: str, *more: str) -> str:
+        own = ["data.demonstrator=null", f"+data.sources.mine.root={name}/data", "device=cpu", f"output={name}/run"]
+        steps = [f"pi0.sft.{key}" for key in ("steps=2", "warmup_steps=1", "batch_size=2", "log_every=1")]
+        seen = run("train", "data=moka", "policy=pi0", "stage=sft", *own, *steps, *more, cwd=tmp_path)
+        assert seen.code == 0, seen.err
+        return seen.out
+
+    said = sft("still", 'env.tasks=["put the moka pot on the stove"]', "pi0.tokenizer_max_length=40")
+    assert "observation.state never moves in s3: normalised" in said
+    assert "action never moves in a6: normalised" in said
+    assert "1 failed episodes are imitated as 'positive'. Fix: pi0.sft.indicator=use" in said
+    pretrained = "pi0.pretrained=still/run/sft/checkpoints/last"
+    said = sft("moving", pretrained, "pi0.trains=lora", "pi0.tokenizer_max_length=40")
+    assert "action did not move before in a6, and does here: normalised by this data" in said
+    assert "never moves" not in said
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "moving/run/sft/metrics.jsonl").read_text().splitlines()]
+    assert max(losses) < 20, "was 2e15"
