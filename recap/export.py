@@ -67,7 +67,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     from recap.policies.checkpoint import loaded, read_config
     from recap.policies.folder import WEIGHTS, has_adapters
     from recap.policies.pi0 import RecapPI0Policy
-    from recap.policies.processors import prompt_step, read_processors
+    from recap.policies.processors import keep_usable, prompt_step, read_processors
     from recap.policies.weights import names_of
 
     config = read_config(source, RecapPI0Policy)
@@ -80,6 +80,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     if out.exists():
         raise RecapError(f"{out} exists already. Fix: name a new folder.")
     before, after = read_processors(source, config, "cpu")
+    keep_usable((before, after))
     step = prompt_step(before)
     tokenizer = _baked(step.input_tokenizer, INDICATOR[prompt])
     temporary = out.with_name(f".{out.name}.tmp")

@@ -275,7 +275,7 @@ def _check(cfg: Config, nodes: Sequence[Node], identity: bool) -> None:
         _check_queue(cfg, to_do)
         _check_order(cfg, nodes)
         asked = {section(node): resources(cfg, node) for node in to_do}
-        preflight(cfg, {node.kind for node in to_do}, asked if launcher(cfg) is LauncherKind.slurm else None)
+        preflight(cfg, to_do, asked if launcher(cfg) is LauncherKind.slurm else None)
     if identity:
         claim(run, _identity(cfg))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
 from recap.data.cameras import choice
 from recap.data.given import given
 from recap.data.mixture import Mixture
-from recap.envs import instructions, libero, make_env
+from recap.envs import Env, instructions, libero, make_env
 from recap.errors import RecapError
+from recap.graph import Node
 from recap.hub import Need, fetch, refusals
+from recap.limits import limits
 from recap.memory import disk_bytes, training_bytes
 from recap.policies.folder import WEIGHTS
+from recap.policies.words import BUILTIN
 from recap.pool import Pool
 from recap.rundir import CONFIG
 from recap.starts import start_needs, start_problems
@@ -27,22 +30,21 @@ DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth o
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
 NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
 READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
-BUILTIN = "builtin"  # the tokenizer that needs no download (recap.policies.prompt, which imports torch)
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
 
-def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources] | None = None) -> None:
-    """Raises RecapError with everything that would stop stages of these kinds (`Node.kind`) later.
+def preflight(cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None = None) -> None:
+    """Raises RecapError with everything that would stop these stages later.
 
     What is missing and the hub gives is fetched, but only when nothing else is wrong.
 
     jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
-    wanted = [need for need in _needs(cfg, set(kinds)) if need.folder() is None]
+    wanted = [need for need in _needs(cfg, {node.kind for node in nodes}) if need.folder() is None]
     remote = [need for need in wanted if not Path(need.name).is_dir()]
-    found = list(_problems(cfg, set(kinds), jobs, absent={need.key for need in wanted}))
+    found = list(_problems(cfg, nodes, jobs, absent={need.key for need in wanted}))
     incomplete = [need for need in wanted if need not in remote]
     found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
     found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
@@ -51,15 +53,18 @@ def preflight(cfg: Config, kinds: Collection[str], jobs: Mapping[str, Resources]
     if not found:
         for need in remote:
             fetch(need)
-        found = list(_problems(cfg, set(kinds), jobs, absent=set())) if wanted else []
+        found = list(_problems(cfg, nodes, jobs, absent=set())) if wanted else []
     if found:
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
         )
 
 
-def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None, absent: set[str]) -> Iterator[str]:
+def _problems(
+    cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None, absent: set[str]
+) -> Iterator[str]:
     """absent: keys of what is not on this machine, of which nothing can be said yet."""
+    kinds = {node.kind for node in nodes}
     yield from _disk(cfg)
     if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
@@ -74,14 +79,20 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
     checks += [_environment] if simulates and ASSETS_KEY not in absent else []
     checks += [_data] if kinds & READING and sources and data_here else []
     checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
-    failed = False
+    failed: set[object] = set()
     for check in checks:
-        if failed and check in (_environment, _fit):
+        if failed & {_names, _data} and check in (_environment, _fit):
             continue  # it would only say it again
         try:
             check(cfg)
         except RecapError as error:
-            failed |= check in (_names, _data)
+            failed.add(check)
+            yield str(error)
+    if not failed & {_names, _data, _fit}:
+        data = [given(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
+        try:
+            yield from limits(cfg, nodes, jobs, data, _world(cfg) if kinds & ACTING or not sources else None, absent)
+        except RecapError as error:
             yield str(error)
 
 
@@ -206,6 +217,16 @@ def _data(cfg: Config) -> None:
     Mixture(data, 1.0, fps=cfg.env.fps)
     for frames in data:
         frames.check_videos()
+
+
+def _world(cfg: Config) -> Env | None:
+    """The environment's sizes and instructions; None where it cannot be built, which others say."""
+    try:
+        env = make_env(cfg.env)
+    except RecapError:
+        return None
+    env.close()
+    return env
 
 
 def _fit(cfg: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +116,12 @@ class Store:
             return
         state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
         if main:
-            torch.save(state, folder / OPTIMIZER)
+            try:
+                torch.save(state, folder / OPTIMIZER)
+            except RuntimeError as error:  # what torch makes of a disk that fills up within the file's last bytes
+                if "inline_container" not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / OPTIMIZER)) from error
 
     def resume(self, folder: Path) -> None:
         """Raises RecapError when the state is damaged."""

@@ -29,6 +29,10 @@ from recap.sharding import OPTIMIZER, Store, make_accelerator, mean, place, prep
 from recap.tracking import Tracker
 
 Batch = dict[str, Any]
+ABSURD = (
+    1000.0  # a loss from which on nothing is learned: one that knows nothing is about 2 for π0, ln(bins) = 5.3 for V
+)
+FAR = 100.0  # standard deviations that a number of a batch may lie from the mean before a high loss is its fault
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -126,27 +130,29 @@ def train(
     out: Path,
     *,
     label: str,
+    key: str = "",
     sharding: Sharding = Sharding.none,
     tensorboard: bool = False,
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
     Writes `metrics.jsonl`, `first_batch/`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint
-    appears whole or not at all. tensorboard: the losses as event files too.
+    appears whole or not at all. key: where `config` stands in the configuration, such as pi0.sft., for messages.
+    tensorboard: the losses as event files too.
 
     Returns:
         `out/checkpoints/last`.
 
     Raises:
-        RecapError: loss or gradient is NaN or infinite, naming the step; the newest checkpoint is damaged; there are
-            more processes than samples in a batch.
+        RecapError: loss or gradient is NaN, infinite or absurd, naming the step; the newest checkpoint is damaged;
+            there are more processes than samples in a batch.
     """
     accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
     rank, processes = place()
     if processes > config.batch_size:
         raise RecapError(
-            f"{label}: batch_size={config.batch_size} cannot be shared by {processes} processes. "
-            "Fix: a larger batch_size, or fewer processes."
+            f"{label}: {key}batch_size={config.batch_size} cannot be shared by {processes} processes. "
+            f"Fix: {key}batch_size={processes} or more, or fewer processes."
         )
     policy = checkpoint.policy
     policy.train()
@@ -189,7 +195,10 @@ def train(
             leave = _notice_given(processes, total.device) and not last
             save = last or leave or done % config.save_every == 0
             if save or done % config.log_every == 0:
-                loss, size = _check(mean(torch.stack(unchecked)).tolist(), done, label, config)
+                numbers = mean(torch.stack(unchecked)).tolist()
+                if bad := _fault(numbers, done, ABSURD):
+                    raise RecapError(f"{label}: {bad}. Fix: {_remedy(batch, key, config)}")
+                loss, size = numbers[-1]
                 unchecked.clear()
                 speed = (done - start) * config.batch_size / (time.perf_counter() - began)
                 tracker.log(done, loss=loss, lr=rate, grad_norm=size, samples_per_second=speed)
@@ -197,7 +206,7 @@ def train(
                 _save(checkpoint, store, folder, done, config, main=main)
             if leave:
                 NOTICE.leave()
-            bar.advance(f"loss {loss:.4f}")
+            bar.advance("" if math.isnan(loss) else f"loss {loss:.4f}")  # none is known before the first logged step
     wait_for_all()
     policy.eval()
     return folder / "last"
@@ -211,16 +220,30 @@ def _notice_given(processes: int, device: torch.device) -> bool:
     return given
 
 
-def _check(numbers: list[list[float]], done: int, label: str, config: TrainConfig) -> tuple[float, float]:
-    """(loss, gradient norm) of step `done`, the last of `numbers`; RecapError at the first that is not finite."""
+def _fault(numbers: list[list[float]], done: int, absurd: float) -> str:
+    """What is wrong with (loss, gradient norm) of the steps up to `done`, the last of `numbers`; "" if nothing is."""
     for step, (loss, norm) in enumerate(numbers, done - len(numbers) + 1):
         for what, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
-                raise RecapError(
-                    f"{label}: the {what} is {value} at step {step}. "
-                    f"Fix: lower learning_rate ({config.learning_rate:g}) or look for bad data."
-                )
-    return loss, norm
+                return f"the {what} is {value} at step {step}"
+        if loss > absurd:
+            return f"the loss is {loss:.3g} at step {step}, where below 10 is usual: nothing is learned from that"
+    return ""
+
+
+def _remedy(batch: Batch, key: str, config: TrainConfig) -> str:
+    """batch: as the network saw it last, normalised."""
+    for name in ("observation.state", "action"):
+        if batch.get(name) is None:
+            continue
+        far = batch[name].float().abs().flatten(0, -2).amax(dim=0)  # of each number
+        if (most := float(far.max())) > FAR:
+            return (
+                f"{name}, number {int(far.argmax())}, lies {most:.3g} standard deviations from the mean that the "
+                "checkpoint normalises with. It was made for other data: train from SFT on with this data, without "
+                "pretrained weights of another robot, or look for bad frames."
+            )
+    return f"lower {key}learning_rate ({config.learning_rate:g}) or look for bad data."
 
 
 def _share(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:

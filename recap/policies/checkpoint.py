@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from recap.errors import RecapError
 from recap.policies import adapters
 from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.processors import new_processors, prompt_step, read_processors, seen
+from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors, seen
 from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import folder_of, load_part, load_weights
@@ -47,6 +47,34 @@ def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     every = {**config.input_features, **(config.output_features or {})}
     sizes = {key: tuple(feature.shape) for key, feature in every.items() if feature.type is not FeatureType.VISUAL}
     return {**sizes, **dict.fromkeys(config.image_features, ())}
+
+
+def tokenizer_of(
+    size: schema.PI0Config | schema.ValueConfig,
+    key: str,
+    given: Path | None,
+    robot: tuple[Sequence[str], int, int] | None,
+) -> Any:
+    """The tokenizer that the prompts of a policy go through.
+
+    Args:
+        key: where `size.pretrained` stands. given: a checkpoint that is used as it is. robot: cameras, numbers of the
+            state and of the action: weights made for these bring their tokenizer.
+
+    Raises:
+        RecapError: it is not there, or cannot be read.
+    """
+    kind: type[Policy] = RecapPI0Policy if isinstance(size, schema.PI0Config) else RecapValuePolicy
+    if given is None and size.pretrained is not None and robot is not None:
+        spec = features(dict.fromkeys(robot[0], (1, 1)), robot[1], robot[2])
+        folder = folder_of(size.pretrained, key)
+        made_for = features_of(read_config(folder, kind))
+        wanted = spec["input_features"] | (spec["output_features"] if kind is RecapPI0Policy else {})
+        if made_for == {k: () if f.type is FeatureType.VISUAL else tuple(f.shape) for k, f in wanted.items()}:
+            given = folder
+    if given is None:
+        return load_tokenizer(size.tokenizer)
+    return prompt_step(read_processors(given, read_config(given, kind), "cpu")[0]).input_tokenizer
 
 
 def build_pi0(
@@ -173,13 +201,16 @@ class Checkpoint:
     """A policy with its processors.
 
     `prepare(batch)` turns what the data set holds into what the policy's `forward` and `predict_action_chunk` take;
-    `postprocess(action)` undoes the action normalisation.
+    `postprocess(action)` undoes the action normalisation. `still`: by feature, which of its numbers never moved in what
+    the statistics were made of, bool [D]; empty once they are bounded.
     """
 
     def __init__(
         self, policy: Policy, preprocess: PolicyProcessorPipeline, postprocess: PolicyProcessorPipeline
     ) -> None:
         self.policy, self.preprocess, self.postprocess = policy, preprocess, postprocess
+        self.still = keep_usable((preprocess, postprocess))
+        prompt_step(preprocess).of = "pi0" if isinstance(policy, RecapPI0Policy) else "value"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images in [0, 1], raw state and action, `task`, maybe `indicator` (True | False | None each) -> model inputs.

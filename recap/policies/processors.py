@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs import NormalizationMode
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
 from lerobot.processor import (
@@ -20,7 +21,9 @@ from lerobot.processor import (
     UnnormalizerProcessorStep,
 )
 from lerobot.processor.factory import make_policy_processor_pipelines
+from lerobot.utils.constants import ACTION
 
+from recap.data.statistics import adopted, bounded
 from recap.errors import RecapError
 from recap.policies.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER, processor_steps, tokenizer_name
 from recap.policies.pi0 import RecapPI0Config
@@ -102,3 +105,40 @@ def _ours(step: Any) -> Any:
 
 def prompt_step(before: PolicyProcessorPipeline) -> PromptTokenizer:
     return next(step for step in before.steps if isinstance(step, PromptTokenizer))
+
+
+def keep_usable(processors: Processors) -> dict[str, np.ndarray]:
+    """Bounds the statistics of both processors where a number never moves, in place (`recap.data.statistics`).
+
+    Returns which numbers these are, by feature: bool [D].
+    """
+    found = {}
+    for step, key, mode in _normalized(processors):
+        step.stats[key], still = bounded(key, step.stats[key], mode.value)
+        if still.any():
+            found[key] = still
+        step.to(device=step.device)
+    return found
+
+
+def adopt(processors: Processors, action: dict[str, np.ndarray]) -> np.ndarray:
+    """Gives actions that never moved before the statistics of the data in which they do; which these are, bool [D].
+
+    action: {"mean", "std"} of what will be trained on.
+    """
+    moves = np.zeros(len(action["std"]), bool)
+    for step, key, mode in _normalized(processors):
+        if key == ACTION and mode is NormalizationMode.MEAN_STD and len(step.stats[key]["std"]) == len(moves):
+            step.stats[key], found = adopted(step.stats[key], action)
+            moves |= found
+            step.to(device=step.device)
+    return moves
+
+
+def _normalized(processors: Processors) -> Iterator[tuple[Any, str, NormalizationMode]]:
+    """(step, feature, mode) of everything that has statistics, on the way in and on the way out."""
+    for step in [*processors[0].steps, *processors[1].steps]:
+        if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
+            for key, feature in step.features.items():
+                if step.stats and key in step.stats:
+                    yield step, key, step.norm_map.get(feature.type, NormalizationMode.IDENTITY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,46 +18,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from recap.errors import RecapError
 from recap.hub import find
 from recap.policies.folder import check_tokenizer
+from recap.policies.words import BUILTIN, builtin_words, prompt
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
-BUILTIN = "builtin"  # the name of the tokenizer that needs no download
 UNCONDITIONAL_TOKENS = f"{OBS_LANGUAGE_TOKENS}.unconditional"
 UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
 
 
-def prompt(task: str, indicator: bool | None) -> str:
-    """The text that the policy reads; `indicator` None gives the unconditional prompt, lerobot's own for π0."""
-    text = task if task.endswith("\n") else f"{task}\n"
-    return text if indicator is None else f"{text}Advantage: {'positive' if indicator else 'negative'}\n"
-
-
 @lru_cache
 def builtin_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE made on the spot, so that the tiny sizes fetch nothing.
-
-    It is trained on words of instructions only: common words are one token, everything else falls back to bytes. The
-    words of the indicator are left out on purpose: a small model from scratch overlooks one token, and reads an
-    indicator that is spelt out.
-    """
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    words = (
-        "put the moka pot on the stove\nput both moka pots on the stove\n "
-        "push pick place open close turn and in it plate bowl cup mug front left right of to"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=builtin_words(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=384,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([words] * 8, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -138,6 +112,7 @@ class PromptTokenizer(TokenizerProcessorStep):
 
     default_indicator: bool | None = True
     beta: float = 1.0
+    of: str = field(default="pi0", init=False, repr=False)  # the policy's name in the configuration, for messages
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
@@ -162,9 +137,10 @@ class PromptTokenizer(TokenizerProcessorStep):
         for row in result["attention_mask"].bool().all(dim=1).nonzero().flatten().tolist():
             length = len(self.input_tokenizer(text[row])["input_ids"])
             if length > self.max_length:
+                key = f"{self.of}.tokenizer_max_length"
                 raise RecapError(
-                    f"tokenizer_max_length={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
-                    f"Fix: tokenizer_max_length={length} or more, and train from SFT on."
+                    f"{key}={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
+                    f"Fix: {key}={length} or more, and train from SFT on."
                 )
         return result
 

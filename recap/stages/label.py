@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,15 @@ from recap.config import Config, StageKind, Threshold
 from recap.data.frames import Frames
 from recap.data.held_out import held_out
 from recap.data.labels import Thresholds, write_labels, write_thresholds
+from recap.errors import RecapError
+from recap.limits import no_success
 from recap.returns import rewards
 from recap.stages.data import (
     Inputs,
     Say,
     episodes_of,
     normalized_returns,
+    pooled_episodes,
     read_normalizers,
     read_values,
     sources,
@@ -32,6 +35,8 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
     before = stage is StageKind.sft
     look_ahead = settings.sft.look_ahead if before else settings.look_ahead
     fraction = settings.sft.positive_fraction if before else settings.positive_fraction
+    if not any(frames.success.any() for frames in data):
+        raise RecapError(no_success([frames.name for frames in data], fraction, before))
     tables = [_advantages(cfg, frames, read_values(inputs["values"], frames), norm, look_ahead) for frames in data]
     pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
@@ -58,6 +63,8 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
     )
     write_thresholds(out, thresholds)
     say(describe(thresholds))
+    for text in doubts(data, thresholds, cfg.gate.share_tolerance if before else 1.0):
+        say(f"warning: {text}")
 
 
 def _advantages(
@@ -84,6 +91,27 @@ def _advantages(
         "success": frames.success[of_episode],
         "task": np.asarray(tasks, dtype=object)[of_episode],
     }
+
+
+def doubts(data: list[Frames], thresholds: Thresholds, tolerance: float) -> Iterator[str]:
+    """Where labels mean less than they seem to, which the gate cannot tell: of the pre-training there is none."""
+    tasks, _, success = pooled_episodes(data)
+    for task in sorted(set(tasks)):
+        won = [good for name, good in zip(tasks, success, strict=True) if name == task]
+        share = thresholds.achieved_positive_per_task[task]["all"] or 0.0
+        if len(won) == 1:
+            yield f"{task!r} has one episode: its {share:.0%} positive frames are better than nothing else"
+        elif not any(won):
+            yield (
+                f"none of {len(won)} episodes of {task!r} succeeded: its {share:.0%} positive frames are those of "
+                "failures. Fix: add successes of it, or leave its data out"
+            )
+    achieved = thresholds.achieved_positive["all"] or 0.0
+    if achieved < thresholds.wanted_positive - tolerance:
+        yield (
+            f"{achieved:.0%} of the frames are positive, {thresholds.wanted_positive:.0%} were wanted: many advantages "
+            "are equal, because V is nearly constant. Fix: value.sft.steps, or look at value_curve in the report"
+        )
 
 
 def describe(thresholds: Thresholds) -> str:

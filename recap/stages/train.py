@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from recap.config import (
 )
 from recap.data.ahead import ahead
 from recap.data.cameras import choice
+from recap.data.episodes import ACTION
 from recap.data.frames import Frames
 from recap.data.held_out import left_out
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
+from recap.data.statistics import listed
 from recap.device import device_name
 from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.folder import checkpoint_of
 from recap.policies.pi0 import RecapPI0Policy
-from recap.policies.processors import prompt_step, read_processors
+from recap.policies.processors import adopt, prompt_step, read_processors
 from recap.policies.value import RecapValuePolicy
 from recap.policies.weights import folder_of
 from recap.returns import Bins
@@ -60,12 +63,18 @@ def train_stage(
     else:
         checkpoint = _new(cfg, policy, data, seed)
     check_fit(checkpoint, data[0])
+    moves = adopt((checkpoint.preprocess, checkpoint.postprocess), merged_stats(data)["action"])
+    for text in _of_statistics(checkpoint, moves, data[0]):
+        say(text)
     size: PI0Config | ValueConfig = getattr(cfg, policy.name)
     checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
     share = settings.demonstration_share if len(data) > 1 else 1.0
     if policy is PolicyKind.pi0:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
         mixture = Mixture(data, share, settings.outcomes, fps=cfg.env.fps)
+        lost = sum(int((~source.success).sum()) for source in data)
+        if settings.indicator is IndicatorMode.on and lost:
+            say(f"warning: {lost} failed episodes are imitated as 'positive'. Fix: pi0.{stage.name}.indicator=use")
         labels = [of_frames(inputs, source) for source in data] if "labels" in inputs else None
         batches = policy_batches(mixture, cfg.pi0, settings, seed, labels)
     else:
@@ -85,10 +94,23 @@ def train_stage(
         settings,
         out,
         label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
+        key=f"{policy.name}.{stage.name}.",
         sharding=cfg.sharding,
         tensorboard=cfg.tracking.tensorboard,
     )
     say(f"{settings.steps} steps on {', '.join(f'{len(s.length)} {s.name}' for s in data)} -> {last}")
+
+
+def _of_statistics(checkpoint: Checkpoint, moves: np.ndarray, data: Frames) -> Iterator[str]:
+    """What a reader of the log should know of numbers that never move, or did not before."""
+    for key, still in checkpoint.still.items():
+        used = key == ACTION or getattr(checkpoint.policy.config, "use_state", True)
+        if used and (rows := still & ~moves if key == ACTION else still).any():
+            names = listed(rows, data.files.features.get(key, {}).get("names"))
+            yield f"warning: {key} never moves in {names}: normalised as if it had a spread, see docs/method.md"
+    if moves.any():
+        names = listed(moves, data.files.features.get(ACTION, {}).get("names"))
+        yield f"warning: {ACTION} did not move before in {names}, and does here: normalised by this data"
 
 
 def _started(cfg: Config, policy: PolicyKind, folder: Path) -> Checkpoint:
