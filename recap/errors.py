@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from pathlib import Path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,6 +25,8 @@ def disk_error(error: BaseException, where: Path | str, problem: str = "cannot u
 
     where: the file or folder that was being worked on, if the error itself names none. problem: with it.
     """
+    if getattr(error, "filename", None) is None and (lost := console_error()):
+        return lost
     number, said = getattr(error, "errno", None), re.search(r"\b(?:os error|errno) (\d+)", str(error))
     if number is None and said:  # safetensors and pyarrow put it into the text
         number = int(said[1])
@@ -36,3 +39,23 @@ def disk_error(error: BaseException, where: Path | str, problem: str = "cannot u
     else:
         return None
     return RecapError(f"{problem} {getattr(error, 'filename', None) or where}: {os.strerror(number)}. {fix}")
+
+
+def console_error() -> RecapError | None:
+    """Why standard output or standard error takes nothing more, which from then on goes nowhere; None if they do.
+
+    What could not be written is still waiting to be, so that writing it again tells.
+    """
+    found = None
+    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            continue  # nobody reads on, which is no error
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            found = RecapError(
+                f"cannot write to {name}: {error.strerror}. Fix: send it elsewhere. The same command again continues."
+            )
+    return found

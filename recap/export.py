@@ -17,6 +17,7 @@ from typing import Any
 
 from recap.config import Prompt
 from recap.errors import RecapError
+from recap.rundir import follow_umask
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
 PROBES = (
@@ -102,6 +103,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     before.steps = [*before.steps[:at], Pi0NewLineProcessor(), stock, *before.steps[at + 1 :]]
     before.save_pretrained(temporary)
     after.save_pretrained(temporary)
+    follow_umask(temporary)
     temporary.rename(out)
     return out
 
@@ -116,9 +118,9 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    from lerobot.configs import PreTrainedConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    from recap.policies.checkpoint import parse_config
     from recap.policies.pi0 import RecapPI0Config
 
     try:
@@ -127,7 +129,7 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
             return f"https://huggingface.co/datasets/{name}"
         api = HfApi()
         with tempfile.TemporaryDirectory(dir=source.resolve().parent, prefix=".push.", suffix=".tmp") as folder:
-            config = PreTrainedConfig.from_pretrained(source)
+            config = parse_config(source)
             known = isinstance(config, RecapPI0Config) and config.plain() is not None
             upload = export(source, Path(folder) / "policy", prompt, name) if known else source
             api.create_repo(name, exist_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import draccus
 import numpy as np
 import torch
 from accelerate import init_empty_weights
@@ -25,6 +27,7 @@ from recap.policies.processors import new_processors, prompt_step, read_processo
 from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import WEIGHTS, folder_of, load_part, load_weights
+from recap.rundir import follow_umask
 
 DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy
@@ -227,6 +230,7 @@ class Checkpoint:
             save_file(whole, path / WEIGHTS, metadata={"format": "pt"})
         self.preprocess.save_pretrained(path)
         self.postprocess.save_pretrained(path)
+        follow_umask(path)  # safetensors keeps its files to their owner
 
     def restore(self, path: Path) -> None:
         """Takes the weights that `save` wrote. Raises RecapError if they are damaged."""
@@ -241,6 +245,15 @@ class Checkpoint:
         step.default_indicator, step.beta = indicator, beta if indicator is not None else 1.0
         if isinstance(self.policy.config, RecapPI0Config):
             self.policy.config.beta = step.beta
+
+
+def parse_config(folder: Path) -> Any:
+    """config.json as lerobot reads it, whose own function leaves a copy of it in the temporary folder each time.
+
+    Raises what json and draccus raise.
+    """
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return draccus.decode(PreTrainedConfig.get_choice_class(found.pop("type")), found)
 
 
 def read_config(path: Path, kind: type[Policy]) -> Any:
@@ -261,7 +274,7 @@ def read_config(path: Path, kind: type[Policy]) -> Any:
             "Fix: name the folder of one step, such as …/checkpoints/last."
         )
     try:
-        config = PreTrainedConfig.from_pretrained(path)
+        config = parse_config(path)
     except Exception as error:  # draccus and json raise many kinds
         raise RecapError(
             f"checkpoint {path}: config.json cannot be read ({str(error).splitlines()[0]}). Fix: train it again."
