@@ -91,6 +91,11 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
             raise
         _say(str(error))  # Hydra's own options do not go together
         return 2
+    except OSError as error:
+        if (lost := console_error(error.errno)) is None:
+            raise
+        _say(str(lost))
+        return 1
     except KeyboardInterrupt:
         _say("interrupted. The same command again continues.")
         return 130

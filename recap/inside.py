@@ -39,7 +39,7 @@ def stay_inside(directory: Path, key: str = "output") -> None:
     names = shlex.join(str(path) for path, _ in found[:SHOWN])
     raise RecapError(
         f"{key}={directory}: nothing is written through what leads out of it:\n  {shown}{more}\n"
-        f"Fix: rm {names}\n(then, if it is yours, put in its place what it led to), or choose another folder."
+        f"Fix: rm {names}\n(which removes the links, not what they lead to), or choose another folder."
     )
 
 

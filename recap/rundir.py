@@ -234,7 +234,8 @@ def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> N
         RecapError: naming the first file that is missing, truncated or changed, or that a reader would find although
             the stage did not make it.
     """
-    listed = _listed(stage)
+    manifest = read_manifest(stage)
+    listed = _listed(stage, manifest)
     for name, expected in listed.items():
         path = stage / name
         if not path.is_file():
@@ -249,15 +250,14 @@ def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> N
             f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run {again} again."
         )
     folders = {Path(name).parts[0] for name in listed}
-    for path in own_files(stage):
+    for path in own_files(stage) if "links" in manifest else []:  # those of an older version do not list all
         inside = path.relative_to(stage)
         if path.suffix in FOUND and inside.parts[0] in folders and str(inside) not in listed:
             raise RecapError(f"{path} was put there after its stage finished. Fix: move it elsewhere.")
 
 
-def _listed(stage: Path) -> dict[str, dict[str, Any]]:
+def _listed(stage: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The manifest's outputs, by their other names too where a link is no longer the one that the stage made."""
-    manifest = read_manifest(stage)
     outputs: dict[str, dict[str, Any]] = manifest["outputs"]
     found = dict(outputs)
     for name, target in manifest.get("links", {}).items():
