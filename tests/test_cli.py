@@ -218,8 +218,7 @@ def shown_in_a_stage(cfg: Config) -> None:
         shown(cfg)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("work", [shown, shown_in_a_stage])
+@pytest.mark.parametrize(("work", "at_once"), [(shown, True), (shown_in_a_stage, False)])
 def test_a_full_console_is_not_the_run_directory(run: Run, work: Callable[[Any], None], at_once: bool) -> None:
     with full_console(at_once):
         seen = run("loop", "experiment=demo", "+iterations=1", "launcher=inline", work=work)
