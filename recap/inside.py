@@ -81,11 +81,11 @@ def _leading_out(directory: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """In order; [] where there is no such folder (any more): others may work beside this process."""
+    """In order; [] where there is no folder (any more): others may work beside this process."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise disk_error(error, folder, "cannot look into") or error from error
