@@ -16,7 +16,7 @@ from policy_helpers import VLM, act, chunk_noise, new_pi0, new_value, observatio
 from safetensors.torch import save_file
 
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint, parse_config
+from recap.policies.checkpoint import Checkpoint, read_config
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.value import RecapValuePolicy
 
@@ -51,7 +51,7 @@ def test_reading_leaves_nothing_in_the_temporary_folder(
 ) -> None:
     theirs = PreTrainedConfig.from_pretrained(saved)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert parse_config(saved) == theirs
+    assert read_config(saved, RecapPI0Policy) == theirs
     Checkpoint.load(saved, RecapPI0Policy, "cpu")
     assert not [*tmp_path.iterdir()]
 
