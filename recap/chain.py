@@ -6,7 +6,7 @@ import getpass
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,9 @@ class Chain:
         return [path for path in node.inputs.values() if path in paths]
 
     def jobs(self, node: Node, alive: Path | None = None) -> list[StageJob]:
-        return [StageJob(self.run, self.cfg, node, shard, alive) for shard in shards(self.cfg, node)]
+        """What is written of them can be read by others, so it is without `launcher.setup`, which scripts have run."""
+        cfg = replace(self.cfg, launcher=replace(self.cfg.launcher, setup=[]))
+        return [StageJob(self.run, cfg, node, shard, alive) for shard in shards(self.cfg, node)]
 
     def finished(self, node: Node) -> bool:
         """Whether it was seen finished, and so need not be looked at again."""

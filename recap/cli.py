@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recap.chain import Chain
 from recap.config import Config, ConfigError, keys, nearest, typed
-from recap.errors import RecapError, disk_error
+from recap.errors import RecapError, console_error, disk_error
 
 GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "site", "tracking", "experiment")
 
@@ -34,7 +35,7 @@ def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | No
 
     def decorate(function: Callable[[C], Chain | None]) -> Callable[[], None]:
         file = Path(inspect.getfile(function)).resolve()
-        return lambda: sys.exit(_run(function, schema, file.parent / "conf", file.stem))
+        return lambda: sys.exit(_written(_run(function, schema, file.parent / "conf", file.stem)))
 
     return decorate
 
@@ -90,6 +91,11 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
             raise
         _say(str(error))  # Hydra's own options do not go together
         return 2
+    except OSError as error:
+        if (lost := console_error(error.errno)) is None:
+            raise
+        _say(str(lost))
+        return 1
     except KeyboardInterrupt:
         _say("interrupted. The same command again continues.")
         return 130
@@ -97,6 +103,13 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
     return 1 if failed else 0
+
+
+def _written(code: int) -> int:
+    """The exit code, when all that was printed has been written."""
+    if lost := console_error():
+        _say(str(lost))
+    return code or int(lost is not None)
 
 
 def _carry_out(chains: list[Chain], all_ready: bool) -> set[str]:
@@ -117,8 +130,10 @@ def _carry_out(chains: list[Chain], all_ready: bool) -> set[str]:
 
 
 def _say(message: str) -> None:
-    sys.stdout.flush()
-    print(f"\nerror: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # of a console that takes nothing more; the exit code says it too
+        sys.stdout.flush()
+    with suppress(OSError):
+        print(f"\nerror: {message}", file=sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------------------- Hydra's errors in our words

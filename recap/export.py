@@ -17,6 +17,7 @@ from typing import Any
 
 from recap.config import PolicyKind, Prompt
 from recap.errors import RecapError
+from recap.rundir import follow_umask
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
 PROBES = (
@@ -105,6 +106,7 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     before.steps = [*before.steps[:at], Pi0NewLineProcessor(), stock, *before.steps[at + 1 :]]
     before.save_pretrained(temporary)
     after.save_pretrained(temporary)
+    follow_umask(temporary)
     temporary.rename(out)
     return out
 

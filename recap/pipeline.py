@@ -38,11 +38,13 @@ from recap.graph import (
     train_node,
     value_nodes,
 )
+from recap.inside import stay_inside
 from recap.launch import Run, launcher, resources, section, submitted
 from recap.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.rundir import (
     SHARES,
+    begin,
     check,
     claim,
     clear_leftovers,
@@ -60,6 +62,7 @@ from recap.rundir import (
 from recap.share import WHOLE, Share, process
 
 SHARED = {"rollout", "evaluate", "values"}  # kinds of stages whose work can be shared out
+RESUMED = SHARED | {"train"}  # those that go on where they were
 # What may change from one call of a run to the next: where and how it is executed, and the arms beside it.
 RUNNING = ("output", "device", "sharding", "launcher", "resources", "tracking", "arms", "controls", "action", "follow")
 INPUT_SECONDS = 60.0  # after which a network file system shows what another node has finished
@@ -98,6 +101,8 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
             if finished(out):  # another process finished it while this one looked
                 return
             claim(out, config)
+            if node.kind in RESUMED:
+                begin(out, inputs)
             clear_leftovers(out)
             began = time.time()
             with _logged(node, out) as say, tracking.tracked(cfg, node, out):
@@ -114,6 +119,7 @@ def _contribute(cfg: Config, node: Node, inputs: dict[str, Path], out: Path, sha
         if finished(out):
             return False
         claim(out, node.config(cfg))
+        begin(out, inputs)
         with _logged(node, out) as say:
             _stage(node)(cfg, inputs, out, say, share=share, **node.options)
         return note_share(out, share)
@@ -175,7 +181,8 @@ def _check_kept(node: Node, out: Path, inputs: dict[str, Path]) -> None:
     verify(out, _command(node.path), quick=True)
     recorded = read_manifest(out)["inputs"]
     for role, path in inputs.items():
-        if role in recorded and finished(stage_of(path)) and recorded[role]["sha256"] != results_digest(path):
+        there = finished(stage_of(path)) or (path / "config.json").is_file()  # or a checkpoint folder by hand
+        if role in recorded and there and recorded[role]["sha256"] != results_digest(path):
             raise RecapError(
                 f"{out} was made from another {node.inputs[role]} than there is now. "
                 f"Fix: delete {out} and run the command again."
@@ -237,6 +244,8 @@ def run_nodes(
     chain, inline = Chain(cfg, nodes, run, done), launcher(cfg) is LauncherKind.inline
     if cfg.action is not Action.run:
         return chain
+    for place, key in {cfg.output: "output", **{n.path: "result" for n in nodes if Path(n.path).is_absolute()}}.items():
+        stay_inside(Path(place), key)
     if inline and not cfg.follow:
         raise RecapError("follow=false: launcher=inline works in this process. Fix: leave it out, or launcher=slurm.")
     if is_main_process():

@@ -1,7 +1,8 @@
 """The run directory: manifests say that a stage is finished, config.yaml says with what, a lock keeps others out.
 
 A stage directory holds config.yaml (written first), its results, and manifest.json (written last, by rename). The
-manifest lists every result with its size and SHA-256, so a damaged or exchanged file is found before it is used.
+manifest lists every result with its size and SHA-256, so a damaged or exchanged file is found before a later stage
+reads it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from recap.errors import RecapError
 from recap.share import Share, process
 
 MANIFEST, CONFIG, SHARES, COMMIT = "manifest.json", "config.yaml", ".shares", "COMMIT"
+INPUTS = ".inputs.json"  # of a stage that has begun: role -> digest of what it reads
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
-VERIFIED = (".safetensors", ".parquet", ".json")  # results that later stages read
+# What says how a stage went. It is no result: no stage reads it, and it differs between two runs that did the same.
+RECORDS = {MANIFEST, CONFIG, "log.txt", "metrics.jsonl", "episodes.jsonl", "first_batch", "tensorboard", "job"}
+FOUND = (".safetensors", ".parquet", ".json")  # what readers find by its name's pattern, so that none may be added
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
 LOCK_SECONDS = 2.0  # what a killed process may take to go
 JOB_LOCK_SECONDS = 300.0  # the same for the process of a job on a cluster, whose node may have been lost
@@ -50,14 +54,28 @@ def finished(stage: Path) -> bool:
     return (stage / MANIFEST).is_file()
 
 
-def write_text(path: Path, text: str) -> None:
-    """By rename: readers see the old file or the new one, never half."""
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """By rename: readers see the old file or the new one, never half. mode: as far as the umask allows it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(folder: Path) -> None:
+    """Files that a library kept to their owner become as readable as their folder, which was made by the umask.
+
+    Files of several names are left as they are: the other names may be somebody else's.
+    """
+    for here, _, names in os.walk(folder):
+        mode = Path(here).stat().st_mode & 0o666
+        for path in (Path(here) / name for name in names):
+            if not path.is_symlink() and path.stat().st_nlink == 1:
+                path.chmod(mode)
 
 
 # ---------------------------------------------------------------------------------------------------- identity
@@ -95,6 +113,27 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
         write_text(directory / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
+def begin(stage: Path, inputs: dict[str, Path]) -> None:
+    """Notes what a stage reads, whose work can be gone on with.
+
+    Raises:
+        RecapError: it was begun with something else, of which half-made results would be kept.
+    """
+    path, digests = stage / INPUTS, {role: results_digest(place) for role, place in inputs.items()}
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        before = {}
+    for role, digest in digests.items():
+        if before.get(role, digest) != digest:
+            raise RecapError(
+                f"{stage} was begun with another {os.path.relpath(inputs[role], stage)} than there is now. "
+                f"Fix: delete {stage} and run the command again."
+            )
+    if before != digests:
+        write_text(path, json.dumps(digests, indent=1) + "\n")
+
+
 # ---------------------------------------------------------------------------------------------------- manifests
 
 
@@ -108,7 +147,6 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
     outputs = {
         str(path.relative_to(stage)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in own_files(stage)
-        if path.suffix in VERIFIED
     }
     manifest = {
         "stage": node,
@@ -118,6 +156,7 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
             for role, path in inputs.items()
         },
         "outputs": outputs,
+        "links": {str(path.relative_to(stage)): os.readlink(path) for path in _links(stage)},
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "host": socket.gethostname(),
@@ -129,32 +168,44 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
 
 
 def own_files(stage: Path) -> list[Path]:
-    """The files of a stage, without those of stages inside it (sft/eval), half-written ones and other names (last)."""
+    """The results of a stage, without those of stages inside it (sft/eval), half-written ones and other names."""
     return sorted(
-        folder / name
+        path
         for folder, _, files in _walk(stage)
-        for name in files
-        if not name.startswith(".") and not name.endswith(".tmp")
+        for path in (folder / name for name in files)
+        if _is_result(path.relative_to(stage)) and not (path.is_symlink() and path.is_dir())
     )
+
+
+def _links(stage: Path) -> list[Path]:
+    """Other names of folders among the results, such as `last`."""
+    found = (folder / name for folder, _, files in _walk(stage) for name in files)
+    return sorted(p for p in found if _is_result(p.relative_to(stage)) and p.is_symlink() and p.is_dir())
+
+
+def _is_result(name: Path) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    return not hidden and name.suffix != ".tmp" and name.parts[0] not in RECORDS
 
 
 def clear_leftovers(stage: Path) -> None:
     """Deletes what a killed process had not finished writing. Only under the stage's lock."""
     for folder, folders, files in [*_walk(stage)]:
         for name in [name for name in (*folders, *files) if name.endswith(".tmp")]:
-            if (folder / name).is_dir() and not (folder / name).is_symlink():
+            if name in folders:
                 shutil.rmtree(folder / name, ignore_errors=True)
             else:
                 (folder / name).unlink(missing_ok=True)
 
 
 def _walk(stage: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """os.walk that does not enter stages inside this one, links, and what is half written."""
+    """os.walk that does not enter stages inside this one and what is half written; links to folders are among files."""
     for here, folders, files in os.walk(stage):
         folder = Path(here)
-        found = [name for name in folders if not ((folder / name).is_symlink() or (folder / name / CONFIG).is_file())]
+        links = [name for name in folders if (folder / name).is_symlink()]
+        found = [name for name in folders if name not in links and not (folder / name / CONFIG).is_file()]
         folders[:] = [name for name in found if not name.endswith(".tmp")]
-        yield folder, found, files
+        yield folder, found, files + links
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
@@ -166,6 +217,7 @@ def read_manifest(stage: Path) -> dict[str, Any]:
         entries = [*manifest["inputs"].values(), *manifest["outputs"].values()]
         sized = all("bytes" in entry for entry in manifest["outputs"].values())
         complete = sized and all("sha256" in entry for entry in entries)
+        _ = [os.path.join(name, target) for name, target in manifest.get("links", {}).items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecapError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
     if not complete:
@@ -179,9 +231,12 @@ def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> N
     again: the command that makes the stage. quick: large files by their size only.
 
     Raises:
-        RecapError: naming the first file that is missing, truncated or changed.
+        RecapError: naming the first file that is missing, truncated or changed, or that a reader would find although
+            the stage did not make it.
     """
-    for name, expected in read_manifest(stage)["outputs"].items():
+    manifest = read_manifest(stage)
+    listed = _listed(stage, manifest)
+    for name, expected in listed.items():
         path = stage / name
         if not path.is_file():
             problem = "is missing"
@@ -194,6 +249,24 @@ def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> N
         raise RecapError(
             f"{path} {problem} since its stage finished. Fix: restore it, or delete {stage} and run {again} again."
         )
+    folders = {Path(name).parts[0] for name in listed}
+    for path in own_files(stage) if "links" in manifest else []:  # those of an older version do not list all
+        inside = path.relative_to(stage)
+        if path.suffix in FOUND and inside.parts[0] in folders and str(inside) not in listed:
+            raise RecapError(f"{path} was put there after its stage finished. Fix: move it elsewhere.")
+
+
+def _listed(stage: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifest's outputs, by their other names too where a link is no longer the one that the stage made."""
+    outputs: dict[str, dict[str, Any]] = manifest["outputs"]
+    found = dict(outputs)
+    for name, target in manifest.get("links", {}).items():
+        if not (stage / name).is_symlink() or os.readlink(stage / name) != target:
+            meant = os.path.normpath(os.path.join(os.path.dirname(name), target)) + "/"
+            found |= {
+                name + "/" + path.removeprefix(meant): outputs[path] for path in outputs if path.startswith(meant)
+            }
+    return found
 
 
 def stage_of(path: Path) -> Path:
@@ -210,13 +283,14 @@ def results_digest(path: Path) -> str:
     if finished(stage):
         hashes = {name: expected["sha256"] for name, expected in read_manifest(stage)["outputs"].items()}
     else:
-        hashes = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.suffix in VERIFIED}
+        hashes = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.suffix in FOUND}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
     state = path.stat()
-    return _sha256(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ino)
+    # The time of the last change to the file's own record, since that of its contents can be set back.
+    return _sha256(path.absolute(), state.st_size, state.st_ctime_ns, state.st_mtime_ns, state.st_ino)
 
 
 @cache

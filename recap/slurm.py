@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 from recap.config import Config, LauncherConfig, Resources
 from recap.errors import RecapError
+from recap.rundir import write_text
 
 ANSWER_SECONDS = 2.0  # for a cluster to count as one
 PATIENCE_SECONDS = 60.0  # for a busy controller
@@ -157,7 +160,7 @@ def submit(
         nodes=resources.nodes,
         ntasks_per_node=resources.tasks,
         signal_delay_s=launcher.notice,
-        setup=launcher.setup,
+        setup=_setup(folder, launcher.setup),
         teardown=[
             "code=$?",
             f'if {CRASHES} && {again} && {running}; then scontrol requeue "$SLURM_JOB_ID" && sleep 60; fi',
@@ -179,6 +182,19 @@ def submit(
             f"SLURM refuses {name}: {said[-1]}. Fix: what it says; what is submitted goes on, and the same command "
             "again submits the rest."
         ) from error
+
+
+def _setup(folder: Path, lines: Sequence[str]) -> list[str]:
+    """What a job's script runs in their place: a file that only its owner reads, since they may hold secrets.
+
+    The script itself can be read by others, in the job's folder and from the controller.
+    """
+    if not lines:
+        return []
+    text = "\n".join(lines) + "\n"
+    path = folder / f"setup_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+    write_text(path, text, mode=0o600)
+    return [f". {shlex.quote(str(path))}"]
 
 
 def release(job: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from policy_helpers import VLM, act, chunk_noise, new_pi0, new_value, observatio
 from safetensors.torch import save_file
 
 from recap.errors import RecapError
-from recap.policies.checkpoint import Checkpoint
+from recap.policies.checkpoint import Checkpoint, read_config
 from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.value import RecapValuePolicy
 
@@ -43,6 +44,16 @@ def test_lerobot_reads_what_we_save(saved: Path) -> None:
     assert torch.equal(post(act(theirs, observation(2), noise)), expected)
     ours = Checkpoint.load(saved, RecapPI0Policy, "cpu")
     assert torch.equal(ours.postprocess(act(ours, observation(2), noise)), expected)
+
+
+def test_reading_leaves_nothing_in_the_temporary_folder(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = PreTrainedConfig.from_pretrained(saved)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert read_config(saved, RecapPI0Policy) == theirs
+    Checkpoint.load(saved, RecapPI0Policy, "cpu")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_value_function_roundtrip(tmp_path: Path) -> None:

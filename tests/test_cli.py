@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recap import cli
+from recap import cli, pipeline
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
 from recap.errors import RecapError
+from recap.graph import Node
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -189,3 +194,50 @@ def test_options_that_do_not_go_together(run: Run) -> None:
 def test_an_entrypoint_is_short() -> None:
     for entry in SCHEMAS:
         assert len((ROOT / f"{entry}.py").read_text().splitlines()) <= 60
+
+
+# ---------------------------------------------------------------------------------------------------- the console
+@contextmanager
+def full_console(at_once: bool) -> Iterator[None]:
+    """Standard output goes to a full disk, as with `> /dev/full`; at once: with PYTHONUNBUFFERED, which keeps nothing.
+
+    In the end it is flushed, as Python does, which must not say it again.
+    """
+    raw = open("/dev/full", "wb", buffering=0 if at_once else -1)  # noqa: SIM115
+    with io.TextIOWrapper(raw, write_through=at_once) as stream, redirect_stdout(stream):
+        yield
+
+
+def shown(cfg: Config) -> None:
+    print("the result", flush=True)
+
+
+def shown_in_a_stage(cfg: Config) -> None:
+    Path(cfg.output).mkdir(parents=True)
+    with pipeline._reported(Node("sft", "train"), Path(cfg.output), io.StringIO()):
+        shown(cfg)
+
+
+@pytest.mark.parametrize(("work", "at_once"), [(shown, True), (shown_in_a_stage, False)])
+def test_a_full_console_is_not_the_run_directory(run: Run, work: Callable[[Any], None], at_once: bool) -> None:
+    with full_console(at_once):
+        seen = run("loop", "experiment=demo", "+iterations=1", "launcher=inline", work=work)
+    assert seen.code == 1
+    assert "cannot write to standard output: No space left on device. Fix: send it elsewhere" in seen.err
+    assert "choose output=" not in seen.err
+    assert "Traceback" not in seen.err
+
+
+def test_what_is_still_to_be_written_counts(run: Run) -> None:
+    """`--cfg job`, or a run whose last words stand in the buffer."""
+    with full_console(at_once=False):
+        seen = run("loop", "experiment=demo", "+iterations=1", "--cfg", "job")
+        assert cli._written(seen.code) == 1
+
+
+def test_a_full_disk_is_still_named(run: Run, tmp_path: Path) -> None:
+    def work(cfg: Config) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    seen = run("loop", "experiment=demo", "+iterations=1", "launcher=inline", work=work)
+    assert (seen.code, "cannot use outputs/demo: No space left on device" in seen.err) == (1, True)

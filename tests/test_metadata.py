@@ -63,10 +63,8 @@ INFO: list[tuple[str, Any, str]] = [
     ("features/action/shape", "seven", "features.action.shape='seven' should be a valid list"),
     (f"features/{CAMERA}/dtype", "imgae", f"features.{CAMERA}.dtype='imgae'"),
     (f"features/{CAMERA}/dtype", 3, f"features.{CAMERA}.dtype=3"),
-    *[
-        (f"features/{CAMERA}/shape", value, f"{CAMERA}.shape")
-        for value in ([4, 4], [0, 4, 3], [-4, 4, 3], ["4", 4, 3], None)
-    ],
+    (f"features/{CAMERA}/shape", [4, 4], f"{CAMERA} (its shape is [4, 4]): not read"),
+    *[(f"features/{CAMERA}/shape", value, f"{CAMERA}.shape") for value in ([0, 4, 3], [-4, 4, 3], ["4", 4, 3], None)],
 ]
 
 

@@ -222,6 +222,11 @@ def test_a_checkpoint_from_elsewhere(work: Path) -> None:
     result = work / "outputs/fresh/eval/downloaded"
     assert read(result / "result.json")["n"] == 1
     assert len(read(result / "manifest.json")["inputs"]["policy"]["sha256"]) == 64
+    weights = work / "downloaded/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    seen = run("eval", *TINY, "name=fresh", "checkpoint=downloaded", "episodes=1", cwd=work)
+    assert seen.code == 1, "another checkpoint has another result"
+    assert f"{result.relative_to(work)} was made from another {work}/downloaded than there is now" in seen.err
 
 
 # ---------------------------------------------------------------------------------------------------- inputs

@@ -150,6 +150,18 @@ def test_queued_jobs_keep_their_code(tmp_path: Path, slurm: None, monkeypatch: p
     assert {row["code"] for row in submitted(tmp_path / RUN / "sft").values()} == {kept.name}
 
 
+def test_what_setup_holds_is_read_by_its_owner_alone(tmp_path: Path, slurm: None) -> None:
+    submit(tmp_path, "launcher.setup=['export TOKEN=sesame','export OTHER=$TOKEN']", "resources.rollout.shards=2")
+    holding = [path for path in (tmp_path / RUN).rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
+    assert {path.parent.parent.relative_to(tmp_path / RUN).as_posix() for path in holding} == set(STAGES)
+    assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
+    assert "sesame" not in sh("scontrol", "write", "batch_script", jobs()["sft"]["job"], "-")
+    script = next((tmp_path / RUN / "sft/job").glob("*_submission.sh")).read_text()
+    line = next(line for line in script.splitlines() if line.startswith(". "))
+    assert script.index(line) < script.index("srun")
+    assert sh("sh", "-c", f"{line}\necho $OTHER") == "sesame\n"
+
+
 def test_jobs_submitted_from_a_job_are_their_own(tmp_path: Path, slurm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"SLURM_MEM_PER_NODE": "100", "SLURM_JOB_ID": "1", "SBATCH_PARTITION": "short"}.items():
         monkeypatch.setenv(key, value)

@@ -115,6 +115,8 @@ def test_an_exported_policy_is_read_again(told: Prompt, as_full_size: Checkpoint
     """Also from another place: our reader finds the tokenizer beside the weights."""
     as_full_size.save(tmp_path / "ours")
     moved = export(tmp_path / "ours", tmp_path / "stock", told).rename(tmp_path / "moved")
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in moved.iterdir()} == {(tmp_path / "plain").stat().st_mode}, "the umask's"
     again = Checkpoint.load(moved, RecapPI0Policy, "cpu")
     noise = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1))
     indicator = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}[told]

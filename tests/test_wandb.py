@@ -184,7 +184,10 @@ def silent_server() -> Iterator[str]:
 
 def test_a_server_that_never_answers(tmp_path: Path, silent_server: str) -> None:
     began = time.monotonic()
-    told = small_run(tmp_path, 0, 5, "finish", WANDB_API_KEY=KEY, WANDB_BASE_URL=silent_server)
+    (tmp_path / "t").mkdir()
+    own = {"TMPDIR": str(tmp_path / "t"), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": silent_server}
+    told = small_run(tmp_path, 0, 5, "finish", **own)
+    assert not [*(tmp_path / "t").iterdir()], "nothing is left in the temporary folder"
     assert cost(told) < 1
     assert time.monotonic() - began < 30
     assert [line for line in told.splitlines() if "W&B" in line] == [
@@ -327,6 +330,7 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
     assert {f"gate/{name}/passed": int(check["passed"]) for name, check in checks.items()}.items() <= gate.items()
     assert [path.suffix for path in runs["iter_01/gate"].media()] == [".png"]
     check_loop(runs["loop"], read(run_dir / "summary.json"))
+    assert "launcher" not in runs["loop"].config, "launcher.setup may hold secrets"
     logged = {key for run in runs.values() for row in run.rows for key in row}
     for panel in (panel for panels in LAYOUT.values() for panel in panels):
         for key in panel.keys:

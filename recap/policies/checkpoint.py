@@ -27,6 +27,7 @@ from recap.policies.processors import keep_usable, new_processors, prompt_step, 
 from recap.policies.prompt import BUILTIN, load_tokenizer
 from recap.policies.value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import folder_of, load_part, load_weights
+from recap.rundir import follow_umask
 
 DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy
@@ -270,6 +271,7 @@ class Checkpoint:
             save_file(whole, path / WEIGHTS, metadata={"format": "pt"})
         self.preprocess.save_pretrained(path)
         self.postprocess.save_pretrained(path)
+        follow_umask(path)  # safetensors keeps its files to their owner
 
     def restore(self, path: Path) -> None:
         """Takes the weights that `save` wrote. Raises RecapError if they are damaged."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recap.errors import RecapError
+from recap.inside import stay_inside
 from recap.report import print_table, write_html, write_summary
 from recap.report.compare import PAGE, print_comparison, read_runs, write_comparison
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(run: Path, console: Console) -> Path:
+    stay_inside(run, "run")
     summary = write_summary(run)
     page = write_html(run, summary)
     print_table(summary, console)

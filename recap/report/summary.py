@@ -94,6 +94,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename: no reader sees half a file. Raises RecapError when the disk refuses."""
     part = path.with_name(path.name + ".tmp")
     try:
+        part.unlink(missing_ok=True)  # a link in its place would lead the text elsewhere
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:

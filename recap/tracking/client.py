@@ -132,7 +132,7 @@ def publish_run(cfg: Config) -> None:
         kind="loop",
         job="loop",
         out=str(run.absolute()),
-        config=_plain(shared(cfg)),
+        config={key: value for key, value in _plain(shared(cfg)).items() if key != "launcher"},  # it may hold secrets
     )
 
 

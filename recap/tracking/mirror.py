@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -223,7 +225,13 @@ def _commands(into: queue.Queue[Command | None]) -> None:
         last = command["do"]
     into.put(None)
     time.sleep(LEAVE_SECONDS if last == "leave" else ORPHAN_SECONDS)
-    os._exit(1)
+    _exit(1)
+
+
+def _exit(code: int) -> None:
+    """At once: wandb's own end waits for ever for a server that does not answer."""
+    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)  # this process's own, by now
+    os._exit(code)
 
 
 def main() -> None:
@@ -233,6 +241,9 @@ def main() -> None:
     for name in OWN:
         os.environ.pop(name, None)
     os.environ["WANDB_SILENT"] = "true"
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
+        prefix="wb"
+    )  # what wandb would leave behind goes with it
     commands: queue.Queue[Command | None] = queue.Queue()
     threading.Thread(target=_commands, args=(commands,), daemon=True).start()
     with _quiet() as say:
@@ -247,7 +258,7 @@ def main() -> None:
                 break
             mirror.do(command)
         mirror.leave()
-    os._exit(0)  # wandb's own end waits for ever for a server that does not answer
+    _exit(0)
 
 
 if __name__ == "__main__":
