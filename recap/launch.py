@@ -27,6 +27,7 @@ from recap.share import WHOLE, Share, process
 Run = Callable[[Config, Node, Share], None]
 JOBS = "job"  # the folder of a stage that holds what its jobs read and write
 ERROR, SUBMITTED = "error.txt", "jobs.jsonl"
+LETTERS = ("PYTHONUTF8=1", "PYTHONIOENCODING=utf-8")  # whatever locale the node has: what a job writes is read here
 
 
 # ---------------------------------------------------------------------------------------------------- which launcher
@@ -149,7 +150,7 @@ def python(cfg: Config, code: Path) -> str:
         devices = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     own = cfg.launcher.python or shlex.quote(sys.executable)
-    return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1"]) + f" {own}"
+    return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", *LETTERS]) + f" {own}"
 
 
 def note_submitted(stage: Path, job: str, shards: int, code: Path) -> None:

@@ -28,7 +28,7 @@ from recap.config import difference
 from recap.errors import RecapError
 from recap.share import Share, process
 
-MANIFEST, CONFIG, SHARES, COMMIT = "manifest.json", "config.yaml", ".shares", "COMMIT"
+MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock", ".shares", "COMMIT"
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 VERIFIED = (".safetensors", ".parquet", ".json")  # results that later stages read
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
@@ -236,7 +236,7 @@ def git_commit() -> str | None:
         run = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=10,
             check=False,
         )
@@ -254,7 +254,7 @@ def lock(directory: Path, *, shared: bool = False) -> Iterator[None]:
         RecapError: another process holds it, naming which.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as file:
+    with (directory / LOCK).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + (JOB_LOCK_SECONDS if in_job() else LOCK_SECONDS)
         while True:
             try:

@@ -46,7 +46,9 @@ class Row:
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -262,7 +264,7 @@ def warnings(run: Path) -> Iterator[str]:
 
 def _file_system(folder: Path) -> str:
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8", errors="replace").splitlines()]
     except OSError:
         return "unknown"
     inside = [(len(point), kind) for point, kind in mounts if folder.is_relative_to(point)]

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from recap import home
+from recap.console import spell
 from recap.errors import RecapError
 from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
 from recap.report.words import arm_name
@@ -74,11 +76,13 @@ class Study:
 
 
 def main(arguments: list[str]) -> int:
+    spell()
     if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        write_results([Path(argument) for argument in arguments[:-1]], Path(arguments[-1]))
+        *folders, docs = map(home.path, arguments)
+        write_results(folders, docs)
     except RecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -100,7 +104,7 @@ def write_results(folders: Sequence[Path], docs: Path) -> None:
             old.unlink()
         for seed, arms in study.runs.items():
             solved = {arm: "".join("01"[bool(e["success"])] for e in episodes) for arm, episodes in arms.items()}
-            kept = json.loads((folder / seed / "summary.json").read_text()) | {"solved": solved}
+            kept = json.loads((folder / seed / "summary.json").read_text("utf-8")) | {"solved": solved}
             path = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         draw(study, docs / RESULTS / f"{study.name}.png")
@@ -124,7 +128,7 @@ def read_study(folder: Path) -> Study:
     first = next(iter(found.values()))
     config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
     tasks = config["env"]["tasks"]
-    manifests = (json.loads(path.read_text()) for run in found.values() for path in run.rglob("manifest.json"))
+    manifests = (json.loads(path.read_text("utf-8")) for run in found.values() for path in run.rglob("manifest.json"))
     return Study(
         folder.name,
         tasks,
@@ -137,13 +141,15 @@ def read_study(folder: Path) -> Study:
 
 def read_arms(run: Path) -> dict[str, Episodes]:
     """Arm -> its evaluated episodes, SFT first."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
     found = {
         f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
         for policy in summary["policies"]
     }
     found |= {arm_name(control["arm"]): control["eval"] for control in summary["controls"]}
-    return {arm: json.loads((run / numbers["outcomes"]).read_text())["episodes"] for arm, numbers in found.items()}
+    return {
+        arm: json.loads((run / numbers["outcomes"]).read_text("utf-8"))["episodes"] for arm, numbers in found.items()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- the page

@@ -124,7 +124,7 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], fps: float)
         raise RecapError(f"labels for {folder} do not fit the columns of {PARQUET}: {error}.") from error
     columns = _checked(arrow, f"the labels for {folder}", "they are not written")
     text = _opentau(columns, fps)
-    _write(folder / OPENTAU, lambda tmp: tmp.write_text(text))
+    _write(folder / OPENTAU, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     # Checksums: Parquet itself would decode a flipped bit without a word.
     _write(folder / PARQUET, lambda tmp: pq.write_table(arrow, tmp, write_page_checksum=True))
 

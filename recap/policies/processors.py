@@ -63,7 +63,7 @@ def read_processors(path: Path, config: Any, device: str) -> Processors:
     """
     overrides: dict[str, Any] = {"device_processor": {"device": device}}
     try:
-        steps = json.loads((path / PREPROCESSOR).read_text())["steps"]
+        steps = json.loads((path / PREPROCESSOR).read_text("utf-8"))["steps"]
         names = [step["config"].get("tokenizer_name") for step in steps if step.get("registry_name") == TOKENIZER]
         if names:
             here = (path / "tokenizer.json").is_file()

@@ -27,7 +27,7 @@ ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises RecapError when it is missing, truncated or not an object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise RecapError(f"{path} is missing; run the stage that writes it again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -47,7 +47,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        return yaml.safe_load(path.read_text("utf-8")) or {}
     except yaml.YAMLError as error:
         raise RecapError(f"{path} is not valid YAML: {error}") from error
 
@@ -164,7 +164,7 @@ def groups(table: Columns) -> dict[str, np.ndarray]:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

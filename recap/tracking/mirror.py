@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from recap.console import SPELLED
 from recap.tracking.content import CONTENT
 from recap.tracking.session import Command, Session, alone
 from recap.tracking.state import digest, is_sent, note_sent
@@ -200,7 +201,7 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[Callable[[str], None]]:
     """`say`, which has the console; whatever wandb prints is dropped."""
-    console = os.fdopen(os.dup(1), "w", buffering=1)
+    console = os.fdopen(os.dup(1), "w", buffering=1, errors=SPELLED)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -75,6 +75,6 @@ def _settings_file(environ: Mapping[str, str]) -> dict[str, str]:
     for path in (Path(folder).expanduser() / "settings", Path("wandb") / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
         with suppress(OSError, configparser.Error, UnicodeDecodeError):
-            parser.read(path)
+            parser.read(path, "utf-8")
             found |= dict(parser["default"]) if "default" in parser else {}
     return found
