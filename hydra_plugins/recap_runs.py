@@ -21,6 +21,7 @@ from recap import environment
 from recap.config import Action, Config, ConfigError, LauncherKind, LoopJob, difference, keys, shared, typed
 from recap.launch import automatic, launcher
 from recap.share import process
+from recap.tracking.mode import problem
 
 MOST_RUNS = 300  # of one command: each takes a third of a second to be checked before the first starts
 MANY = 20  # runs from which on one sees how far that is
@@ -116,6 +117,8 @@ class Runs(Sweeper):
             raise ConfigError([f"size={cfg.size}: a name only, the numbers are those of size={size}. {fix}"])
         if isinstance(cfg, LoopJob) and cfg.iteration is not None:
             raise ConfigError([f"iteration={cfg.iteration}: loop.py counts by itself. Fix: iterations={cfg.iteration}"])
+        if text := problem(cfg.tracking):
+            raise ConfigError([text])
         return cfg
 
 

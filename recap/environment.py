@@ -60,7 +60,7 @@ def _together() -> Iterator[str]:
     index, count = number("RANK", 0), number("WORLD_SIZE", 1)
     shown = ", ".join(f"{name}={os.environ[name]}" for name in given)
     if not 0 <= index < count:
-        yield f"{shown}: RANK must lie between 0 and WORLD_SIZE - 1. {leave(count)}"
+        yield f"{shown}: RANK must be at least 0 and below WORLD_SIZE, which is {count}. {leave(count)}"
     elif (count > 1 or "LOCAL_RANK" in given) and (missing := [name for name in TOGETHER if not os.environ.get(name)]):
         yield f"{shown} without {', '.join(missing)}: it would wait for processes that nobody started. {leave(count)}"
 

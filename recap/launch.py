@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import hashlib
 import json
 import os
 import shlex
@@ -153,13 +154,23 @@ def python(cfg: Config, code: Path) -> str:
     return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", *LETTERS]) + f" {own}"
 
 
-def note_submitted(stage: Path, job: str, shards: int, code: Path) -> None:
-    """One line for each job of the stage that is wholly submitted: which, in how many shards, whose."""
+def ordered(cfg: Config, node: Node) -> dict[str, Any]:
+    """What the stage's job is submitted with, by the configuration's keys; of shell lines, maybe secret, the hash."""
+    launcher, stage = vars(cfg.launcher), section(node)
+    setup = hashlib.sha256(json.dumps(cfg.launcher.setup).encode()).hexdigest()[:8]
+    kept = {f"launcher.{key}": launcher[key] for key in launcher if key not in ("kind", "setup")}
+    numbers = {f"resources.{stage}.{key}": value for key, value in vars(resources(cfg, node)).items()}
+    return {**kept, "launcher.setup (hash)": setup, **numbers}
+
+
+def note_submitted(stage: Path, job: str, shards: int, code: Path, order: dict[str, Any]) -> None:
+    """One line for each job of the stage that is wholly submitted: which, in how many shards, whose, with what."""
     with (stage / JOBS / SUBMITTED).open("a+", encoding="utf-8") as file:
         file.seek(0)
         if not (file.read() or "\n").endswith("\n"):  # a line that somebody was killed at
             file.write("\n")
-        file.write(json.dumps({"job": job, "shards": shards, "user": getpass.getuser(), "code": code.name}) + "\n")
+        line = {"job": job, "shards": shards, "user": getpass.getuser(), "code": code.name, "ordered": order}
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
