@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from recap.errors import RecapError
+from recap.shapes import COUNT, misfit
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
 SCHEMA = pa.schema(
@@ -222,6 +223,19 @@ class Thresholds:
         return self.epsilon[task]
 
 
+SHARES = {str: (float, None)}
+SHAPE = {  # of thresholds.json
+    "epsilon": {str: float},
+    "wanted_positive": float,
+    "achieved_positive": SHARES,
+    "c_fail": float,
+    "achieved_positive_per_task": {str: SHARES},
+    "look_ahead": (COUNT, None),
+    "normalizer": {str: float},
+    "percentiles": {str: float},
+}
+
+
 def write_thresholds(folder: str | Path, thresholds: Thresholds) -> None:
     """Write thresholds.json atomically. Raises RecapError for NaN and for a disk that cannot be written."""
     path = Path(folder) / THRESHOLDS
@@ -244,6 +258,8 @@ def read_thresholds(folder: str | Path) -> Thresholds:
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if wrong := misfit(data, SHAPE):
+            raise ValueError(wrong)
         out = Thresholds(**{f.name: data[f.name] for f in fields(Thresholds)})
         epsilon = {str(task): float(value) for task, value in out.epsilon.items()}
         percentiles = {int(percent): float(value) for percent, value in out.percentiles.items()}
