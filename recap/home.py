@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def in_value(key: str, value: Any) -> Any:
     if not isinstance(value, str) or "~" not in value:
         return value
     if word in COMMANDS:
-        return WORD.sub(lambda found: _home(found[0], f"{key}={value}"), value)
+        quote = shlex.quote if word == "python" else str  # the one is words of a shell, the other no shell sees
+        return WORD.sub(lambda found: quote(_home(found[0], f"{key}={value}")), value)
     return _home(value, f"{key}={value}") if word in PATHS and value.startswith("~") else value
 
 

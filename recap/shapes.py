@@ -23,7 +23,8 @@ def misfit(value: Any, shape: Any, where: str = "") -> str:
     """The first place where a value has another shape, as `checks[0].limit is 7 instead of text`; "" for none."""
     if isinstance(shape, tuple):
         found = [misfit(value, one, where) for one in shape]
-        return max(found, key=len) if all(found) else ""
+        inside = (text for text in found if not text.startswith(f"{where.removeprefix('.') or 'it'} is "))
+        return next(inside, found[0]) if all(found) else ""
     if isinstance(shape, list) and isinstance(value, list):
         return next(filter(None, (misfit(one, shape[0], f"{where}[{i}]") for i, one in enumerate(value))), "")
     if isinstance(shape, dict) and isinstance(value, dict):

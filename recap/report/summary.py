@@ -209,10 +209,20 @@ def _comparisons(run_dir: Path, policies: list[dict], controls: list[dict]) -> l
         {
             "before": before.get("arm", before["iteration"]),
             "after": after["iteration"],
-            **compare(*(files.read_json(run_dir / side["eval"]["outcomes"])["episodes"] for side in (before, after))),
+            **_compared(run_dir, before["eval"]["outcomes"], after["eval"]["outcomes"]),
         }
         for before, after in pairs
     ]
+
+
+def _compared(run_dir: Path, *results: str) -> dict[str, Any]:
+    """The paired test of two evaluations. Raises RecapError, which names their files, where they have no pairs."""
+    try:
+        return compare(*(files.read_json(run_dir / path)["episodes"] for path in results))
+    except RecapError as error:
+        if str(run_dir) in str(error):
+            raise
+        raise RecapError(f"{' and '.join(str(run_dir / path) for path in results)}: {error}") from error
 
 
 def _forgetting(run_dir: Path, policies: list[dict]) -> dict[str, Any] | None:
