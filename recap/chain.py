@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from recap import slurm
-from recap.config import Config
+from recap.config import Config, difference
 from recap.errors import RecapError
 from recap.graph import Node
 from recap.launch import (
@@ -22,6 +22,7 @@ from recap.launch import (
     StageJob,
     error_of,
     note_submitted,
+    ordered,
     python,
     resources,
     section,
@@ -164,6 +165,7 @@ class OnSlurm:
             kept = len(found) - len(new)
             adopted = f", {kept} already in the queue" if kept else ""
             print(f"{chain.directory}: {len(new)} jobs submitted{adopted}", flush=True)
+            _tell_old_orders(chain, {path: job for path, job in found.items() if path not in new})
 
     @staticmethod
     def _submit(chain: Chain, node: Node, after: list[str]) -> str:
@@ -180,7 +182,9 @@ class OnSlurm:
                 python=python(chain.cfg, chain.code),
             )
         slurm.release(job)
-        note_submitted(chain.out(node), job, len(jobs), chain.code)  # without it nobody adopts the job
+        note_submitted(
+            chain.out(node), job, len(jobs), chain.code, ordered(chain.cfg, node)
+        )  # without it nobody adopts the job
         return job
 
     # ------------------------------------------------------------------------------------------------ watching
@@ -233,6 +237,23 @@ class OnSlurm:
 
     def close(self) -> None:
         """Nothing: the jobs go on."""
+
+
+def _tell_old_orders(chain: Chain, kept: dict[str, str]) -> None:
+    """Says which of the jobs that go on were submitted with something else than is asked now. kept: stage -> job."""
+    changed: list[str] = []
+    for node in chain.nodes:
+        known = submitted(chain.out(node)).get(kept.get(node.path, ""), {}).get("ordered")
+        if known is not None and (now := difference(known, ordered(chain.cfg, node))):
+            shown = "; ".join(line.replace(" -> ", ", now ") for line in now)
+            changed.append(f"  {node.path} (job {kept[node.path]}): {shown}")
+    if changed:
+        lines = [*changed[:12], *([f"  … and {len(changed) - 12} more"] if len(changed) > 12 else [])]
+        print(
+            f"{chain.directory}: jobs keep what they were submitted with:\n" + "\n".join(lines) + "\n"
+            "To apply what is asked now: the same command with action=cancel, then again without.",
+            flush=True,
+        )
 
 
 def _check_owner(stage: Path) -> None:

@@ -20,8 +20,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recap import home
 from recap.chain import Chain
-from recap.config import Config, ConfigError, keys, nearest, typed
+from recap.config import Config, LoopJob, keys, nearest, typed
+from recap.console import spell
 from recap.errors import RecapError, console_error, disk_error
 
 GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "site", "tracking", "experiment")
@@ -42,46 +44,44 @@ def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | No
 
 def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf: Path, name: str) -> int:
     """Composes, checks and runs every job of the command line, and returns the exit code."""
-    failed: set[str] = set()
+    started: dict[str, bool] = {}  # directory of a run -> whether it went well so far
     chains: list[Chain] = []
 
-    def job(cfg: DictConfig) -> None:
-        """One job. It never raises, so that one failed run does not take the others with it."""
+    def job(cfg: DictConfig) -> bool:
+        """One job; whether it went well. It never raises, so that one failed run does not take the others with it."""
         config = typed(cfg, schema)
-        if config.output in failed:
-            print(
-                f"{config.output}: iteration {getattr(config, 'iteration', '')} skipped, because an earlier one failed",
-                file=sys.stderr,
-            )
-            return
+        started[config.output] = False
         try:
             if (chain := function(config)) is not None:
                 chains.append(chain)
+            started[config.output] = True
         except RecapError as error:
-            failed.add(config.output)
-            _say(f"{config.output}: {error}")
+            if full_error == "1":
+                traceback.print_exc()
+            _say(f"{config.output}: {error}", skipped(config))
         except BrokenPipeError:  # of `… | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise KeyboardInterrupt from None
         except OSError as error:
-            failed.add(config.output)
             refusal = disk_error(error, config.output)
-            if refusal:
-                _say(f"{config.output}: {refusal}")
-            else:
-                traceback.print_exc()
+            _say(f"{config.output}: {refusal}" if refusal else "", skipped(config))
         except Exception:  # noqa: BLE001  a bug: its traceback is wanted, and so are the other runs
-            failed.add(config.output)
-            traceback.print_exc()
+            _say("", skipped(config))
+        return started[config.output]
 
-    job.schema = schema  # type: ignore[attr-defined]  # for the sweeper: hydra_plugins/recap_runs.py
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    job.schema, job.skipped = schema, False  # type: ignore[attr-defined]  # for the sweeper: hydra_plugins/recap_runs.py
+    spell()
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise its errors instead of printing them and exiting
     try:
+        sys.argv = [*argv[:1], *map(home.in_argument, argv[1:])]
         hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+        failed = {run for run, good in started.items() if not good}
         if chains:
             failed |= _carry_out(chains, not failed)
-    except (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        elif failed and (len(started) > 1 or job.skipped):  # type: ignore[attr-defined]  # what failed first may be far above
+            _say(f"{len(failed)} of {len(started)} runs failed: {', '.join(run for run in started if run in failed)}")
+    except (RecapError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if full_error == "1":
             raise
         _say(f"bad configuration: {explain(error, schema)}")
@@ -100,6 +100,7 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
         _say("interrupted. The same command again continues.")
         return 130
     finally:
+        sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
     return 1 if failed else 0
@@ -129,11 +130,26 @@ def _carry_out(chains: list[Chain], all_ready: bool) -> set[str]:
     return {chain.cfg.output for chain in broken}
 
 
-def _say(message: str) -> None:
+def skipped(config: Config) -> str:
+    """Which iterations of a run are left out because this one failed; "" for none."""
+    if not isinstance(config, LoopJob) or config.iteration is None or config.iteration == config.iterations:
+        return ""
+    first, last = config.iteration + 1, config.iterations
+    which = f"iteration {first}" if first == last else f"iterations {first} to {last}"
+    return f"{config.output}: {which} skipped, because an earlier one failed"
+
+
+def _say(message: str, before: str = "") -> None:
+    """An error, the last thing on the console; "": the exception that is being handled, with its traceback."""
     with suppress(OSError):  # of a console that takes nothing more; the exit code says it too
         sys.stdout.flush()
     with suppress(OSError):
-        print(f"\nerror: {message}", file=sys.stderr, flush=True)
+        if before:
+            print(before, file=sys.stderr)
+        if message:
+            print(f"\nerror: {message}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
 
 
 # -------------------------------------------------------------------------------- Hydra's errors in our words

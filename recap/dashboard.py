@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from recap.console import spell
 from recap.errors import RecapError
 
 NAME = "RECAP"
@@ -86,6 +87,7 @@ def _panel(panel: Panel) -> Any:
 
 
 def main() -> int:
+    spell()
     parser = argparse.ArgumentParser(prog="python -m recap.dashboard", description="Saves a view of a W&B project.")
     parser.add_argument("project", nargs="?", default="recap", help="<project> or <entity>/<project>")
     entity, _, project = parser.parse_args().project.rpartition("/")

@@ -7,6 +7,7 @@ import os
 import torch
 
 from recap.config import Device
+from recap.environment import number
 from recap.errors import RecapError
 
 
@@ -17,7 +18,7 @@ def device_name(device: Device) -> str:
         RecapError: the device asked for is not on this machine.
     """
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(number("LOCAL_RANK", 0) % torch.cuda.device_count())
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is Device.auto:
         return next(name for name, there in available.items() if there)

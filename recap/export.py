@@ -15,7 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from recap import home
 from recap.config import PolicyKind, Prompt
+from recap.console import spell
 from recap.errors import RecapError
 from recap.rundir import follow_umask
 
@@ -29,17 +31,18 @@ PROBES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 with one line on standard error for a problem the user can fix."""
+    spell()
     parser = argparse.ArgumentParser(
         prog="python -m recap.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a checkpoint, or with --push also a data set")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write the policy; must not exist yet")
+    parser.add_argument("source", type=home.path, help="a checkpoint, or with --push also a data set")
+    parser.add_argument("folder", type=home.path, nargs="?", help="where to write the policy; must not exist yet")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to this repository of the hub instead")
     parser.add_argument("--prompt", choices=[p.name for p in Prompt], default="positive", help="what it is always told")
-    given = parser.parse_args(arguments)
-    if (given.folder is None) == (given.push is None):
-        parser.error("give either a folder or --push USER/NAME")
     try:
+        given = parser.parse_args(arguments)
+        if (given.folder is None) == (given.push is None):
+            parser.error("give either a folder or --push USER/NAME")
         if given.push is not None:
             print(push(given.source, given.push, Prompt[given.prompt]))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import hashlib
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from recap.share import WHOLE, Share, process
 Run = Callable[[Config, Node, Share], None]
 JOBS = "job"  # the folder of a stage that holds what its jobs read and write
 ERROR, SUBMITTED = "error.txt", "jobs.jsonl"
+LETTERS = ("PYTHONUTF8=1", "PYTHONIOENCODING=utf-8")  # whatever locale the node has: what a job writes is read here
 
 
 # ---------------------------------------------------------------------------------------------------- which launcher
@@ -149,16 +151,26 @@ def python(cfg: Config, code: Path) -> str:
         devices = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     own = cfg.launcher.python or shlex.quote(sys.executable)
-    return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1"]) + f" {own}"
+    return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", *LETTERS]) + f" {own}"
 
 
-def note_submitted(stage: Path, job: str, shards: int, code: Path) -> None:
-    """One line for each job of the stage that is wholly submitted: which, in how many shards, whose."""
+def ordered(cfg: Config, node: Node) -> dict[str, Any]:
+    """What the stage's job is submitted with, by the configuration's keys; of shell lines, maybe secret, the hash."""
+    launcher, stage = vars(cfg.launcher), section(node)
+    setup = hashlib.sha256(json.dumps(cfg.launcher.setup).encode()).hexdigest()[:8]
+    kept = {f"launcher.{key}": launcher[key] for key in launcher if key not in ("kind", "setup")}
+    numbers = {f"resources.{stage}.{key}": value for key, value in vars(resources(cfg, node)).items()}
+    return {**kept, "launcher.setup (hash)": setup, **numbers}
+
+
+def note_submitted(stage: Path, job: str, shards: int, code: Path, order: dict[str, Any]) -> None:
+    """One line for each job of the stage that is wholly submitted: which, in how many shards, whose, with what."""
     with (stage / JOBS / SUBMITTED).open("a+", encoding="utf-8") as file:
         file.seek(0)
         if not (file.read() or "\n").endswith("\n"):  # a line that somebody was killed at
             file.write("\n")
-        file.write(json.dumps({"job": job, "shards": shards, "user": getpass.getuser(), "code": code.name}) + "\n")
+        line = {"job": job, "shards": shards, "user": getpass.getuser(), "code": code.name, "ordered": order}
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

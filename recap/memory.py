@@ -164,7 +164,10 @@ def machine_bytes() -> float:
 def main() -> None:
     import yaml
 
-    values = yaml.safe_load((Path(__file__).resolve().parents[1] / "conf/size/full.yaml").read_text())["pi0"]
+    from recap.console import spell
+
+    spell()
+    values = yaml.safe_load((Path(__file__).resolve().parents[1] / "conf/size/full.yaml").read_text("utf-8"))["pi0"]
     parts: dict[str, Any] = {key: value for key, value in values.items() if not isinstance(value, dict)}
     parts |= {key: GemmaSize(**values[key]) for key in ("vlm", "expert")} | {"vision": SiglipSize(**values["vision"])}
     size = PI0Config(**parts)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from recap import tracking
+from recap.environment import number
 
 SIGNAL = signal.SIGUSR2  # what submitit asks SLURM to send
 PATIENCE = 0.6  # of the notice: so long a good moment is waited for
@@ -78,4 +79,4 @@ NOTICE = Notice()
 
 def restarts() -> int:
     """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return number("SLURM_RESTART_COUNT", 0)

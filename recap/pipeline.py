@@ -43,6 +43,7 @@ from recap.launch import Run, launcher, resources, section, submitted
 from recap.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.rundir import (
+    LOCK,
     SHARES,
     begin,
     check,
@@ -59,7 +60,7 @@ from recap.rundir import (
     verify,
     write_manifest,
 )
-from recap.share import WHOLE, Share, process
+from recap.share import WHOLE, Share, process, wait
 
 SHARED = {"rollout", "evaluate", "values"}  # kinds of stages whose work can be shared out
 RESUMED = SHARED | {"train"}  # those that go on where they were
@@ -110,7 +111,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
                 write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
             (out / SHARES).unlink(missing_ok=True)
     elif shard.whole:
-        _wait(out)
+        _wait(node, out)
 
 
 def _contribute(cfg: Config, node: Node, inputs: dict[str, Path], out: Path, share: Share) -> bool:
@@ -131,13 +132,11 @@ def _assist(cfg: Config, node: Node, inputs: dict[str, Path], out: Path) -> None
         return
     if node.kind == "train":
         _stage(node)(cfg, inputs, out, lambda _: None, **node.options)
-    _wait(out)
+    _wait(node, out)
 
 
-def _wait(out: Path) -> None:
-    """If the process that finishes the stage fails, whoever started the processes ends them all."""
-    while not finished(out):
-        time.sleep(0.5)
+def _wait(node: Node, out: Path) -> None:
+    wait(lambda: finished(out), out / LOCK, f"to finish {node.path}")
 
 
 def _stage(node: Node) -> Callable[..., None]:
@@ -149,7 +148,10 @@ def _stage(node: Node) -> Callable[..., None]:
 @contextmanager
 def _logged(node: Node, out: Path) -> Iterator[Callable[[str], None]]:
     """`say`, which tells the console and the stage's log; errors go to the log too."""
-    with (out / "log.txt").open("a", buffering=1, encoding="utf-8") as log, _reported(node, out, log):
+    with (
+        (out / "log.txt").open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
+        _reported(node, out, log),
+    ):
 
         def say(text: str) -> None:
             print(text, flush=True)

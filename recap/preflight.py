@@ -24,6 +24,7 @@ from recap.policies.folder import WEIGHTS
 from recap.policies.words import BUILTIN
 from recap.pool import Pool
 from recap.rundir import CONFIG
+from recap.share import process
 from recap.starts import start_needs, start_problems
 
 DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
@@ -179,7 +180,7 @@ def _memory(cfg: Config) -> None:
     from recap.device import device_name, memory
 
     size = cfg.pi0
-    shares = int(os.environ.get("WORLD_SIZE", "1")) if cfg.sharding is not Sharding.none else 1
+    shares = process().count if cfg.sharding is not Sharding.none else 1
     found = training_bytes(size, size.trains, size.sft.optimizer, size.sft.batch_size, processes=shares)
     need = sum(found.values()) - found["activations"]
     if need < LARGE or cfg.device is Device.cpu:

@@ -29,7 +29,7 @@ from recap.config import difference
 from recap.errors import RecapError
 from recap.share import Share, process
 
-MANIFEST, CONFIG, SHARES, COMMIT = "manifest.json", "config.yaml", ".shares", "COMMIT"
+MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock", ".shares", "COMMIT"
 INPUTS = ".inputs.json"  # of a stage that has begun: role -> digest of what it reads
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 # What says how a stage went. It is no result: no stage reads it, and it differs between two runs that did the same.
@@ -310,7 +310,7 @@ def git_commit() -> str | None:
         run = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=10,
             check=False,
         )
@@ -328,7 +328,7 @@ def lock(directory: Path, *, shared: bool = False) -> Iterator[None]:
         RecapError: another process holds it, naming which.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as file:
+    with (directory / LOCK).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + (JOB_LOCK_SECONDS if in_job() else LOCK_SECONDS)
         while True:
             try:

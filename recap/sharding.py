@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, is_deepspeed_available
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,8 +28,10 @@ from torch.distributed.tensor import DTensor
 from recap.config import Sharding, TrainConfig
 from recap.errors import RecapError
 from recap.policies.folder import OPTIMIZER
+from recap.share import announced, missing
 
 LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer")  # gathered one at a time
+PATIENCE: timedelta | None = None  # with the others, when training begins and later; None is torch's: 10 or 30 minutes
 torch.serialization.set_crc32_options(compute_crc32=False)  # never read; 2 GB took 4.0 s with, 2.8 without
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -37,10 +40,20 @@ def make_accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Ac
     """The processes that train together. Precision is the policy's own matter, the same for every sharding.
 
     Raises:
-        RecapError: deepspeed is not installed.
+        RecapError: deepspeed is not installed; the other processes do not come.
     """
+    together = "to begin training"
+    try:
+        with announced(together):
+            return _accelerator(sharding, device, config)
+    except dist.DistError as error:
+        raise missing(together) from error
+
+
+def _accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Accelerator:
+    beside = [] if PATIENCE is None else [InitProcessGroupKwargs(timeout=PATIENCE)]
     if sharding is not Sharding.deepspeed:
-        return Accelerator(cpu=device == "cpu")
+        return Accelerator(cpu=device == "cpu", kwargs_handlers=beside)
     if not is_deepspeed_available():
         raise RecapError("sharding=deepspeed: deepspeed is not installed. Fix: pip install deepspeed, or sharding=fsdp")
     settings = {
@@ -48,7 +61,7 @@ def make_accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Ac
         "train_micro_batch_size_per_gpu": 1,  # asked for, but batches are made elsewhere
         "gradient_clipping": config.grad_clip,
     }
-    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings))
+    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings), kwargs_handlers=beside)
 
 
 def prepare(

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ PATIENCE_SECONDS = 60.0  # for a busy controller
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "RESIZING"}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+NO_ANSWER = "no answer"
 NEVER = "DependencyNeverSatisfied"
 ON_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 CRASHES = "[ $code -gt 128 ] && [ $code -lt 160 ] && [ $code -ne 130 ] && [ $code -ne 143 ]"  # ended by a signal
@@ -49,7 +50,9 @@ class Row:
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -218,6 +221,7 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
         )
         return
     limit = partitions[name].minutes if name in partitions else None
+    refused: list[str] = []  # settings of all jobs, whose mistake is told once
     for stage, resources in stages.items():
         if limit is not None and resources.minutes > limit:
             yield (
@@ -226,14 +230,50 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
                 "or launcher.partition=…"
             )
             continue
-        options = [key if value is True else f"{key}={value}" for key, value in asked(cfg.launcher, resources).items()]
-        with clean_environment():
-            flags = [f"--{option}" for option in options]
-            test = _run(["sbatch", "--test-only", *flags, "--wrap=true"], PATIENCE_SECONDS)
-        if test is None or test.returncode:
-            said = test.stderr.strip().splitlines()[-1].removeprefix("allocation failure: ") if test else "no answer"
+        while (said := _refusal(_without(cfg.launcher, refused), resources)) and (
+            culprit := _culprit(_without(cfg.launcher, refused), resources)
+        ):
+            refused.append(culprit)
+            yield f"launcher.{culprit}: SLURM refuses it: {said}. Fix: another value, or leave it out."
+        if said:
             numbers = ", ".join(f"{key}={value}" for key, value in vars(resources).items() if value is not None)
             yield f"resources.{stage}: SLURM refuses its job: {said} ({numbers}). Fix: ask for what the cluster has."
+
+
+def _refusal(launcher: LauncherConfig, resources: Resources) -> str:
+    """What sbatch has against a job; "" for nothing."""
+    options = [key if value is True else f"{key}={value}" for key, value in asked(launcher, resources).items()]
+    with clean_environment():
+        flags = [f"--{option}" for option in options]
+        test = _run(["sbatch", "--test-only", *flags, "--wrap=true"], PATIENCE_SECONDS)
+    if test is None:
+        return NO_ANSWER
+    lines = [line.strip() for line in test.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
+    said = (
+        re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", lines[-1]) if lines else "without a word"
+    )
+    return said if test.returncode else ""
+
+
+def _settings(launcher: LauncherConfig) -> list[str]:
+    """What all jobs ask for alike, as it is typed behind `launcher.`."""
+    given = {key: getattr(launcher, key) for key in ("account", "qos", "constraint")}
+    return [f"options=['{option}']" for option in launcher.options] + [f"{k}={v}" for k, v in given.items() if v]
+
+
+def _without(launcher: LauncherConfig, settings: Sequence[str]) -> LauncherConfig:
+    options = [option for option in launcher.options if f"options=['{option}']" not in settings]
+    alike = ("account", "qos", "constraint")
+    kept: dict[str, Any] = {k: None if f"{k}={(v := getattr(launcher, k))}" in settings else v for k in alike}
+    return replace(launcher, options=options, **kept)
+
+
+def _culprit(launcher: LauncherConfig, resources: Resources) -> str | None:
+    """The setting of all jobs without which this one would be taken, or refused for another reason."""
+    settings, said = _settings(launcher), _refusal(launcher, resources)
+    if said == NO_ANSWER:
+        return None
+    return next((one for one in settings if _refusal(_without(launcher, [one]), resources) != said), None)
 
 
 @dataclass(frozen=True)
@@ -278,7 +318,7 @@ def warnings(run: Path) -> Iterator[str]:
 
 def _file_system(folder: Path) -> str:
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8", errors="replace").splitlines()]
     except OSError:
         return "unknown"
     inside = [(len(point), kind) for point, kind in mounts if folder.is_relative_to(point)]

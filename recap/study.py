@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from recap import home
+from recap.console import spell
 from recap.errors import RecapError
 from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
+from recap.report import run_files as files
 from recap.report.words import arm_name
+from recap.shapes import POSITIVE, misfit
 
 RESULTS, PAGE = "results", "results.md"
 HEAD = """# Results on the embedded tasks
@@ -35,6 +38,7 @@ rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected
 """
 SECTION = re.compile(r"^# `experiment=(\w+)`$", re.MULTILINE)
 SIGNIFICANT = 0.05
+CONFIG = {"env": {"tasks": [str], "fps": POSITIVE}, "rollout": {"tasks?": ([str], None)}}
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class Study:
 
 
 def main(arguments: list[str]) -> int:
+    spell()
     if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        write_results([Path(argument) for argument in arguments[:-1]], Path(arguments[-1]))
+        *folders, docs = map(home.path, arguments)
+        write_results(folders, docs)
     except RecapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -100,7 +106,7 @@ def write_results(folders: Sequence[Path], docs: Path) -> None:
             old.unlink()
         for seed, arms in study.runs.items():
             solved = {arm: "".join("01"[bool(e["success"])] for e in episodes) for arm, episodes in arms.items()}
-            kept = json.loads((folder / seed / "summary.json").read_text()) | {"solved": solved}
+            kept = files.read_json(folder / seed / "summary.json") | {"solved": solved}
             path = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         draw(study, docs / RESULTS / f"{study.name}.png")
@@ -122,28 +128,30 @@ def read_study(folder: Path) -> Study:
     if not found:
         raise RecapError(f"{folder} holds no seed=*/summary.json. Fix: make study, which runs them.")
     first = next(iter(found.values()))
-    config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
+    config = files.read_config(first)
+    if wrong := misfit(config, CONFIG):
+        raise RecapError(f"{first / 'config.yaml'} is damaged ({wrong}). Fix: restore it from a copy.")
     tasks = config["env"]["tasks"]
-    manifests = (json.loads(path.read_text()) for run in found.values() for path in run.rglob("manifest.json"))
+    manifests = (files.read_json(path) for run in found.values() for path in run.rglob("manifest.json"))
     return Study(
         folder.name,
         tasks,
         config["rollout"].get("tasks") or tasks,
         config["env"]["fps"],
         {seed: read_arms(run) for seed, run in found.items()},
-        sorted({(manifest["git_commit"] or "an unknown commit")[:12] for manifest in manifests}),
+        sorted({(manifest.get("git_commit") or "an unknown commit")[:12] for manifest in manifests}),
     )
 
 
 def read_arms(run: Path) -> dict[str, Episodes]:
     """Arm -> its evaluated episodes, SFT first."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary = files.read_json(run / "summary.json")
     found = {
         f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
         for policy in summary["policies"]
     }
     found |= {arm_name(control["arm"]): control["eval"] for control in summary["controls"]}
-    return {arm: json.loads((run / numbers["outcomes"]).read_text())["episodes"] for arm, numbers in found.items()}
+    return {arm: files.read_json(run / numbers["outcomes"])["episodes"] for arm, numbers in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- the page

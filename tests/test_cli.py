@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
-from recap import cli, pipeline
+from recap import cli, home, pipeline
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
 from recap.errors import RecapError
 from recap.graph import Node
@@ -147,6 +150,83 @@ def test_a_failed_run_leaves_the_others_alone(run: Run) -> None:
     assert "seed=0: iteration 2 skipped" in seen.err
     assert seen.err.count("Traceback") == 1
     assert "KeyError: 'a bug'" in seen.err
+    last = "error: 2 of 3 runs failed: outputs/demo/seed=0, outputs/demo/seed=1"
+    assert seen.err.splitlines()[-1] == last, "what failed first may be far above"
+
+
+def test_the_error_is_the_last_line(run: Run) -> None:
+    """However many iterations follow, and whatever is left out because of it."""
+
+    def work(cfg: Any) -> None:
+        raise RecapError("the disk is full")
+
+    seen = run("loop", "experiment=demo", "iterations=30", work=work)
+    assert (seen.code, len(seen.jobs)) == (1, 1)
+    assert seen.err.split("\n") == [
+        "outputs/demo: iterations 2 to 30 skipped, because an earlier one failed",
+        *("", "error: outputs/demo: the disk is full", ""),
+    ]
+    seen = run("train", "experiment=demo", "policy=pi0,value", work=work)
+    assert (seen.code, [job.policy.name for job in seen.jobs]) == (1, ["pi0"])
+    assert "outputs/demo: policy=value skipped, because an earlier one failed" in seen.err
+    assert seen.err.splitlines()[-1] == "error: 1 of 1 runs failed: outputs/demo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["+iterations=1000000"], "iterations=1000000: must be at least 1 and at most 1000"),
+        (["+iterations=1", "seed=range(1000000000)"], "seed=range(1000000000): more than 300 runs"),
+        (["+iterations=1", "seed=range(30)", "gate.min_auc=0.5,0.6", "eval.beta=1,2,3,4,5,6"], "more than 300 runs"),
+    ],
+)
+def test_more_than_anybody_waits_for_is_refused_at_once(run: Run, overrides: list[str], says: str) -> None:
+    began = time.process_time()
+    seen = run("loop", "experiment=demo", *overrides)
+    assert (seen.code, seen.jobs) == (2, [])
+    assert says in seen.err
+    assert time.process_time() - began < 10
+
+
+def test_many_runs_are_counted_while_they_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sweeper,) = [plugin for plugin in Plugins.instance().discover(Sweeper) if plugin.__name__ == "Runs"]
+    monkeypatch.setitem(vars(sweeper)["runs"].__globals__, "MANY", 2)
+    seen = run("eval", "experiment=demo", "checkpoint=x", "seed=0,1")
+    assert (seen.code, len(seen.jobs)) == (0, 2)
+    assert "checking every run: 2/2" in seen.err
+
+
+def test_home_in_every_path(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Bare, where the shell leaves it alone; in quotes; in a list; in a file."""
+    monkeypatch.setenv("HOME", "/home/my robot")
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\ndefaults: [demo]\npi0: {pretrained: ~/weights}\nvalue: {pretrained: owner/name}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(own)
+    typed = [
+        "output=~/runs/x",
+        "+data.sources.mine.root='~/data set'",
+        "value.pretrained_text=~",
+        "pi0.tokenizer=~/tokens",
+    ]
+    typed += ["launcher.python='apptainer exec --bind ~/x:/x ~/r.sif python'"]
+    typed += ["launcher.options=['container-image=~/r.sqsh',exclusive]", "env.tasks=['turn ~ on']"]
+    seen = run("train", "--config-dir", str(tmp_path), "experiment=mine", *typed)
+    assert (seen.code, seen.err) == (0, "")
+    (job,) = seen.jobs
+    assert job.output == "/home/my robot/runs/x"
+    assert job.data.sources["mine"].root == "/home/my robot/data set"
+    assert (job.value.pretrained, job.value.pretrained_text) == ("owner/name", "/home/my robot")
+    assert (job.pi0.pretrained, job.pi0.tokenizer) == ("/home/my robot/weights", "/home/my robot/tokens")
+    assert job.launcher.python == "apptainer exec --bind '/home/my robot'/x:/x '/home/my robot'/r.sif python"
+    assert job.launcher.options == ["container-image=/home/my robot/r.sqsh", "exclusive"]
+    assert job.env.tasks == ["turn ~ on"]
+    seen = run("eval", "experiment=demo", "checkpoint=~/a/last", "result='~/r'")
+    assert [(job.checkpoint, job.result) for job in seen.jobs] == [("/home/my robot/a/last", "/home/my robot/r")]
+    assert home.in_argument("checkpoint=~/a,~/b") == r"checkpoint=/home/my\ robot/a,/home/my\ robot/b"
+    assert home.in_argument("~controls") == "~controls", "Hydra's own sign"
+    seen = run("eval", "experiment=demo", "checkpoint=~someone-else/x")
+    assert seen.code == 2
+    assert "checkpoint=~someone-else/x: ~someone-else is nobody's home here. Fix: the whole path." in seen.err
 
 
 def test_success_is_silent(run: Run) -> None:

@@ -74,6 +74,17 @@ def test_the_whole_chain_is_submitted_at_once(tmp_path: Path, slurm: None) -> No
         "adopted"
     )
     assert f"0 jobs submitted, {len(STAGES)} already in the queue" in again.out
+    assert "jobs keep" not in again.out
+    settings = ("resources.pi0.minutes=8", "resources.eval.mem=3", "launcher.setup=['export TOKEN=secret']")
+    changed = submit(tmp_path, "resources.rollout.shards=4", *settings).out
+    assert {stage: row["job"] for stage, row in jobs().items()} == {s: row["job"] for s, row in queued.items()}
+    assert "jobs keep what they were submitted with:\n" in changed
+    (sft,) = [line for line in changed.splitlines() if line.startswith(f"  sft (job {queued['sft']['job']}): ")]
+    assert "resources.pi0.minutes: 7, now 8" in sft
+    assert "launcher.setup (hash): " in sft
+    assert "resources.eval.mem" not in sft
+    assert "To apply what is asked now: the same command with action=cancel, then again without." in changed
+    assert not [path for path in (tmp_path / RUN).rglob("jobs.jsonl") if "secret" in path.read_text()]
     ended = tiny(*SUBMIT, "action=cancel", cwd=tmp_path)
     assert f"{len(STAGES)} jobs cancelled" in ended.out
     wait(lambda: not jobs(), 30, "cancelled jobs stay")
@@ -220,3 +231,20 @@ def test_actions_need_a_cluster(tmp_path: Path) -> None:
     assert (seen.code, "Fix: launcher=slurm" in seen.err) == (1, True)
     seen = tiny("loop", "+iterations=1", "launcher=inline", "follow=false", cwd=tmp_path)
     assert (seen.code, "follow=false" in seen.err) == (1, True)
+
+
+def test_a_setting_of_all_jobs_that_is_wrong_is_told_once(tmp_path: Path, slurm: None) -> None:
+    """In sbatch's own words, with the others that are right beside it."""
+    wrong = "launcher.options=['begin=now+1hour','reservaton=robots','distribution=nonsense']"
+    seen = tiny("loop", "+iterations=1", "launcher=slurm", wrong, "launcher.constraint=a100", cwd=tmp_path)
+    assert seen.code == 1
+    told = [line for line in seen.err.splitlines() if "SLURM refuses" in line]
+    assert [line.partition(":")[0] for line in told] == [
+        "- launcher.options=['reservaton=robots']",
+        "- launcher.options=['distribution=nonsense']",
+        "- launcher.constraint=a100",
+    ]
+    assert "unrecognized option '--reservaton=robots'" in told[0]
+    assert "Invalid feature specification" in told[2]
+    assert "Try " not in seen.err
+    assert not jobs()

@@ -57,6 +57,7 @@ POSITIVE: Rule = (lambda x: x > 0, "must be greater than 0")
 # By the last part of the key: a word means the same wherever it stands.
 RULES: dict[str, Rule] = {
     "bins": at_least(2),
+    "iterations": (lambda x: 1 <= x <= 1000, "must be at least 1 and at most 1000"),
     "positive_fraction": (lambda x: 0 < x < 1, "must lie strictly between 0 and 1 (0.3 labels 30 % of the frames)"),
     "held_out": (lambda x: 0 <= x < 1, "must be at least 0 and below 1 (0.1 leaves a tenth of the episodes out)"),
     "indicator_dropout": (lambda x: 0 <= x < 1, "must be at least 0 and below 1 (at 1 no indicator is ever read)"),
@@ -64,7 +65,7 @@ RULES: dict[str, Rule] = {
 for words, rule in {
     "width depth mlp_dim num_heads num_kv_heads head_dim patch_size image_size tokenizer_max_length": at_least(1),
     "max_state_dim max_action_dim chunk_size n_action_steps num_inference_steps flow_samples lora_rank": at_least(1),
-    "steps batch_size save_every keep_checkpoints log_every iterations members": at_least(1),
+    "steps batch_size save_every keep_checkpoints log_every members": at_least(1),
     "fps action_freq max_steps episodes look_ahead processes slots min_episodes": at_least(1),
     "nodes cpus minutes shards notice": at_least(1),
     "seed warmup_steps weight_decay videos beta noise c_fail image_shift stem": at_least(0),

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recap import home
 from recap.config.checks import problems
 from recap.config.names import nearest
 from recap.config.schema import (
@@ -53,7 +54,7 @@ def typed[C: Config](cfg: DictConfig, schema: type[C]) -> C:
     found = [*_walk(values, schema, OmegaConf.structured(schema), "", keys(schema))]
     if found:
         raise ConfigError(found)
-    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _at_home(values)))
     assert isinstance(result, schema)
     if found := problems(result):
         raise ConfigError(found)
@@ -109,6 +110,19 @@ def _resolved(cfg: DictConfig, schema: type) -> dict[str, Any]:
         ) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _at_home(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values with `~` filled in. Raises ConfigError for somebody's who has no home here."""
+    try:
+        return {
+            key: _at_home(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else home.in_value(f"{prefix}{key}", value)
+            for key, value in values.items()
+        }
+    except RecapError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def _walk(values: dict[str, Any], schema: type, probe: DictConfig, prefix: str, valid: list[str]) -> Iterator[str]:

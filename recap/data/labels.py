@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recap.data.pace import Recording
 from recap.errors import RecapError
+from recap.shapes import COUNT, misfit
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
 SCHEMA = pa.schema(
@@ -123,7 +124,7 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: 
         raise RecapError(f"labels for {folder} do not fit the columns of {PARQUET}: {error}.") from error
     columns = _checked(arrow, f"the labels for {folder}", "they are not written")
     text = _opentau(columns, recording, folder)
-    _write(folder / OPENTAU, lambda tmp: tmp.write_text(text))
+    _write(folder / OPENTAU, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     # Checksums: Parquet itself would decode a flipped bit without a word.
     _write(folder / PARQUET, lambda tmp: pq.write_table(arrow, tmp, write_page_checksum=True))
 
@@ -222,6 +223,19 @@ class Thresholds:
         return self.epsilon[task]
 
 
+SHARES = {str: (float, None)}
+SHAPE = {  # of thresholds.json
+    "epsilon": {str: float},
+    "wanted_positive": float,
+    "achieved_positive": SHARES,
+    "c_fail": float,
+    "achieved_positive_per_task": {str: SHARES},
+    "look_ahead": (COUNT, None),
+    "normalizer": {str: float},
+    "percentiles": {str: float},
+}
+
+
 def write_thresholds(folder: str | Path, thresholds: Thresholds) -> None:
     """Write thresholds.json atomically. Raises RecapError for NaN and for a disk that cannot be written."""
     path = Path(folder) / THRESHOLDS
@@ -244,6 +258,8 @@ def read_thresholds(folder: str | Path) -> Thresholds:
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if wrong := misfit(data, SHAPE):
+            raise ValueError(wrong)
         out = Thresholds(**{f.name: data[f.name] for f in fields(Thresholds)})
         epsilon = {str(task): float(value) for task, value in out.epsilon.items()}
         percentiles = {int(percent): float(value) for percent, value in out.percentiles.items()}

@@ -129,7 +129,8 @@ def import_libero() -> ModuleType:
     root = Path(found.submodule_search_locations[0]) / "libero"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     own = cache / "recap" / f"libero-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
-    folder = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(own)))
+    folder = Path(os.environ.get("LIBERO_CONFIG_PATH") or own).expanduser()
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
     paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files"}
     paths |= {"datasets": root.parent / "datasets", "assets": root / "assets"}
     file = folder / "config.yaml"
@@ -137,7 +138,7 @@ def import_libero() -> ModuleType:
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            partial.write_text(yaml.safe_dump({key: str(path) for key, path in paths.items()}))
+            partial.write_text(yaml.safe_dump({key: str(path) for key, path in paths.items()}), encoding="utf-8")
             partial.replace(file)
     except OSError as error:
         raise RecapError(
@@ -172,10 +173,11 @@ def find_assets() -> Path:
     """
     named = os.environ.get(ASSETS)
     if named:
-        missing = [name for name in FOLDERS if not (Path(named) / name).is_dir()]
+        given = Path(named).expanduser()
+        missing = [name for name in FOLDERS if not (given / name).is_dir()]
         if missing:
             raise RecapError(f"{ASSETS}={named}: has no {', '.join(missing)}. Fix: LIBERO's assets folder, or unset it")
-        return Path(named).absolute()
+        return given.absolute()
     package = Path(str(import_libero().__file__)).parent / "assets"
     downloaded = Path("~/.cache/libero/assets").expanduser()  # where hf-libero itself puts them
     for folder in (package, downloaded, find(ASSETS_REPO, "dataset")):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from recap import home
+from recap.console import spell
 from recap.errors import RecapError
 from recap.inside import stay_inside
 from recap.report import print_table, write_html, write_summary
@@ -21,14 +23,15 @@ from recap.report.compare import PAGE, print_comparison, read_runs, write_compar
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 with one line on standard error for a problem the user can fix."""
+    spell()
     parser = argparse.ArgumentParser(
         prog="python -m recap.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, nargs="+", help="run directories, such as outputs/demo")
-    parser.add_argument("--page", type=Path, help=f"where a comparison goes; by default {PAGE} beside the runs")
-    given = parser.parse_args(arguments)
+    parser.add_argument("run", type=home.path, nargs="+", help="run directories, such as outputs/demo")
+    parser.add_argument("--page", type=home.path, help=f"where a comparison goes; by default {PAGE} beside the runs")
     console = Console()
     try:
+        given = parser.parse_args(arguments)
         page = _one(given.run[0], console) if len(given.run) == 1 else _several(given.run, given.page, console)
     except RecapError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,42 +14,97 @@ import numpy as np
 import yaml
 
 from recap.data.labels import PARQUET, read_labels
-from recap.errors import RecapError
+from recap.errors import RecapError, disk_error
+from recap.shapes import COUNT, POSITIVE, misfit
 
 Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry a frame
 
 ITERATION = re.compile(r"iter_(\d+)$")
+# What is read of each file; the rest of it may be anything.
+EPISODE = {"task": str, "success": bool, "steps": COUNT}
+CHECK = {"name": str, "value": (float, None), "limit": str, "knob": str, "passed": bool, "text": str}
+INPUTS = {str: {"sha256": str}}
+SHAPES: dict[str, Any] = {
+    "gate.json": {"passed": bool, "action": str, "checks": [CHECK]},
+    "result.json": {
+        "episodes": [{**EPISODE, "index": COUNT, "initial_state": int, "seed": int}],
+        "fps": POSITIVE,
+        "n?": COUNT,
+        "prompt?": (str, None),
+        "beta?": (float, None),
+    },
+    "recap.json": {"episodes": [{**EPISODE, "episode_index": COUNT}]},
+    "info.json": {"total_episodes?": (COUNT, None)},
+    "manifest.json": {
+        "seed?": (int, None),
+        "git_commit?": (str, None),
+        "host?": (str, None),
+        "wall_seconds?": (float, None),
+        "started?": (float, str, None),
+        "finished?": (float, str, None),
+        "inputs?": (INPUTS, None),
+        "versions?": ({str: (str, None)}, None),
+    },
+    "summary.json": {
+        "policies": [{"iteration": COUNT, "eval": {"outcomes": str}}],
+        "controls": [{"arm": str, "eval": {"outcomes": str}}],
+    },
+    "config.yaml": {"name?": (str, None), "seed?": (int, None), "env?": {"max_steps?": (COUNT, None)}},
+}
 # The order in which a run visits its stages, before and in the iterations; wall times and curves are shown in it.
 STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "gate", "sft", "sft/eval")
 ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises RecapError when it is missing, truncated or not an object."""
+    """The JSON object in `path`. Raises RecapError when it is missing, damaged or holds something else."""
+    text = _read(path)
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RecapError(f"{path} is missing; run the stage that writes it again") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecapError(
-            f"{path} is not valid JSON ({error}); delete the stage directory {path.parent} and run the loop again"
-        ) from error
-    if not isinstance(content, dict):
-        raise RecapError(
-            f"{path} holds a {type(content).__name__}, not an object; delete {path.parent} and run the loop again"
-        )
+        content = json.loads(text, parse_constant=_no_number)
+    except ValueError as error:
+        raise RecapError(f"{path} is not valid JSON ({error}); {_again(path)}") from error
+    if wrong := misfit(content, SHAPES.get(path.name, dict)):
+        raise RecapError(f"{path} is damaged ({wrong}); {_again(path)}")
     return content
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of the run, or of a stage, as plain containers, or {} where there is none."""
+    """config.yaml of the run, or of a stage, as plain containers, or {} where there is none. Raises RecapError."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         return {}
     try:
-        return yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecapError(f"{path} is not valid YAML: {error}") from error
+        content = yaml.safe_load(_read(path)) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecapError(f"{path} is not valid YAML ({str(error).splitlines()[0]}); {_again(path)}") from error
+    if wrong := misfit(content, SHAPES[path.name]):
+        raise RecapError(f"{path} is damaged ({wrong}); {_again(path)}")
+    return content
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecapError(f"{path} is missing; run the stage that writes it again") from error
+    except UnicodeDecodeError as error:
+        raise RecapError(
+            f"{path} is damaged (no text: {error.reason} at byte {error.start}); {_again(path)}"
+        ) from error
+    except OSError as error:
+        raise disk_error(error, path, "cannot read") or RecapError(f"{path} cannot be read ({error})") from error
+
+
+def _again(path: Path) -> str:
+    """How to have a file of a run made anew."""
+    stage = next((folder for folder in path.parents if (folder / "manifest.json").is_file()), path.parent)
+    if (stage / "summary.json").is_file() or (path.parent == stage and path.name == "config.yaml"):
+        return "restore it from a copy"
+    return f"delete the stage directory {stage} and run the loop again"
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number")
 
 
 def _stage_rank(node: str) -> tuple[int, int, str, int]:
@@ -164,7 +219,7 @@ def groups(table: Columns) -> dict[str, np.ndarray]:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -107,8 +107,8 @@ def read_evaluation(run_dir: Path, node: str) -> dict[str, Any]:
     """result.json of a finished evaluation. Raises RecapError when it is damaged or lists no episodes."""
     path = run_dir / node / "result.json"
     result = files.read_json(path)
-    if not result.get("episodes") or "fps" not in result:
-        raise RecapError(f"{path} lists no episodes or no fps; delete {path.parent} and run the evaluation again")
+    if not result["episodes"]:
+        raise RecapError(f"{path} lists no episodes; delete {path.parent} and run the evaluation again")
     return result
 
 
@@ -210,10 +210,20 @@ def _comparisons(run_dir: Path, policies: list[dict], controls: list[dict]) -> l
         {
             "before": before.get("arm", before["iteration"]),
             "after": after["iteration"],
-            **compare(*(files.read_json(run_dir / side["eval"]["outcomes"])["episodes"] for side in (before, after))),
+            **_compared(run_dir, before["eval"]["outcomes"], after["eval"]["outcomes"]),
         }
         for before, after in pairs
     ]
+
+
+def _compared(run_dir: Path, *results: str) -> dict[str, Any]:
+    """The paired test of two evaluations. Raises RecapError, which names their files, where they have no pairs."""
+    try:
+        return compare(*(files.read_json(run_dir / path)["episodes"] for path in results))
+    except RecapError as error:
+        if str(run_dir) in str(error):
+            raise
+        raise RecapError(f"{' and '.join(str(run_dir / path) for path in results)}: {error}") from error
 
 
 def _forgetting(run_dir: Path, policies: list[dict]) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from recap.console import SPELLED
 from recap.tracking.content import CONTENT
 from recap.tracking.session import Command, Session, alone
 from recap.tracking.state import digest, is_sent, note_sent
@@ -38,7 +39,9 @@ POLL_SECONDS = 1.0  # between looks at a training's record
 LEAVE_SECONDS = 60.0  # for what is on its way when the run has said that it leaves; it waits half as long
 ORPHAN_SECONDS = 10.0  # the same when it was killed: what comes late is sent when it is started again
 ERRORS = "errors.txt"
-OWN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH", "WANDB_SERVICE")  # would give runs other ids
+# Would give runs other ids, or another mode than the run has decided on.
+OWN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH", "WANDB_SERVICE", "WANDB_MODE")
+SECRET = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 class Mirror:
@@ -195,14 +198,23 @@ def answers(server: str, seconds: float) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong; of a variable that W&B cannot use, its name, its value and what it should be."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    value = ""
+    if found := getattr(error, "errors", None):  # of pydantic, whose first line is a count
+        first = found()[0]
+        value, text = str(first["input"]), f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    for name, given in os.environ.items():
+        if name.startswith("WANDB_") and name not in SECRET and given and (given == value or f"'{given}'" in text):
+            return f"{name}={given}: {text.partition(': ')[2] if value else text}. Fix: unset {name}"
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------- the process
 @contextmanager
 def _quiet() -> Iterator[Callable[[str], None]]:
     """`say`, which has the console; whatever wandb prints is dropped."""
-    console = os.fdopen(os.dup(1), "w", buffering=1)
+    console = os.fdopen(os.dup(1), "w", buffering=1, errors=SPELLED)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -23,6 +23,7 @@ NAMES = {  # of WANDB_MODE
     "dryrun": TrackingMode.offline,
     "disabled": TrackingMode.off,
 }
+OTHERS = ("auto", "shared")  # of W&B's, that say nothing about whether
 
 
 def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> tuple[TrackingMode, str]:
@@ -43,6 +44,18 @@ def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> t
     if mode is TrackingMode.online:
         return TrackingMode.offline, "W&B: online was asked for, but there is no key (wandb login): offline files"
     return TrackingMode.off, "W&B: no key (wandb login), so the record is local: metrics.jsonl and report.html"
+
+
+def problem(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> str:
+    """What is wrong with the mode that `auto` would take from W&B's own settings; "" for nothing."""
+    if wanted.kind is TrackingKind.local or wanted.mode is not TrackingMode.auto:
+        return ""
+    mode = {**_settings_file(environ), **_from(environ)}.get("mode", "auto")
+    if mode in (*NAMES, *OTHERS):
+        return ""
+    where = f"WANDB_MODE={mode}" if environ.get("WANDB_MODE") else f"mode = {mode} in W&B's settings file"
+    fix = "unset WANDB_MODE" if environ.get("WANDB_MODE") else "wandb online"
+    return f"{where}: must be one of {', '.join(NAMES)}. Fix: {fix}, or tracking.mode=online, offline or off"
 
 
 def has_key(settings: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> bool:
@@ -75,6 +88,6 @@ def _settings_file(environ: Mapping[str, str]) -> dict[str, str]:
     for path in (Path(folder).expanduser() / "settings", Path("wandb") / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
         with suppress(OSError, configparser.Error, UnicodeDecodeError):
-            parser.read(path)
+            parser.read(path, "utf-8")
             found |= dict(parser["default"]) if "default" in parser else {}
     return found

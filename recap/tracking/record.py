@@ -27,9 +27,9 @@ class Tracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in records(path) if line["step"] <= resume_step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -57,7 +57,7 @@ class Tracker:
 def records(path: Path) -> list[dict[str, float]]:
     """The records of a file that may end in a torn line."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:

@@ -21,27 +21,30 @@ INSTALL = (
     "Install one (Debian, Ubuntu: `apt-get install libegl1 libgl1-mesa-dri`, or `apt-get install libosmesa6`), "
     "or name one that works here in MUJOCO_GL (egl, osmesa or glfw)."
 )
+TRIED = "RECAP_MUJOCO_GL"  # which one was seen to work, for the processes below this one
 PROBE = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
 
 
 @functools.cache
 def choose_gl() -> str:
-    """Sets MUJOCO_GL and returns it: the user's value, else on Linux the first of EGL and OSMesa that works.
+    """Sets MUJOCO_GL and returns it: on Linux the user's value if it works, else the first of EGL and OSMesa that does.
 
     A broken driver may crash its process, so each is tried in a process of its own (half a second). Processes started
     later inherit the answer, so call this before starting workers. macOS keeps mujoco's own choice (an empty string).
-    Raises RecapError when neither works.
+    Raises RecapError when none works.
     """
     chosen = os.environ.get("MUJOCO_GL", "")
-    if chosen or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or (chosen and os.environ.get(TRIED) == chosen):
         return chosen
-    for candidate in ("egl", "osmesa"):
-        environment = {**os.environ, "MUJOCO_GL": candidate, "PYOPENGL_PLATFORM": candidate}
+    for candidate in (chosen,) if chosen else ("egl", "osmesa"):
+        environment = os.environ | ({} if chosen else {"MUJOCO_GL": candidate, "PYOPENGL_PLATFORM": candidate})
         with contextlib.suppress(subprocess.TimeoutExpired):
             command = [sys.executable, "-c", PROBE]
             if subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode == 0:
-                os.environ["MUJOCO_GL"] = candidate
+                os.environ["MUJOCO_GL"] = os.environ[TRIED] = candidate
                 return candidate
+    if chosen:
+        raise RecapError(f"MUJOCO_GL={chosen}: cannot draw here. Fix: unset MUJOCO_GL, and one that can is looked for.")
     raise RecapError(f"The cameras are rendered with EGL or OSMesa, and neither works here. {INSTALL}")
 
 
