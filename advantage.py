@@ -2,7 +2,7 @@
 
     python advantage.py experiment=demo data=moka+rollouts
     python advantage.py data=libero+rollouts checkpoint=outputs/libero/iter_01/value/checkpoints/last
-    python advantage.py data=libero+rollouts advantage.positive_fraction=0.4 advantage.look_ahead=20
+    python advantage.py data=libero+rollouts advantage.positive_fraction=0.4 result=outputs/libero/more
 
 Every key: python advantage.py --cfg job
 """

@@ -1,8 +1,8 @@
 """Run a checkpoint in the environment: on held-out initial states, or with record=true to collect experience.
 
-    python eval.py data=moka checkpoint=outputs/demo/sft/checkpoints/last episodes=150
+    python eval.py experiment=demo checkpoint=outputs/demo/sft/checkpoints/last episodes=50 result=outputs/demo/fifty
     python eval.py policy=pi0 env=libero checkpoint=outputs/libero/sft/checkpoints/last episodes=300 record=true
-    python eval.py experiment=demo checkpoint=outputs/demo/iter_01/policy/checkpoints/last eval.prompt=negative
+    python eval.py experiment=demo checkpoint=outputs/demo/iter_01/policy eval.prompt=negative result=outputs/negative
 
 Every key: python eval.py --cfg job
 """

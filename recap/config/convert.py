@@ -23,7 +23,7 @@ from recap.errors import RecapError
 
 HOW_TO_GIVE = {
     "iterations": "say how many: python loop.py experiment=demo +iterations=2",
-    "checkpoint": "say which: python eval.py checkpoint=outputs/demo/sft/checkpoints/last",
+    "checkpoint": "say which: python eval.py experiment=demo checkpoint=outputs/demo/sft/checkpoints/last",
 }
 
 OMEGACONF_SAYS = {

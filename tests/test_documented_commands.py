@@ -1,0 +1,196 @@
+"""Every command that README, docs/, comments, docstrings, messages tell somebody to type has a rule here or a reason.
+
+Those of the entrypoints and of `python -m recap…` are run in test_documented_runs.py, at small size. What a machine
+without a GPU, a hub or hours cannot run is held against whatever reads its words: our schema, the tool's own parser.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from itertools import zip_longest
+from pathlib import Path
+
+import documented
+import pytest
+from documented import ROOT, Command, commands, overrides
+from hydra import compose, initialize_config_dir
+from small_size import COMPLETED, arguments, entry
+from test_config import CONF, GROUPS, SCHEMAS, load
+
+from recap.config import LoopJob, keys, typed
+
+# Commands that no rule takes, each with the reason.
+SPECIAL = {
+    "$EDITOR conf/site/here.yaml": "the reader's editor",
+    "apt-get install slurm-wlm munge": "Debian's own; whoever runs tests/test_slurm_runs.py has done it",
+    "opentau-train --config_path=sft.json": "OpenTau's, in the column beside ours",
+    "opentau-train --config_path=value.json": "OpenTau's, in the column beside ours",
+    "sbatch --test-only": "what recap/slurm.py asks: tests/test_slurm.py",
+    "python -m lerobot.scripts.convert_dataset_v21_to_v30": "lerobot's; it needs a data set of format 2.1",
+    "python loop.py": "stands for the command that the run was started with: the message says with which settings",
+    "accelerate launch … train.py": "says only that there is one",
+}
+# Commands that fail here, and have to say so: the words of the refusal, each with the reason.
+REFUSED = {
+    "python loop.py +iterations=3 seed=0,1,2 follow=false -m": ("launcher=inline works in this process", "no SLURM"),
+    "python loop.py +iterations=3 follow=false": ("launcher=inline works in this process", "no SLURM"),
+    "python -m recap.dashboard robots/recap": ("error: ", "no W&B server"),
+    "python -m recap.dashboard": ("error: ", "no W&B server"),
+    "python -m recap.export outputs/libero/iter_01/policy/checkpoints/last --push USER/NAME": ("Fix: a net", "no hub"),
+    "python -m recap.export outputs/libero/iter_01/rollout/dataset --push USER/NAME": ("Fix: a network", "no hub"),
+    "python -m recap.export CHECKPOINT --push USER/NAME": ("Fix: a network", "no hub"),
+    "python -m recap.export DATASET --push USER/NAME": ("Fix: a network", "no hub"),
+}
+# Inline overrides that are no configuration as they stand, each with the reason.
+NO_OVERRIDE = {
+    "dtype=bfloat16": "an argument of lerobot's PI0Policy",
+    "launcher=…": "any of them",
+    "pi0.pretrained=": "any folder or hub id",
+    "checkpoint=": "any folder",
+}
+BESIDE = {  # what an inline override needs beside it
+    "env=pusht": ["data.action_freq=10"],
+    "env.type=metaworld": ["env.suite=null"],
+    "pi0.trains=lora": ["pi0.pretrained=lerobot/pi0_base"],
+    "sharding=fsdp": [],  # alone: moments of 8 bits cannot be shared out
+}
+FIRST = {"make", "torchrun", "accelerate", "lerobot-eval", "wandb", "pip", "tensorboard", "pytest", "cp", "eval"}
+
+
+def rule(command: Command) -> str | None:
+    """What takes a command; None: nothing does."""
+    program, *words = command.words
+    if entry(command):
+        return "entrypoint"
+    if program == "python":
+        module = words[0] == "-m" and words[1].startswith("recap.")
+        return "module" if module else "script" if words[0].startswith(("bench/", "scripts/")) else None
+    return program if program in {*FIRST, "tests/mini-slurm"} else None
+
+
+def taken(*rules: str) -> list[Command]:
+    return [command for command in commands() if command.text not in SPECIAL and rule(command) in rules]
+
+
+# ---------------------------------------------------------------------------------------------------- none is left out
+def test_every_command_has_a_rule_or_a_reason() -> None:
+    untested = [f"{c.where}: {c.text}" for c in commands() if c.text not in SPECIAL and rule(c) is None]
+    assert not untested, "\n".join(["no test runs these, and SPECIAL gives no reason:", *untested])
+    assert len(taken("entrypoint")) > 60, "they are not found any more"
+
+
+def test_no_exception_outlives_what_it_is_about() -> None:
+    assert not (SPECIAL.keys() | REFUSED.keys()) - {command.text for command in commands()}
+    assert not COMPLETED.keys() - {command.text for command in commands()}
+    assert not (NO_OVERRIDE.keys() | BESIDE.keys()) - overrides().keys()
+    assert [text for text in SPECIAL if rule(Command(text, ""))] == ["python loop.py", "accelerate launch … train.py"]
+
+
+def test_what_somebody_adds_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "new.md"
+    block = "```bash\nfresh --it && loop.py a=1 'b=[x, y]'   # or c=2: so\n```\n"
+    page.write_text(f"`make tea`, `recap.new` and `eval.py a=b -m`; `d.e=1 f=g`\n{block}```\nno command\n```\n")
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    monkeypatch.setattr(documented, "PAGES", [page])
+    wanted = ["make tea", "eval.py a=b -m", "fresh --it && loop.py a=1 'b=[x, y]'"]
+    assert list(documented._in_pages()) == [
+        (text, f"new.md:{line}") for text, line in zip(wanted, (1, 1, 3), strict=True)
+    ]
+    assert overrides.__wrapped__() == {"d.e=1 f=g": "new.md:1", "c=2": "new.md:3"}
+    assert rule(Command("fresh --it", "")) is None
+    assert rule(Command("eval.py a=b -m", "")) == "entrypoint"
+
+
+# ---------------------------------------------------------------------------------------------------- ours
+def test_every_word_is_a_key_of_its_command() -> None:
+    """Without composing; test_documented_runs.py runs them."""
+    inner = [Command(f"python {c.text[c.text.index(' train.py') + 1 :]}", c.where) for c in taken("torchrun")]
+    wrong = [f"{c.where}: {word}" for c in [*taken("entrypoint"), *inner] for word in _unknown(c)]
+    assert not wrong, "\n".join(wrong)
+    assert _unknown(Command("python loop.py experiment=dmeo +arms.x.lr=1 seed=0,1 -m", "")) == [
+        "experiment=dmeo",
+        "+arms.x.lr=1",
+    ]
+
+
+def _unknown(command: Command) -> list[str]:
+    name = entry(command)
+    assert name
+    own = keys(SCHEMAS[name])
+    return [word for word in arguments(command) if "=" in word and not _is_known(word, own)]
+
+
+def _is_known(word: str, own: list[str]) -> bool:
+    key, _, value = word.lstrip("+").partition("=")
+    if key in GROUPS:
+        return all((CONF / key / f"{choice}.yaml").is_file() for choice in value.split(","))
+    return key in own or re.sub(r"^(arms|data\.sources)\.\w+", r"\1.<name>", key) in own
+
+
+def test_every_inline_override_composes() -> None:
+    """With its value; together, as far as no key comes twice. Choices of a group: test_config.py composes each."""
+    offered: dict[str, list[list[str]]] = {}
+    for text, where in overrides().items():
+        words = [word.replace("<name>", "mine").replace("…", "there") for word in text.split()]
+        known = text in NO_OVERRIDE or any(all(_is_known(w, keys(of)) for w in words) for of in SCHEMAS.values())
+        assert known, f"{where}: {text}: no such key or choice"
+        first = words[0].lstrip("+").partition("=")[0]
+        if text in BESIDE:
+            offered[text] = [words + BESIDE[text]]
+        elif text not in NO_OVERRIDE and first not in (*GROUPS, "iterations", "iteration"):
+            offered.setdefault(first, []).append(words)
+    alone = [row for text in BESIDE for row in offered.pop(text)]
+    together = [[word for words in row if words for word in words] for row in zip_longest(*offered.values())]
+    assert sum(map(len, together)) > 10
+    for words in [*(["experiment=demo", *row] for row in together), *alone]:
+        assert isinstance(load("loop", "iterations=1", *words), LoopJob)
+
+
+def test_the_site_file_is_written_as_the_readme_says(tmp_path: Path) -> None:
+    (copy,) = taken("cp")
+    shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("here.yaml"))
+    subprocess.run(copy.words, cwd=tmp_path, check=True)
+    with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        cfg = typed(compose("loop", ["iterations=3"]), LoopJob)
+    assert (cfg.launcher.partition, cfg.resources.pi0.gpus) == ("gpu", 4)
+
+
+def test_make_has_every_target() -> None:
+    targets = [word for command in taken("make") for word in command.words[1:]]
+    assert {"demo", "test", "study"} <= set(targets)
+    done = subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "loop.py experiment=demo +iterations=1" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------- others' programs
+def test_what_is_installed_by_hand_is_what_setup_knows() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = re.findall(r"^[\w-]+", "\n".join(setup["options.extras_require"].values()), re.MULTILINE)
+    for command in taken("pip"):
+        assert command.words[1] == "install"
+        assert re.match(r"[\w-]+", command.words[2])[0] in extras, command  # type: ignore[index]
+
+
+def test_scripts_and_tests_are_where_they_are_said_to_be() -> None:
+    for command in taken("script"):
+        text = (ROOT / command.words[1]).read_text()
+        assert f"python {command.words[1]} {command.words[2]}" in text, f"{command}: its own docstring says otherwise"
+        assert "sys.argv[1]" in text
+    for command in taken("pytest"):
+        assert command.words[1:3] == ["-m", "slow"]
+        assert "pytest.mark.slow" in (ROOT / command.words[3]).read_text()
+
+
+def test_mini_slurm_takes_these_words(tmp_path: Path) -> None:
+    script = str(ROOT / "tests/mini-slurm")
+    assert [c.text for c in taken("eval")] == ['eval "$(tests/mini-slurm env DIR)"']
+    asked = subprocess.run([script, "env", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (asked.returncode, "holds no mini-slurm" in asked.stderr) == (1, True), "2 would be: no such word"
+    usage = subprocess.run([script], capture_output=True, text=True, check=False).stderr
+    for command in taken("tests/mini-slurm"):
+        assert re.search(rf"mini-slurm {command.words[1]} +DIR", usage), command
