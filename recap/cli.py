@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recap import tracking
 from recap.chain import Chain
 from recap.config import Config, ConfigError, keys, nearest, typed
 from recap.errors import RecapError, disk_error
@@ -94,6 +95,7 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
         _say("interrupted. The same command again continues.")
         return 130
     finally:
+        tracking.close()
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
     return 1 if failed else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from recap import slurm
-from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
+from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding, TrackingKind
 from recap.data.given import given
 from recap.data.mixture import Mixture
 from recap.envs import instructions, libero, make_env
@@ -63,6 +63,8 @@ def _problems(cfg: Config, kinds: set[str], jobs: Mapping[str, Resources] | None
     yield from _disk(cfg)
     if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
+    if cfg.tracking.kind is TrackingKind.trackio and find_spec("trackio") is None:
+        yield "tracking=trackio: is not installed. Fix: pip install trackio, or tracking=local"
     yield from () if jobs is None else slurm.problems(cfg, jobs)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
