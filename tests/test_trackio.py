@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from PIL import Image
+from tiny_run import ROOT
 
-from recap import tracking
-from recap.config import TrackingConfig, TrackingKind, TrackingMode
+from recap import preflight, tracking
+from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
+from recap.errors import RecapError
 from recap.rundir import write_manifest
+from recap.tracking import wandb
 
 WANTED = TrackingConfig(TrackingKind.trackio, TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)
+
+
+@pytest.fixture(autouse=True)
+def lines_of_this_test() -> None:
+    """Lines are said once a process."""
+    wandb._say.cache_clear()
 
 
 @pytest.fixture
@@ -27,6 +37,19 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", folder)
     monkeypatch.setattr(utils, "MEDIA_DIR", folder / "media")
     return sqlite_storage.SQLiteStorage
+
+
+def test_it_is_chosen_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        choice = ["experiment=demo_small", "+iterations=1", "tracking=trackio"]
+        cfg = typed(compose("loop", choice), LoopJob)
+        with pytest.raises(ConfigError, match=r"tracking\.mode=online: tracking=trackio has no W&B\. Fix"):
+            typed(compose("loop", [*choice, "tracking.mode=online"]), LoopJob)
+    assert (cfg.tracking.kind, cfg.tracking.videos) == (TrackingKind.trackio, 4)
+    preflight.preflight(cfg, {"gate"})
+    monkeypatch.setattr(preflight, "find_spec", lambda _: None)
+    with pytest.raises(RecapError, match=r"tracking=trackio: is not installed\. Fix: pip install trackio"):
+        preflight.preflight(cfg, {"gate"})
 
 
 def shown(run: Path, name: str, kind: str, job: str) -> tracking.Shown:
@@ -75,7 +98,7 @@ def test_a_stage_that_was_interrupted_has_each_step_once(
     tracking.publish(stage)  # the same command again
     tracking.close()
     assert len(logs(database, stage.name)) == len(rows) + 1, "nothing is sent twice"
-    assert not capfd.readouterr().out, "trackio itself prints nothing"
+    assert capfd.readouterr().out == "trackio: trackio show --project recap, group demo/seed=0\n"
 
 
 def test_results_of_a_stage_and_runs_of_one_name(tmp_path: Path, database: Any) -> None:
@@ -93,7 +116,6 @@ def test_results_of_a_stage_and_runs_of_one_name(tmp_path: Path, database: Any) 
         assert sum(row["value/rollouts_01"]["values"]) == 100
 
 
-@pytest.mark.slow
 def test_a_database_that_cannot_be_written_costs_a_line(
     tmp_path: Path, database: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,8 +124,8 @@ def test_a_database_that_cannot_be_written_costs_a_line(
     train(stage, 0, 3)
     tracking.close()
     told = capfd.readouterr()
-    [line] = told.out.splitlines()
     assert not told.err
+    line = told.out.splitlines()[-1]
     assert line.startswith("trackio: sft was not sent (")
     assert (stage.out / "manifest.json").is_file()
     assert "trackio" not in (stage.out / ".wandb.json").read_text(), "it is sent by the next command"

@@ -12,28 +12,25 @@ Either way each step arrives once, however often the training was killed: it rep
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from recap.config import TrackingConfig, TrackingKind
-from recap.rundir import git_commit, results_digest, stage_of, write_text
+from recap.rundir import git_commit, lock, results_digest, stage_of, write_text
 from recap.tracking import media
 from recap.tracking.metrics import METRICS, records
 
-STATE = ".wandb.json"
-LOCK_SECONDS = 60.0  # for an earlier process to let go of a run
+STATE, LOCK = ".wandb.json", ".wandb"  # in the directory that is sent
 INIT_SECONDS, FINISH_SECONDS = 60.0, 300.0  # nobody waits for them but the next stage's curves
 ARTIFACTS = {"sft": "policy", "policy": "policy", "value": "value_function", "rollout": "dataset", "eval": "evaluation"}
 
@@ -77,22 +74,20 @@ class Shown:
 class Run:
     """Open until `closing` ends it, and alone: no other process sends this directory meanwhile.
 
-    Raises whatever wandb or trackio raise, OSError where files cannot be written, and TimeoutError while an earlier
-    process still sends it.
+    Raises whatever wandb or trackio raise, OSError where files cannot be written, and RecapError while another process
+    sends it.
     """
 
     def __init__(self, shown: Shown, *, online: bool = False) -> None:
         self.shown, self.online = shown, online
         self._seen: tuple[int, int] | None = None
-        self._lock = _alone(shown.out)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(lock(shown.out / LOCK))
             self.id = _run_id(shown.out)
             self.lib = import_module(shown.wanted.kind.name)
             self.run = self._trackio() if shown.wanted.kind is TrackingKind.trackio else self._wandb()
-        except BaseException:
-            self._lock.close()
-            raise
-        self.next = self.run.starting_step  # the first step that is lacking
+            self._lock = stack.pop_all()
+        self.next: int = self.run.starting_step  # the first step that is lacking
 
     def _trackio(self) -> Any:
         from recap.tracking.trackio import TrackioRun
@@ -254,19 +249,3 @@ def _run_id(directory: Path) -> str:
     state = {"token": uuid.uuid4().hex, **_state(directory)}
     write_text(directory / STATE, json.dumps(state) + "\n")
     return hashlib.sha256(f"{state['token']} {directory.resolve()}".encode()).hexdigest()[:16]
-
-
-def _alone(directory: Path) -> TextIO:
-    """The lock of a directory that is sent; closing it gives it back."""
-    file = (directory / ".wandb.lock").open("w")
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise TimeoutError("another process still sends it") from None
-            time.sleep(0.2)
-        else:
-            return file

@@ -9,7 +9,6 @@ import atexit
 import os
 import sys
 import threading
-import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ ANSWER_SECONDS = {TrackingMode.auto: 2.0, TrackingMode.online: 20.0}
 POLL_SECONDS = 1.0  # between looks at a training's record
 LEAVE_SECONDS = 30.0  # at the end of a command, for what is still on its way
 PREEMPTED_SECONDS = 5.0  # the same before a job goes back into the queue
-ERRORS = "errors.txt"
 OWN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH", "WANDB_SERVICE")  # would give runs other ids
 
 
@@ -141,7 +139,7 @@ class Sender(threading.Thread):
             self._run = None
             self._online = None if self._online else self._online  # the server may have gone: it is asked again
             if about and not self.abandoned:
-                _report(about, error)
+                _report(about, _first_line(error))
                 _end_service()  # it may be what is broken
 
     # ------------------------------------------------------------------------------------------------ tasks
@@ -187,7 +185,9 @@ class Sender(threading.Thread):
     # ------------------------------------------------------------------------------------------------ where to
     def _open(self, shown: Shown) -> Run:
         if shown.wanted.kind is TrackingKind.trackio:
-            return Run(shown)
+            run = Run(shown)
+            _say(f"trackio: trackio show --project {shown.project}, group {shown.group}")
+            return run
         for name in OWN:
             os.environ.pop(name, None)
         if self._answers(shown):
@@ -242,11 +242,12 @@ def _service() -> Any:
 
 def _end_service() -> None:
     """Ends wandb's own process, whatever it waits for; the next run gets a new one."""
+    if "wandb" not in sys.modules:
+        return
     import psutil
+    import wandb
 
     with suppress(Exception, SystemExit):
-        import wandb
-
         for child in psutil.Process().children():
             if child.name() == "wandb-core":
                 child.kill()
@@ -269,17 +270,11 @@ def _later(shown: Shown) -> str:
     return f"offline files, for later: wandb sync {run}/wandb/offline-run-*"
 
 
-def _report(shown: Shown, error: BaseException) -> None:
-    """On the console in a line, in a file as a whole."""
-    kind = shown.wanted.kind
-    with suppress(OSError):
-        folder = shown.run / kind.name
-        folder.mkdir(exist_ok=True)
-        with (folder / ERRORS).open("a", encoding="utf-8") as file:
-            file.write(f"{shown.name}\n{''.join(traceback.format_exception(error))}\n")
-    if (text := _first_line(error)) not in _failures:  # what fails for one stage fails for all of them alike
+def _report(shown: Shown, text: str) -> None:
+    """Once: what fails for one stage fails for all of them alike."""
+    if text not in _failures:
         _failures.add(text)
-        label = "W&B" if kind is TrackingKind.wandb else kind.name
+        label = "W&B" if shown.wanted.kind is TrackingKind.wandb else "trackio"
         _say(f"{label}: {shown.name} was not sent ({text}); the record is local")
 
 
