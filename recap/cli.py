@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from recap import home
+from recap import home, tracking
 from recap.chain import Chain
 from recap.config import Config, LoopJob, keys, nearest, typed
 from recap.console import spell
@@ -101,6 +101,7 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
         return 130
     finally:
         sys.argv = argv
+        tracking.close()
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
     return 1 if failed else 0

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recap import slurm
+from recap import slurm, tracking
 from recap.config import Config, LauncherKind, Resources
 from recap.errors import RecapError
 from recap.graph import Node
@@ -85,6 +85,8 @@ class StageJob:
                 kind = RecapError.__name__ if isinstance(error, RecapError) else "Exception"
                 write_text(folder / ERROR, f"{job.partition('_')[0]} {kind}\n{text}\n")
             raise
+        finally:
+            tracking.close()
 
     def checkpoint(self) -> Any:
         """For a notice that comes before this object heeds it: nothing has begun."""

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TextIO
 
-from recap import tracking
+from recap import shown, tracking
 from recap.by_hand import advantage_job, eval_job
 from recap.chain import Chain
 from recap.config import (
@@ -93,7 +93,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
     if finished(out):
         if is_main_process():
             _check_kept(node, out, inputs)
-            tracking.publish(cfg, node, out)
+            tracking.publish(shown.stage(cfg, node, out))
         return
     for role, path in inputs.items():
         _check_input(cfg, node, role, path)
@@ -106,7 +106,7 @@ def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
                 begin(out, inputs)
             clear_leftovers(out)
             began = time.time()
-            with _logged(node, out) as say, tracking.tracked(cfg, node, out):
+            with _logged(node, out) as say, tracking.tracked(shown.stage(cfg, node, out)):
                 _stage(node)(cfg, inputs, out, say, **node.options)
                 write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
             (out / SHARES).unlink(missing_ok=True)
@@ -363,7 +363,7 @@ def _report(cfg: Config, show: bool) -> None:
     if not page.is_file() or _read(run / "summary.json") != json.loads(json.dumps(summary)):
         write_html(run, summary)
         write_summary(run, summary)
-    tracking.publish_run(cfg)
+    tracking.publish(shown.loop(cfg))
     if show:
         print_table(summary)
         print(f"{run / 'summary.json'}\n{page}")

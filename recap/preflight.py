@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recap import slurm
-from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding
+from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding, TrackingKind
 from recap.data.cameras import choice
 from recap.data.given import given
 from recap.data.mixture import Mixture
@@ -69,6 +69,8 @@ def _problems(
     yield from _disk(cfg)
     if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
+    if cfg.tracking.kind is TrackingKind.trackio and find_spec("trackio") is None:
+        yield "tracking=trackio: is not installed. Fix: pip install trackio, or tracking=local"
     yield from () if jobs is None else slurm.problems(cfg, jobs)
     yield from start_problems(cfg, kinds)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import http.server
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,12 +112,14 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from recap import tracking
+import psutil
+from recap import shown, tracking
 from recap.config import LoopJob, PolicyKind, StageKind, typed
 from recap.graph import train_node
 from recap.rundir import claim, write_manifest
 
 root, start, stop, ending, *overrides = sys.argv[1:]
+tracking.wandb.INIT_SECONDS, tracking.wandb.LEAVE_SECONDS = 3.0, 6.0
 with initialize_config_dir(root + "/conf", version_base="1.3"):
     cfg = typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
 node = train_node(cfg, PolicyKind.value, StageKind.sft)
@@ -123,23 +127,27 @@ out = Path(cfg.output) / node.path
 claim(out, node.config(cfg))
 folder = Path(cfg.output) / "wandb"
 before, began = set(folder.glob("offline-run-*/*.wandb")), time.perf_counter()
-with tracking.tracked(cfg, node, out):
+with tracking.tracked(shown.stage(cfg, node, out)):
     with tracking.Tracker(out / "metrics.jsonl", int(start)) as tracker:
         for step in range(int(start) + 1, int(stop) + 1):
             tracker.log(step, loss=1 / step)
-    print("seconds", time.perf_counter() - began, "wandb" in sys.modules, flush=True)
-    while ending != "finish" and not set(folder.glob("offline-run-*/*.wandb")) - before:  # the mirror is at it
+    print(f"seconds {time.perf_counter() - began} {'wandb' in sys.modules}", flush=True)
+    while ending != "finish" and not set(folder.glob("offline-run-*/*.wandb")) - before:  # the thread is at it
         time.sleep(0.05)
     if ending == "preempted":
         tracking.preempting()
-    if ending != "finish":
+    if ending in ("kill", "preempted"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if ending == "broken":
+        [service] = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+        service.kill()
     write_manifest(out, node=node.path, seed=0, inputs={}, began=time.time())
+tracking.close()
 """
 
 
 def small_run(cwd: Path, start: int, stop: int, ending: str, *overrides: str, **environment: str) -> str:
-    """What it printed; `ending` is finish, kill or preempted."""
+    """What it printed; `ending` is finish, kill, preempted, or broken: wandb's own process dies."""
     command = [sys.executable, "-c", PROGRAM, str(ROOT), str(start), str(stop), ending, *overrides]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     done = subprocess.run(
@@ -153,21 +161,21 @@ def small_run(cwd: Path, start: int, stop: int, ending: str, *overrides: str, **
         timeout=120,
         check=False,
     )
-    assert done.returncode == (0 if ending == "finish" else -signal.SIGKILL), done.stdout
+    assert done.returncode == (0 if ending in ("finish", "broken") else -signal.SIGKILL), done.stdout
+    assert "Traceback" not in done.stdout
     return done.stdout
 
 
 def cost(told: str) -> float:
-    """Seconds that the run spent, its numbers included; and wandb was not imported."""
+    """Seconds that the run spent, its numbers included."""
     line = next(line for line in told.splitlines() if line.startswith("seconds"))
-    _, seconds, imported = line.split()
-    assert imported == "False"
-    return float(seconds)
+    return float(line.split()[1])
 
 
 def test_no_key_is_one_line_and_no_process(tmp_path: Path) -> None:
     told = small_run(tmp_path, 0, 5, "finish")
     assert cost(told) < 1
+    assert told.splitlines()[1].endswith(" False"), "wandb is not even imported"
     assert [line for line in told.splitlines() if "W&B" in line] == [
         "W&B: no key (wandb login), so the record is local: metrics.jsonl and report.html"
     ]
@@ -199,24 +207,51 @@ def test_a_server_that_never_answers(tmp_path: Path, silent_server: str) -> None
 
 
 @pytest.mark.slow
-def test_nobody_is_left_when_the_server_falls_silent(tmp_path: Path, home: Path) -> None:
-    """It answers once and then never: wandb.init does not come back, and the mirror goes with the run all the same."""
-    told = {"mode": "auto", "project": "p", "entity": None, "tags": [], "videos": 0, "group": "g", "pid": os.getpid()}
-    told |= {"run": str(tmp_path), "shown": "run", "commit": None, "name": "n", "kind": "train", "job": "sft"}
-    told |= {"do": "follow", "out": str(tmp_path), "inputs": {}, "config": {}}
+def test_a_server_that_falls_silent(tmp_path: Path) -> None:
+    """It answers once and then never: wandb.init does not come back by itself."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        environment = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
-        command = [sys.executable, "-m", "recap.tracking.mirror"]
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, env=environment, text=True)
-        assert process.stdin
-        process.stdin.write(json.dumps(told) + "\n")
-        process.stdin.flush()
-        asked, _ = server.accept()
-        asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-        server.accept()  # by wandb itself: now it is inside
-        process.stdin.close()  # as if the run had been killed
-        assert process.wait(60) == 1
+
+        def answer() -> None:
+            asked, _ = server.accept()
+            asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        told = small_run(tmp_path, 0, 5, "finish", WANDB_API_KEY=KEY, WANDB_BASE_URL=url)
+    assert cost(told) < 1
+    [line] = [line for line in told.splitlines() if "W&B" in line]
+    assert f"offline files, for later: wandb sync {RUN}/wandb/offline-run-*" in line
+    (run,) = offline_runs(tmp_path / RUN)
+    assert (run.steps, run.exit_code) == ([1, 2, 3, 4, 5], 0)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that knows no key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"errors": [{"message": "no such key"}]}')
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+def test_a_wrong_key_leaves_offline_files(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        told = small_run(tmp_path, 0, 5, "finish", WANDB_API_KEY=KEY, WANDB_BASE_URL=url)
+        server.shutdown()
+    assert cost(told) < 1
+    [line] = [line for line in told.splitlines() if "W&B" in line]
+    assert "401" in line
+    assert line.endswith(f"offline files, for later: wandb sync {RUN}/wandb/offline-run-*")
+    (run,) = offline_runs(tmp_path / RUN)
+    assert (run.steps, run.exit_code) == ([1, 2, 3, 4, 5], 0)
 
 
 def test_files_that_cannot_be_written_cost_a_line(tmp_path: Path) -> None:
@@ -236,15 +271,27 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     """Each step once, in one folder, under one id; a second time nothing happens."""
     small_run(tmp_path, 0, 7, "kill", "tracking.mode=offline")
     (first,) = offline_runs(tmp_path / RUN)
-    assert first.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert first.steps == list(range(1, len(first.steps) + 1)), "what wandb had written by then"
+    id = first.folder.name.rpartition("-")[2]
     small_run(tmp_path, 4, 9, "preempted", "tracking.mode=offline")
     (second,) = offline_runs(tmp_path / RUN)
-    assert (second.id, second.preempting, second.exit_code) == (first.id, True, 1)
+    assert (second.id, second.preempting, second.exit_code) == (id, True, 1)
     small_run(tmp_path, 6, 12, "finish", "tracking.mode=offline")
     (third,) = offline_runs(tmp_path / RUN)
     assert third.steps == list(range(1, 13))
     assert [row["train/loss"] for row in third.rows] == pytest.approx([1 / step for step in range(1, 13)])
-    assert (third.id, third.preempting, third.exit_code) == (first.id, False, 0)
+    assert (third.id, third.preempting, third.exit_code) == (id, False, 0)
+
+
+@pytest.mark.slow
+def test_wandbs_own_process_dies(tmp_path: Path) -> None:
+    """That costs a line; the same command again sends all."""
+    told = small_run(tmp_path, 0, 7, "broken", "tracking.mode=offline")
+    assert "value was not sent" in told
+    assert (tmp_path / RUN / "value/manifest.json").is_file()
+    small_run(tmp_path, 7, 7, "finish", "tracking.mode=offline")
+    (run,) = offline_runs(tmp_path / RUN)
+    assert (run.steps, run.exit_code) == ([1, 2, 3, 4, 5, 6, 7], 0)
 
 
 @pytest.mark.slow
@@ -292,7 +339,7 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
     done = subprocess.run(LOOP, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("W&B") == 1, "one line, which says how to sync"
-    assert not (run_dir / "wandb/errors.txt").exists()
+    assert "not sent" not in done.stdout.replace("not everything was sent", "not sent"), done.stdout
 
     runs = by_name(run_dir)
     assert sorted(runs) == sorted([*STAGES, CONTROL, "loop"])

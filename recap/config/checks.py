@@ -331,8 +331,9 @@ def _episodes(node: str, run: RolloutConfig | EvalConfig, cfg: Config) -> Iterat
 
 def _tracking(cfg: Config) -> Iterator[str]:
     wanted = cfg.tracking
-    if wanted.kind is TrackingKind.local and wanted.mode is not TrackingMode.off:
-        yield f"tracking.mode={wanted.mode.name}: tracking=local has no W&B. Fix: tracking=wandb, or leave the mode out"
+    if wanted.kind is not TrackingKind.wandb and wanted.mode is not TrackingMode.off:
+        kind = f"tracking={wanted.kind.name}"
+        yield f"tracking.mode={wanted.mode.name}: {kind} has no W&B. Fix: tracking=wandb, or leave the mode out"
     if long := [tag for tag in wanted.tags if not 1 <= len(tag) <= 64]:
         yield f"tracking.tags={wanted.tags}: {long[0]!r} must have 1 to 64 characters"
 

@@ -100,6 +100,7 @@ class GateAction(Enum):
 class TrackingKind(Enum):
     local = "local"
     wandb = "wandb"
+    trackio = "trackio"
 
 
 class TrackingMode(Enum):

@@ -1,15 +1,14 @@
-"""Where numbers go: metrics.jsonl, always; and W&B beside it, which mirrors what the run directory holds.
+"""Where numbers go: metrics.jsonl, always; and W&B or trackio beside it, with a copy of what the run directory holds.
 
-record.py   metrics.jsonl (and TensorBoard): the durable record
+metrics.py  metrics.jsonl (and TensorBoard): the durable record
 mode.py     whether there is W&B
-client.py   what the run says: this stage begins, this one is finished
-mirror.py   the process beside the run in which wandb lives: it reads the record and sends what W&B lacks
-session.py  one W&B run that is open, and the rows that it lacks
-content.py  what is sent of each kind of stage
-state.py    which W&B run a directory is
+wandb.py    the thread that sends, so that no run waits for it
+run.py      one run of W&B or trackio, and the rows that it lacks
+media.py    what is sent of each kind of stage
 """
 
-from recap.tracking.client import close, preempting, publish, publish_run, tracked
-from recap.tracking.record import Tracker
+from recap.tracking.metrics import Tracker
+from recap.tracking.run import Shown
+from recap.tracking.wandb import close, preempting, publish, tracked
 
-__all__ = ["Tracker", "close", "preempting", "publish", "publish_run", "tracked"]
+__all__ = ["Shown", "Tracker", "close", "preempting", "publish", "tracked"]

@@ -31,7 +31,7 @@ def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> t
 
     `auto` and `online` stand for: online, if the server answers. What `tracking.mode` names goes before WANDB_MODE.
     """
-    if wanted.kind is TrackingKind.local or wanted.mode is TrackingMode.off:
+    if wanted.kind is not TrackingKind.wandb or wanted.mode is TrackingMode.off:
         return TrackingMode.off, ""
     settings = {**_settings_file(environ), **_from(environ)}
     mode: TrackingMode = wanted.mode

@@ -1,10 +1,12 @@
-"""What is sent of each kind of stage: numbers, pictures, videos, histograms, from its finished directory."""
+"""What is sent of each kind of stage: numbers, pictures, videos, histograms, from its finished directory.
+
+lib: wandb or trackio, which name these alike.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -14,13 +16,10 @@ from typing import Any
 import numpy as np
 
 from recap.data.labels import PARQUET, THRESHOLDS, read_labels
-from recap.rundir import results_digest, stage_of
-from recap.tracking.state import known_run
 
 Row = dict[str, Any]
 FIRST_BATCH, PROMPTS = "first_batch", "prompts.jsonl"
 BINS = 64  # of a histogram
-ARTIFACTS = {"sft": "policy", "policy": "policy", "value": "value_function", "rollout": "dataset", "eval": "evaluation"}
 
 
 def key(*parts: str) -> str:
@@ -29,25 +28,23 @@ def key(*parts: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- stages
-def first_batch(out: Path, _: int) -> Row:
+def first_batch(lib: Any, out: Path) -> Row:
     """What the network was shown first, with the text it read; {} where a training left none."""
-    import wandb
-
     folder = out / FIRST_BATCH
     if not (folder / PROMPTS).is_file():
         return {}
     prompts = [json.loads(line) for line in (folder / PROMPTS).read_text(encoding="utf-8").splitlines()]
     images = sorted(folder.glob("*.png"))
-    return {"first_batch": [wandb.Image(str(i), caption=p) for i, p in zip(images, prompts, strict=True)]}
+    return {"first_batch": [lib.Image(str(i), caption=p) for i, p in zip(images, prompts, strict=True)]}
 
 
-def evaluation(out: Path, videos: int) -> Row:
+def evaluation(lib: Any, out: Path, videos: int) -> Row:
     result = _json(out / "result.json")
     outcome = {episode["index"]: episode for episode in result["episodes"]}
-    return {**success(result["n"], result), **_videos(out, videos, outcome)}
+    return {**success(result["n"], result), **_videos(lib, out, videos, outcome)}
 
 
-def recording(out: Path, videos: int) -> Row:
+def recording(lib: Any, out: Path, videos: int) -> Row:
     """Demonstrations or rollouts."""
     episodes = _json(out / "dataset/meta/recap.json")["episodes"]
     won = [episode["success"] for episode in episodes]
@@ -59,20 +56,20 @@ def recording(out: Path, videos: int) -> Row:
     }
     for task in sorted({episode["task"] for episode in episodes}):
         row[key("data/success_rate", task)] = float(np.mean([e["success"] for e in episodes if e["task"] == task]))
-    return {**row, **_videos(out, videos, dict(enumerate(episodes)))}
+    return {**row, **_videos(lib, out, videos, dict(enumerate(episodes)))}
 
 
-def values(out: Path, _: int) -> Row:
+def values(lib: Any, out: Path, _: int) -> Row:
     """V of every frame, by data set."""
     row: Row = {}
     for path in sorted(out.glob("*.npy")):
         found = np.load(path)
-        row[key("value", path.stem)] = _histogram(found)
+        row[key("value", path.stem)] = _histogram(lib, found)
         row[key("value_mean", path.stem)] = float(found.mean())
     return row
 
 
-def advantages(out: Path, _: int) -> Row:
+def advantages(lib: Any, out: Path, _: int) -> Row:
     """ε, achieved shares, a histogram of the advantages by source, and V over a success and a failure."""
     thresholds = _json(out / THRESHOLDS)
     tables = [read_labels(path.parent).columns for path in sorted(out.rglob(PARQUET))]
@@ -83,24 +80,22 @@ def advantages(out: Path, _: int) -> Row:
     rollout, won = pooled["source"] == "rollout", pooled["success"]
     groups = {"success": rollout & won, "failure": rollout & ~won}
     groups |= {name: pooled["source"] == name for name in sorted({*pooled["source"].tolist()} - {"rollout"})}
-    row |= {key("advantage", name): _histogram(pooled["advantage"][m]) for name, m in groups.items() if m.any()}
-    return {**row, **_value_curves(tables)}
+    row |= {key("advantage", name): _histogram(lib, pooled["advantage"][m]) for name, m in groups.items() if m.any()}
+    return {**row, **_value_curves(lib, tables)}
 
 
-def gate(out: Path, _: int) -> Row:
+def gate(lib: Any, out: Path, _: int) -> Row:
     """The checks of the value gate, by name, and its figure."""
-    import wandb
-
     result = _json(out / "gate.json")
     row: Row = {"gate/passed": int(result["passed"])}
     for check in result["checks"]:
         row[key("gate", check["name"], "passed")] = int(check["passed"])
         if check["value"] is not None:
             row[key("gate", check["name"])] = check["value"]
-    return {**row, "gate/figure": wandb.Image(str(out / "gate.png"))}
+    return {**row, "gate/figure": lib.Image(str(out / "gate.png"))}
 
 
-def rest(out: Path, _: int) -> Row:
+def rest(_: Any, out: Path, __: int) -> Row:
     """Any other stage: the numbers in its JSON files."""
     row: Row = {}
     for path in sorted(out.glob("*.json")):
@@ -109,8 +104,7 @@ def rest(out: Path, _: int) -> Row:
     return row
 
 
-CONTENT: dict[str, Callable[[Path, int], Row]] = {
-    "first_batch": first_batch,
+RESULTS: dict[str, Callable[[Any, Path, int], Row]] = {
     "evaluate": evaluation,
     "demonstrations": recording,
     "rollout": recording,
@@ -118,6 +112,11 @@ CONTENT: dict[str, Callable[[Path, int], Row]] = {
     "advantage": advantages,
     "gate": gate,
 }
+
+
+def results(lib: Any, kind: str, out: Path, videos: int) -> Row:
+    """What a finished stage shows; videos: at most so many."""
+    return RESULTS.get(kind, rest)(lib, out, videos)
 
 
 def success(episodes: int, numbers: dict[str, Any]) -> Row:
@@ -178,71 +177,29 @@ def _minutes(iteration: int, wall: dict[str, float]) -> Row:
     return {**row, "minutes/iteration": round(sum(own.values()) / 60, 3)}
 
 
-# ---------------------------------------------------------------------------------------------------- lineage
-def artifact(group: str, name: str, job: str, out: Path, manifest: dict[str, Any]) -> Any:
-    """A stage's results as W&B knows them: their hashes and where they are. Nothing of them is uploaded."""
-    import wandb
-
-    about = {key: manifest[key] for key in ("stage", "seed", "git_commit", "inputs")}
-    about |= {"results": results_digest(out), "directory": str(out), "host": manifest["host"]}
-    made = wandb.Artifact(artifact_name(group, name), ARTIFACTS.get(job, job), metadata=about)
-    made.add_reference(f"file://{out / 'manifest.json'}")
-    return made
-
-
-def artifact_name(group: str, path: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", f"{group}-{path}")[:128]
-
-
-def inputs_of(group: str, run: str, inputs: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(role, artifact) of the inputs that are stages of the same run."""
-    for role, place in inputs.items():
-        stage = stage_of(Path(place))
-        if stage.is_relative_to(run) and (stage / "manifest.json").is_file():
-            yield role, f"{artifact_name(group, str(stage.relative_to(run)))}:{results_digest(stage)[:12]}"
-
-
-def lineage(run: str, inputs: dict[str, str]) -> dict[str, dict[str, str | None]]:
-    """Of each input: where it is, what it holds, and the W&B run that it was sent as."""
-    found = {}
-    for role, place in inputs.items():
-        stage = stage_of(Path(place))
-        there = stage.exists()
-        found[role] = {
-            "path": os.path.relpath(place, run) if stage.is_relative_to(run) else place,
-            "results": results_digest(Path(place)) if there else None,
-            "run": known_run(stage),
-        }
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------- parts
-def _videos(out: Path, most: int, outcome: dict[int, dict[str, Any]]) -> Row:
-    import wandb
-
+def _videos(lib: Any, out: Path, most: int, outcome: dict[int, dict[str, Any]]) -> Row:
     films = []
     for path in sorted((out / "videos").glob("*.mp4"))[:most]:
         number = re.search(r"\d+", path.name)
         told = outcome.get(int(number[0])) if number else None
         word = "" if told is None else f"{'success' if told['success'] else 'failure'} in {told['steps']} steps: "
-        films.append(wandb.Video(str(path), caption=f"{word}{told['task'] if told else path.stem}", format="mp4"))
+        films.append(lib.Video(str(path), caption=f"{word}{told['task'] if told else path.stem}", format="mp4"))
     return {"videos": films} if films else {}
 
 
-def _histogram(values: np.ndarray) -> Any:
-    import wandb
-
-    return wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
+def _histogram(lib: Any, values: np.ndarray) -> Any:
+    return lib.Histogram(np_histogram=np.histogram(values, bins=BINS))
 
 
 def _shares(head: str, shares: dict[str, float | None]) -> Row:
     return {key(head, name): share for name, share in shares.items() if share is not None}
 
 
-def _value_curves(tables: list[dict[str, np.ndarray]]) -> Row:
+def _value_curves(lib: Any, tables: list[dict[str, np.ndarray]]) -> Row:
     """V and the return over the typical success and failure (the median of the mean value) of the newest rollouts."""
-    import wandb
-
+    if not hasattr(lib, "plot"):
+        return {}
     rollouts = [table for table in tables if (table["source"] == "rollout").all()]
     table = rollouts[-1] if rollouts else tables[0]
     row: Row = {}
@@ -255,7 +212,7 @@ def _value_curves(tables: list[dict[str, np.ndarray]]) -> Row:
         frames = np.flatnonzero(table["episode_index"] == episode)
         frames = frames[np.argsort(table["frame_index"][frames])]
         lines = [table[name][frames].tolist() for name in ("value", "return")]
-        row[f"value_curve/{outcome}"] = wandb.plot.line_series(
+        row[f"value_curve/{outcome}"] = lib.plot.line_series(
             xs=table["frame_index"][frames].tolist(),
             ys=lines,
             keys=["V", "return"],
