@@ -23,7 +23,7 @@ from recap.console import spell
 from recap.errors import RecapError
 from recap.launch import python
 from recap.report.__main__ import main as report
-from recap.tracking.mirror import _first_line
+from recap.tracking.wandb import _first_line
 from recap.tracking.mode import problem
 
 TOGETHER = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
