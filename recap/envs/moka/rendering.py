@@ -44,7 +44,7 @@ def choose_gl() -> str:
                 os.environ["MUJOCO_GL"] = os.environ[TRIED] = candidate
                 return candidate
     if chosen:
-        raise RecapError(f"MUJOCO_GL={chosen}: cannot draw here. Fix: unset MUJOCO_GL, and one that can is looked for.")
+        raise RecapError(f"MUJOCO_GL={chosen}: cannot draw here. Fix: unset MUJOCO_GL, then egl and osmesa are tried.")
     raise RecapError(f"The cameras are rendered with EGL or OSMesa, and neither works here. {INSTALL}")
 
 
