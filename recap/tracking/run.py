@@ -30,7 +30,8 @@ from recap.rundir import git_commit, lock, results_digest, stage_of, write_text
 from recap.tracking import media
 from recap.tracking.metrics import METRICS, records
 
-STATE, LOCK = ".wandb.json", ".wandb"  # in the directory that is sent
+# In the directory that is sent. No ".wandb": where that is, wandb writes to it instead of to "wandb".
+STATE, LOCK = ".wandb.json", ".tracking"
 INIT_SECONDS, FINISH_SECONDS = 60.0, 300.0  # nobody waits for them but the next stage's curves
 ARTIFACTS = {"sft": "policy", "policy": "policy", "value": "value_function", "rollout": "dataset", "eval": "evaluation"}
 
