@@ -7,14 +7,16 @@
 Every key: python advantage.py --cfg job
 """
 
-from recap.chain import Chain
-from recap.cli import entrypoint
+from recap.cli.entrypoint import entrypoint
 from recap.config import AdvantageJob
+from recap.jobs.chain import Chain
 
 
 @entrypoint(AdvantageJob)
 def main(cfg: AdvantageJob) -> Chain | None:
-    from recap.pipeline import run_advantage  # here, because torch takes seconds that a mistyped key should not cost
+    from recap.pipeline.runner import (
+        run_advantage,  # here, because torch takes seconds that a mistyped key should not cost
+    )
 
     return run_advantage(cfg)
 

@@ -7,14 +7,14 @@
 Every key: python eval.py --cfg job
 """
 
-from recap.chain import Chain
-from recap.cli import entrypoint
+from recap.cli.entrypoint import entrypoint
 from recap.config import EvalJob
+from recap.jobs.chain import Chain
 
 
 @entrypoint(EvalJob)
 def main(cfg: EvalJob) -> Chain | None:
-    from recap.pipeline import run_eval  # here, because torch takes seconds that a mistyped key should not cost
+    from recap.pipeline.runner import run_eval  # here, because torch takes seconds that a mistyped key should not cost
 
     return run_eval(cfg)
 

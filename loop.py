@@ -11,15 +11,15 @@
 Started again, it does what is missing and redoes nothing. Every key: python loop.py --cfg job
 """
 
-from recap.chain import Chain
-from recap.cli import entrypoint
+from recap.cli.entrypoint import entrypoint
 from recap.config import LoopJob
+from recap.jobs.chain import Chain
 
 
 @entrypoint(LoopJob)
 def main(cfg: LoopJob) -> Chain | None:
     """One run; in this process one iteration of it, `cfg.iteration`, after the other."""
-    from recap.pipeline import run_loop  # here, because torch takes seconds that a mistyped key should not cost
+    from recap.pipeline.runner import run_loop  # here, because torch takes seconds that a mistyped key should not cost
 
     return run_loop(cfg)
 

@@ -8,14 +8,14 @@
 Started again, it continues from the last checkpoint. Every key: python train.py --cfg job
 """
 
-from recap.chain import Chain
-from recap.cli import entrypoint
+from recap.cli.entrypoint import entrypoint
 from recap.config import TrainJob
+from recap.jobs.chain import Chain
 
 
 @entrypoint(TrainJob)
 def main(cfg: TrainJob) -> Chain | None:
-    from recap.pipeline import run_train  # here, because torch takes seconds that a mistyped key should not cost
+    from recap.pipeline.runner import run_train  # here, because torch takes seconds that a mistyped key should not cost
 
     return run_train(cfg)
 

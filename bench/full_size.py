@@ -30,11 +30,11 @@ from safetensors.torch import load_file
 from recap import config as schema
 from recap.config import Optimizer, Precision, Sharding, TrainConfig, Trained
 from recap.policies.checkpoint import Checkpoint, build_value, features
-from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.prompt import BUILTIN
-from recap.policies.value import RecapValuePolicy
-from recap.sharding import make_accelerator, prepare
-from recap.training import make_optimizer, tensors
+from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.training.distributed import make_accelerator, prepare
+from recap.training.loop import make_optimizer, tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ("observation.images.image", "observation.images.image2")
@@ -106,7 +106,7 @@ def free() -> None:
 
 
 def training_step(policy: Any, batch: Callable[[], Any], device: str, optimizer: Optimizer) -> Callable[[], None]:
-    """One step as `recap.training.train` takes it."""
+    """One step as `recap.training.loop.train` takes it."""
     config = TrainConfig(optimizer=optimizer, learning_rate=2.5e-5, weight_decay=0.01, grad_clip=1.0)
     policy.run_with(gradient_checkpointing=True)
     policy.train()

@@ -55,7 +55,7 @@ def data_set(root: Path, frames: int) -> np.ndarray:
 
 def main() -> None:
     from recap.config import AdvantageJob, StageKind, typed
-    from recap.stages.label import advantage
+    from recap.stages.advantage import advantage
 
     frames = int(sys.argv[1]) if len(sys.argv) > 1 else 273_465
     with tempfile.TemporaryDirectory() as folder:

@@ -17,11 +17,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from recap import environment
 from recap.config import Action, Config, ConfigError, LauncherKind, LoopJob, difference, keys, shared, typed
-from recap.launch import automatic, launcher
-from recap.share import process
+from recap.jobs.job import automatic, launcher
 from recap.tracking.mode import problem
+from recap.utils import environment
+from recap.utils.ranks import process
 
 MOST_RUNS = 300  # of one command: each takes a third of a second to be checked before the first starts
 MANY = 20  # runs from which on one sees how far that is
@@ -58,7 +58,7 @@ class Runs(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.master = hydra_context, config
-        self.task: Any = task_function  # of recap/cli.py, which gives it these attributes
+        self.task: Any = task_function  # of recap/cli/entrypoint.py, which gives it these attributes
         self.schema: type[Config] = self.task.schema
         self.launch = Plugins.instance().instantiate_launcher(hydra_context, task_function, config).launch
 
@@ -123,7 +123,7 @@ class Runs(Sweeper):
 
 
 def _shown[T](items: Iterable[T], count: int) -> Iterator[T]:
-    from recap.progress import Progress
+    from recap.utils.progress import Progress
 
     with Progress("checking every run", count, quiet=process().index > 0) as bar:
         for item in items:

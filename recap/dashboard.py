@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from recap.console import spell
-from recap.errors import RecapError
+from recap.utils.console import spell
+from recap.utils.errors import RecapError
 
 NAME = "RECAP"
 

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recap import home
 from recap.config import PolicyKind, Prompt
-from recap.console import spell
-from recap.errors import RecapError
-from recap.rundir import follow_umask
+from recap.storage.manifest import follow_umask
+from recap.utils import home
+from recap.utils.console import spell
+from recap.utils.errors import RecapError
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
 PROBES = (
@@ -67,10 +67,10 @@ def export(source: Path, out: Path, prompt: Prompt = Prompt.positive, name: str 
     from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
     from lerobot.processor import TokenizerProcessorStep
 
-    from recap.policies import adapters
+    from recap.policies import lora as adapters
     from recap.policies.checkpoint import loaded, read_config
     from recap.policies.folder import WEIGHTS, has_adapters
-    from recap.policies.pi0 import RecapPI0Policy
+    from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
     from recap.policies.processors import keep_usable, prompt_step, read_processors
     from recap.policies.weights import names_of
 
@@ -128,7 +128,7 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
 
     from recap.policies.checkpoint import read_config
     from recap.policies.folder import TYPES, held
-    from recap.policies.pi0 import RecapPI0Policy
+    from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 
     if link := next((path for path in source.rglob("*") if path.is_symlink()), None):
         raise RecapError(

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from recap import home
-from recap.console import spell
-from recap.errors import RecapError
-from recap.evaluation import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
-from recap.report import run_files as files
+from recap.method.success import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
 from recap.report.words import arm_name
-from recap.shapes import POSITIVE, misfit
+from recap.storage import readers as files
+from recap.utils import home
+from recap.utils.console import spell
+from recap.utils.errors import RecapError
+from recap.utils.shapes import POSITIVE, misfit
 
 RESULTS, PAGE = "results", "results.md"
 HEAD = """# Results on the embedded tasks

@@ -175,5 +175,5 @@ offer_rendering
 # Many images set PYTHONDONTWRITEBYTECODE. Every process would compile what it imports: 30 s instead of 15.
 say "== Compiling what every stage imports"
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c \
-    'import hydra, mujoco, submitit, wandb, recap.pipeline, recap.report, recap.stages.act, recap.stages.train'
+    'import hydra, mujoco, submitit, wandb, recap.pipeline.runner, recap.report, recap.stages.simulate, recap.stages.train'
 say "== Ready: .venv/bin/python"

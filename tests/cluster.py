@@ -35,7 +35,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
 @pytest.fixture
 def slurm(controller: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process is on a login node of the cluster. In the end no job is left."""
-    from recap.launch import automatic
+    from recap.jobs.job import automatic
 
     for key, value in controller.items():
         monkeypatch.setenv(key, value)

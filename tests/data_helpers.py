@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from recap.config import SourceKind
 from recap.data.frames import Frames, Taken, load_frames
-from recap.data.recorder import Episode, assemble, write_episode
+from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec
 
 CAMERAS = ("observation.images.image", "observation.images.image2")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 
 class Runs:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from recap.config import EnvConfig, EnvKind, Images
-from recap.data.recorder import assemble
+from recap.data.lerobot_writer import assemble
 from recap.envs import EpisodeSpec
 from recap.envs.libero import ASSETS, assets_here
-from recap.rollout import Pool, roll
+from recap.rollout.collect import Pool, roll
 
 MOKA = "put both moka pots on the stove"
 BESIDE = Path(__file__).resolve().parents[2] / "shared/libero-assets"  # of the two moka-pot scenes

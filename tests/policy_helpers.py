@@ -11,8 +11,8 @@ import torch
 from data_helpers import CAMERAS, TASKS
 
 from recap.config import GemmaSize, PI0Config, Precision, SiglipSize, ValueConfig
-from recap.policies import pi0 as pi0_module
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
+from recap.policies.pi0 import modeling_pi0 as pi0_module
 from recap.policies.prompt import BUILTIN
 
 STATE, ACTION, CHUNK = 8, 7, 5

@@ -10,12 +10,12 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recap.advantage import indicator, percentiles, positive_shares, positive_shares_per_task
 from recap.data.labels import Thresholds, write_labels, write_thresholds
-from recap.data.pace import Recording
-from recap.data.recorder import Episode, assemble, write_episode
+from recap.data.lerobot_writer import Episode, assemble, write_episode
+from recap.data.resample import Recording
 from recap.envs import EpisodeSpec
-from recap.evaluation import summarize
+from recap.method.advantage import indicator, percentiles, positive_shares, positive_shares_per_task
+from recap.method.success import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10

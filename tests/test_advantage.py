@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from recap.advantage import (
+from recap.method.advantage import (
     advantages,
     awr_weights,
     indicator,
@@ -14,8 +14,8 @@ from recap.advantage import (
     threshold,
     thresholds,
 )
-from recap.errors import RecapError
-from recap.returns import returns, rewards
+from recap.method.returns import returns, rewards
+from recap.utils.errors import RecapError
 
 
 def share(a, epsilon):

@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from recap.config import LoopJob, typed
-from recap.evaluation import mcnemar, wilson
+from recap.method.success import mcnemar, wilson
 from recap.report.advice import advise, best_policy, got_worse
 
 Summary = dict[str, Any]

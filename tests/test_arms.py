@@ -10,8 +10,8 @@ from tiny_run import RUN, read, results, tiny
 
 from recap.config import ReadValue, SourceKind, ValueConfig
 from recap.data.frames import load_frames
-from recap.data.held_out import held_out, left_out
 from recap.data.labels import read_labels, read_thresholds
+from recap.policies.value.splits import held_out, left_out
 
 ARMS = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstrations", "forced_demonstrations"]
 

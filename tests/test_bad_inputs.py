@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_run import ROOT, RUN, TINY, Outcome, call, read, results, run, snapshot, tiny
 
-from recap.cli import _run
+from recap.cli.entrypoint import _run
 from recap.config import LoopJob
-from recap.graph import iteration_nodes, pretraining
-from recap.pipeline import run_node
+from recap.pipeline.graph import iteration_nodes, pretraining
+from recap.pipeline.runner import run_node
 
 LAST = "checkpoints/last"
 SFT, POLICY = f"{RUN}/sft/{LAST}", f"{RUN}/iter_01/policy/{LAST}"

@@ -18,12 +18,12 @@ from tiny_run import run
 from recap.config import DataConfig, SourceConfig, SourceKind
 from recap.data.cameras import image_shapes
 from recap.data.frames import Frames, load_frames
-from recap.data.given import given
-from recap.data.lerobot_v3 import DataSetFiles
+from recap.data.lerobot_reader import DataSetFiles
+from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
-from recap.data.recorder import Episode, assemble, write_episode
-from recap.errors import RecapError
+from recap.data.sources import given
 from recap.stages.train import check_fit
+from recap.utils.errors import RecapError
 
 COLOUR, OTHER = CAMERAS
 DEPTH = "observation.images.depth"

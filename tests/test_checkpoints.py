@@ -15,10 +15,10 @@ from lerobot.policies.factory import make_pre_post_processors
 from policy_helpers import VLM, act, chunk_noise, new_pi0, new_value, observation, weights
 from safetensors.torch import save_file
 
-from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint, read_config
-from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.value import RecapValuePolicy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
+from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.utils.errors import RecapError
 
 
 @pytest.fixture(scope="module")

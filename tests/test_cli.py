@@ -19,10 +19,12 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from recap import cli, home, pipeline
+from recap.cli import entrypoint as cli
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
-from recap.errors import RecapError
-from recap.graph import Node
+from recap.pipeline import runner as pipeline
+from recap.pipeline.graph import Node
+from recap.utils import home
+from recap.utils.errors import RecapError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -257,7 +259,7 @@ def test_interrupted(run: Run) -> None:
 def test_entrypoints_answer_without_torch(command: list[str], code: int, says: str, tmp_path: Path) -> None:
     spy = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
     spy += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    spy += "finally: assert 'torch' not in sys.modules and 'recap.pipeline' not in sys.modules"
+    spy += "finally: assert 'torch' not in sys.modules and 'recap.pipeline.runner' not in sys.modules"
     arguments = [sys.executable, "-c", spy, str(ROOT / command[0]), *command[1:]]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     assert done.returncode == code, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from recap import cli
+from recap.cli import entrypoint as cli
 from recap.config import (
     AdvantageJob,
     Config,
@@ -37,7 +37,7 @@ from recap.config import (
     shared,
     typed,
 )
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

@@ -15,8 +15,8 @@ from data_helpers import CAMERAS, EPISODES, TASKS
 from recap.config import SourceKind
 from recap.data import frames as frames_module
 from recap.data.frames import Frames, load_frames
-from recap.data.recorder import assemble, write_episode
-from recap.errors import RecapError
+from recap.data.lerobot_writer import assemble, write_episode
+from recap.utils.errors import RecapError
 
 DATA, META = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X" + bytes(100)

@@ -28,7 +28,7 @@ SPECIAL = {
     "apt-get install slurm-wlm munge": "Debian's own; whoever runs tests/test_slurm_runs.py has done it",
     "opentau-train --config_path=sft.json": "OpenTau's, in the column beside ours",
     "opentau-train --config_path=value.json": "OpenTau's, in the column beside ours",
-    "sbatch --test-only": "what recap/slurm.py asks: tests/test_slurm.py",
+    "sbatch --test-only": "what recap/jobs/slurm.py asks: tests/test_slurm.py",
     "python -m lerobot.scripts.convert_dataset_v21_to_v30": "lerobot's; it needs a data set of format 2.1",
     "python loop.py": "stands for the command that the run was started with: the message says with which settings",
     "accelerate launch … train.py": "says only that there is one",

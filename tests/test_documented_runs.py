@@ -82,8 +82,8 @@ def as_lerobots_size(checkpoint: Path | None) -> Iterator[None]:
     if checkpoint is None or not (checkpoint / "config.json").is_file():
         yield
         return
-    from recap.policies import pi0
     from recap.policies.checkpoint import read_config
+    from recap.policies.pi0 import modeling_pi0 as pi0
 
     numbers = numbers_of(config := read_config(checkpoint, pi0.RecapPI0Policy))
     variants = {"gemma_2b": config.vlm, "gemma_300m": config.expert}

@@ -17,14 +17,16 @@ import pytest
 import wandb
 from tiny_run import ROOT, RUN, TINY, _main, tiny
 
-from recap import environment, export, share, study
+from recap import export, study
 from recap.config import LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
-from recap.console import spell
-from recap.errors import RecapError
-from recap.launch import python
+from recap.jobs.job import python
 from recap.report.__main__ import main as report
-from recap.tracking.wandb import _first_line
 from recap.tracking.mode import problem
+from recap.tracking.wandb import _first_line
+from recap.utils import environment
+from recap.utils import ranks as share
+from recap.utils.console import spell
+from recap.utils.errors import RecapError
 
 TOGETHER = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -143,8 +145,8 @@ def test_who_is_waited_for_is_said_and_in_the_end_given_up(
 def test_training_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from accelerate.state import AcceleratorState, PartialState
 
-    from recap import sharding
     from recap.config import Sharding, TrainConfig
+    from recap.training import distributed as sharding
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recap.errors import RecapError
-from recap.evaluation import bootstrap_mean, compare, mcnemar, pair, summarize, wilson
+from recap.method.success import bootstrap_mean, compare, mcnemar, pair, summarize, wilson
+from recap.utils.errors import RecapError
 
 
 def episode(index, success, steps=50, task="stove", initial_state=None, seed=7):

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from tiny_run import ROOT, TINY
 
-from recap.chain import Chain, OnSlurm, Seen, State
 from recap.config import LoopJob, typed
-from recap.follow import failure, table
-from recap.graph import control_nodes, iteration_nodes, pretraining
-from recap.pipeline import run_node
-from recap.slurm import Row, _minutes
+from recap.jobs.chain import Chain, OnSlurm, Seen, State
+from recap.jobs.slurm import Row, _minutes
+from recap.jobs.watch import failure, table
+from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining
+from recap.pipeline.runner import run_node
 
 
 @pytest.fixture

@@ -15,17 +15,17 @@ from hydra import compose, initialize_config_dir
 from policy_helpers import CAMERAS, act, chunk_noise, new_pi0, new_value, observation, take_for_full_size, weights
 from tiny_run import ROOT, Outcome, read, run
 
-from recap.by_hand import checkpoint_folder
 from recap.config import EvalJob, PolicyKind, Prompt, Trained, typed
-from recap.errors import RecapError
 from recap.export import export
-from recap.policies import adapters
+from recap.pipeline.commands import checkpoint_folder
+from recap.pipeline.starts import start_needs, start_problems
+from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, checkpoint_of
-from recap.policies.pi0 import RecapPI0Policy
-from recap.simulation import EnvFacts
-from recap.stages.act import check_robot, warn_of_prompt
-from recap.starts import start_needs, start_problems
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.rollout.worker import EnvFacts
+from recap.stages.simulate import check_robot, warn_of_prompt
+from recap.utils.errors import RecapError
 
 SMALL = ["experiment=demo_small", "name=here", "env.max_steps=6", "workers.processes=1", "workers.slots=2"]
 SMALL += ["pi0.n_action_steps=3", "pi0.num_inference_steps=2", "launcher=inline", "tracking=local"]

@@ -14,10 +14,10 @@ import pytest
 from data_helpers import CAMERAS, EPISODES, TASKS
 
 from recap.config import SourceKind
-from recap.data.encoding import encode_png
 from recap.data.frames import UNKNOWN, Taken, load_frames
-from recap.data.recorder import assemble, write_episode
-from recap.errors import RecapError
+from recap.data.images import encode_png
+from recap.data.lerobot_writer import assemble, write_episode
+from recap.utils.errors import RecapError
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from scipy import stats
 from tiny_run import RUN, read, tiny
 
-from recap.advantage import advantages, threshold
 from recap.config import GateAction, GateConfig
-from recap.gate import ALL, Check, Labelled, judge
-from recap.ranking import Episodes, excess, outcome_auc, rank_correlation
-from recap.returns import normalize, returns, rewards
+from recap.method.advantage import advantages, threshold
+from recap.method.gate import ALL, Check, Labelled, judge
+from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
+from recap.method.returns import normalize, returns, rewards
 
 TASK, OTHER = "put the moka pot on the stove", "push the button"
 LIMITS = GateConfig(

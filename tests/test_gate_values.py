@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from value_helpers import configured, experience, judged
 
-from recap.errors import RecapError
 from recap.stages import train
-from recap.stages.data import normalized_returns
+from recap.stages.inputs import normalized_returns
+from recap.utils.errors import RecapError
 
 pytestmark = pytest.mark.slow
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from tiny_run import RUN, STAGES, call, read, snapshot, tiny
 
-from recap import snapshot as code
-from recap.errors import RecapError
-from recap.inside import stay_inside
+from recap.jobs import snapshot as code
 from recap.report.__main__ import main as report
 from recap.report.summary import write_atomic
-from recap.rundir import begin, follow_umask, sha256, verify, write_text
+from recap.storage.inside import stay_inside
+from recap.storage.manifest import begin, follow_umask, sha256, verify, write_text
+from recap.utils.errors import RecapError
 
 
 # ---------------------------------------------------------------------------------------------------- links
@@ -286,13 +286,13 @@ EVIL = "\nopen({!r}, 'w')\n"
 
 
 def _source(folder: Path, evil: str) -> None:
-    path = folder / "recap/errors.py"
+    path = folder / "recap/utils/errors.py"
     path.write_text(path.read_text() + evil)
 
 
 def _compiled(folder: Path, evil: str) -> None:
     """Which Python takes for the source's, without a look at it."""
-    path, kept = folder / "recap/errors.py", (folder / "recap/errors.py").read_text()
+    path, kept = folder / "recap/utils/errors.py", (folder / "recap/utils/errors.py").read_text()
     path.write_text(kept + evil)
     py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     path.write_text(kept)
@@ -323,10 +323,10 @@ def test_jobs_run_no_code_that_somebody_put_there(
     told = tmp_path / "told"
     change(made, EVIL.format(str(told)))
     assert code.snapshot(tmp_path / "run") == made, "the place is the same"
-    command = [sys.executable, "-c", "import recap.errors; print(recap.errors.__file__)"]
+    command = [sys.executable, "-c", "import recap.utils.errors; print(recap.utils.errors.__file__)"]
     environment = {"PYTHONPATH": str(made), "PYTHONSAFEPATH": "1"}
     seen = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert seen.stdout.strip() == str(made / "recap/errors.py")
+    assert seen.stdout.strip() == str(made / "recap/utils/errors.py")
     assert not told.exists()
     assert ("is made anew" in capsys.readouterr().err) == (change is not _compiled)
     again = {path: path.stat().st_mtime_ns for path in made.rglob("*.py")}
@@ -335,13 +335,13 @@ def test_jobs_run_no_code_that_somebody_put_there(
 
 
 def test_the_snapshot_has_no_copy_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("recap/errors.py", "conf/base.yaml", "conf/site/here.yaml", "conf/site/here.yaml~", "loop.py"):
+    for name in ("recap/utils/errors.py", "conf/base.yaml", "conf/site/here.yaml", "conf/site/here.yaml~", "loop.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("sesame" if "site" in name else "")
     monkeypatch.setattr(code, "ROOT", tmp_path)
     made = code.snapshot(tmp_path / "run")
     assert {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()} == {
-        *("recap/errors.py", "conf/base.yaml", "loop.py", "COMMIT"),
+        *("recap/utils/errors.py", "conf/base.yaml", "loop.py", "COMMIT"),
     }
 
 

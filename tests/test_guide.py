@@ -10,9 +10,9 @@ import pytest
 from test_config import ROOT, load
 
 from recap.config import Config, IndicatorMode, Normalization, Outcomes, PolicyKind, StageKind, Threshold
-from recap.graph import train_node
-from recap.policies.pi0 import RecapPI0Config
-from recap.policies.value import RecapValueConfig
+from recap.pipeline.graph import train_node
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config
+from recap.policies.value.modeling_value import RecapValueConfig
 
 EXPERIMENT = ("experiment=libero_moka",)
 TEN = list(range(10))

@@ -18,14 +18,14 @@ from policy_helpers import new_pi0, take_for_full_size
 from safetensors.torch import load_file, save_file
 from tiny_run import run
 
-from recap.by_hand import checkpoint_folder
 from recap.config import PolicyKind
-from recap.errors import RecapError
 from recap.export import export, push
+from recap.pipeline.commands import checkpoint_folder
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
-from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, load_tokenizer
+from recap.utils.errors import RecapError
 
 EVIL = "evil_module_of_a_stranger"
 Attempt = Callable[[Path, Path], object]  # (checkpoint folder, marker): writes what makes the marker if it runs

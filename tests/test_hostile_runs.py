@@ -11,13 +11,13 @@ import report_run
 import torch
 from hostile_helpers import Runs, edit, refused
 
-from recap.errors import RecapError
 from recap.policies.folder import OPTIMIZER
 from recap.report import write_html, write_summary
-from recap.report.run_files import read_config
-from recap.rundir import check
-from recap.sharding import Store
 from recap.stages.values import _joined
+from recap.storage.manifest import check
+from recap.storage.readers import read_config
+from recap.training.distributed import Store
+from recap.utils.errors import RecapError
 
 
 def test_a_report_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

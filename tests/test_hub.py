@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from recap.hub import Need, download, find
+from recap.utils.hub import Need, download, find
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"tokenizer.json": b'{"a": 1}', "config.json": b"{}", "model.safetensors": b"weights" * 1000}
@@ -67,7 +67,7 @@ def in_a_process(code: str, home: Path, endpoint: str) -> str:
     """The hub's address and cache are read when its client is imported, so each case has a process of its own."""
     own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | own
-    command = [sys.executable, "-c", f"from recap.hub import *\n{code}"]
+    command = [sys.executable, "-c", f"from recap.utils.hub import *\n{code}"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

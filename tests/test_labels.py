@@ -14,8 +14,8 @@ from recap.data.labels import (
     write_labels,
     write_thresholds,
 )
-from recap.data.pace import Recording
-from recap.errors import RecapError
+from recap.data.resample import Recording
+from recap.utils.errors import RecapError
 
 LENGTHS = (3, 5, 2)  # frames of the episodes 0, 4, 9
 

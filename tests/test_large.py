@@ -17,15 +17,17 @@ from report_run import evaluate, finish, outcomes
 
 from recap.config import Config, Device, SourceKind
 from recap.data import frames as frames_module
-from recap.data import recorder, videos
-from recap.data.ahead import ahead
+from recap.data import lerobot_writer as recorder
+from recap.data import video as videos
 from recap.data.frames import Frames, Taken, load_frames
+from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
-from recap.data.recorder import Episode, assemble, write_episode
-from recap.errors import RecapError
-from recap.report import build_summary, gather
-from recap.share import Share
+from recap.data.prefetch import ahead
+from recap.report import build_summary
+from recap.report.html import gather
 from recap.stages import values as values_module
+from recap.utils.errors import RecapError
+from recap.utils.ranks import Share
 
 LENGTHS = (12, 3, 20)
 PNG, FILM = CAMERAS[1], CAMERAS[0]  # how the mixed data set keeps its cameras

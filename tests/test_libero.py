@@ -13,8 +13,8 @@ from tiny_run import STAGES, read, run
 
 from recap.config import EnvConfig, EnvKind, Images
 from recap.envs import instructions, make_env
-from recap.errors import RecapError
-from recap.pool import egl_device
+from recap.rollout.pool import egl_device
+from recap.utils.errors import RecapError
 
 SMALL = ("experiment=libero_small", "+iterations=1", "rollout.episodes=2", "eval.episodes=2", "env.max_steps=12")
 

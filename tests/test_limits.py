@@ -36,12 +36,12 @@ from recap.config import (
 )
 from recap.data.frames import Frames, load_frames
 from recap.data.labels import THRESHOLDS, Thresholds
-from recap.data.recorder import Episode, assemble, write_episode
+from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec, make_env
-from recap.graph import Node, advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
-from recap.limits import limits
+from recap.pipeline.graph import Node, advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
+from recap.pipeline.limits import limits
 from recap.policies.words import builtin_words, prompt
-from recap.stages.label import advantage, doubts
+from recap.stages.advantage import advantage, doubts
 from recap.stages.values import values_stage
 
 POT, PAN = "put the moka pot on the stove", "put the red pan on the rack"

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from recap.config import TrainJob, typed
 from recap.data.frames import Frames
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 VIDEO = CAMERAS[0]
 Table = dict[str, np.ndarray]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, edit, make_episode, small_set, take
 
-from recap.data.recorder import assemble, write_episode
-from recap.errors import RecapError
+from recap.data.lerobot_writer import assemble, write_episode
+from recap.utils.errors import RecapError
 
 CAMERA = CAMERAS[0]
 

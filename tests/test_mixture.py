@@ -12,13 +12,13 @@ from tiny_run import run
 
 from recap.config import DataConfig, Resample, SourceConfig, SourceKind
 from recap.data import frames as frames_module
-from recap.data import pace
-from recap.data.ahead import ahead
+from recap.data import resample as pace
 from recap.data.frames import Frames, Taken, load_frames
-from recap.data.given import given
+from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture, merged_stats
-from recap.data.recorder import Episode, assemble, write_episode
-from recap.errors import RecapError
+from recap.data.prefetch import ahead
+from recap.data.sources import given
+from recap.utils.errors import RecapError
 
 LENGTHS = (12, 3, 20)
 

@@ -18,7 +18,7 @@ from recap.config import DemonstratorConfig, EnvConfig, EnvKind
 from recap.envs import make_env
 from recap.envs.moka.demonstrator import Demonstrator
 from recap.envs.moka.env import TASKS, MokaEnv, initial_rng
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 ONE, BOTH, TRIVET, LIGHT = TASKS
 TESTS = str(Path(__file__).resolve().parent)

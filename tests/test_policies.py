@@ -32,15 +32,15 @@ from policy_helpers import training_batch as batch_of
 from stock_lerobot import shrink
 
 from recap.config import GemmaSize, PolicyTrainConfig, SiglipSize, TrainConfig, Trained, ValueConfig
-from recap.errors import RecapError
-from recap.memory import disk_bytes, pi0_weights
-from recap.policies.acting import ActionChunks
+from recap.method.returns import Bins
+from recap.policies.actor import ActionChunks
 from recap.policies.backbone import trim
 from recap.policies.checkpoint import Checkpoint, features
-from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
+from recap.policies.memory import disk_bytes, pi0_weights
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, prompt
-from recap.policies.value import RecapValueConfig, RecapValuePolicy
-from recap.returns import Bins
+from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
+from recap.utils.errors import RecapError
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str)
 
 
 def test_weights_are_counted_as_they_are() -> None:
-    """What recap.memory computes from the sizes, part by part."""
+    """What recap.policies.memory computes from the sizes, part by part."""
     policy, size = new_pi0().policy, pi0_size()
     parts = pi0_weights(size, vocabulary=policy.config.vocab_size)
     parameters = list(policy.parameters())

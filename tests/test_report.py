@@ -16,11 +16,11 @@ from report_run import TASKS, evaluate, gate, make_run, outcomes
 from rich.console import Console
 from scipy.stats import binomtest
 
-from recap.errors import RecapError
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.report.__main__ import main
-from recap.report.compare import config_table, read_runs, rows_of
+from recap.report.html.compare import config_table, read_runs, rows_of
 from recap.report.verdict import alarm, verdict
+from recap.utils.errors import RecapError
 
 BEFORE, MIDDLE, AFTER = outcomes("1100000010"), outcomes("1110000000"), outcomes("1011111100")
 ARMS = {

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from report_run import make_run, outcomes
 
-from recap.errors import RecapError
 from recap.report import build_summary
 from recap.report.__main__ import main
+from recap.utils.errors import RecapError
 
 
 @pytest.fixture(scope="module")

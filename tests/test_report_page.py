@@ -13,7 +13,7 @@ from report_run import gate, make_run, outcomes
 
 from recap.report import write_html, write_summary
 from recap.report.__main__ import main
-from recap.report.theme import LEFT, RIGHT
+from recap.report.html.theme import LEFT, RIGHT
 
 PHONE, DESKTOP = 375, 1280
 BEFORE, AFTER = outcomes("1100000010"), outcomes("1011111100")

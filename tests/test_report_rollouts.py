@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from report_run import FPS, label, labels, picture, record
 
-from recap.report.rollouts import CACHE, MOMENTS, Rollouts, last_rollouts, moments, traces
+from recap.report.html.rollouts import CACHE, MOMENTS, Rollouts, last_rollouts, moments, traces
 
 WINS = [True, False, True, False, True, True, False, False]
 SUMMARY: dict[str, Any] = {"advantage": [{"iteration": 1}]}

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from recap.errors import RecapError
-from recap.returns import (
+from recap.method.returns import (
     Bins,
     c_fail_floor,
     normalize,
@@ -10,6 +9,7 @@ from recap.returns import (
     returns,
     rewards,
 )
+from recap.utils.errors import RecapError
 
 
 def test_rewards_of_a_success_and_a_failure():

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from recap.config import DemonstratorConfig, EnvConfig, EnvKind
-from recap.data.recorder import finished
+from recap.data.lerobot_writer import finished
 from recap.envs import EpisodeSpec
 from recap.envs.moka import scene
-from recap.errors import RecapError
-from recap.rollout import EpisodeResult, Pool, _checked, demonstrate, read_journal, roll
-from recap.simulation import EnvFacts
+from recap.rollout.collect import EpisodeResult, Pool, _checked, demonstrate, read_journal, roll
+from recap.rollout.worker import EnvFacts
+from recap.utils.errors import RecapError
 
 TASKS = ["turn on the stove", "put the moka pot on the stove"]
 ENV = EnvConfig(type=EnvKind.moka, tasks=TASKS, image_size=32, fps=10, max_steps=20)
@@ -273,7 +273,8 @@ def test_files_of_another_plan_are_refused(recorded, tmp_path):
 
 
 def test_simulation_processes_import_no_torch():
-    code = "import sys, recap.simulation, recap.data.recorder, recap.envs.moka.env; print('torch' in sys.modules)"
+    parts = "recap.rollout.worker, recap.data.lerobot_writer, recap.envs.moka.env"
+    code = f"import sys, {parts}; print('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout == "False\n"

@@ -13,10 +13,10 @@ import pytest
 from tiny_run import ROOT, RUN, TINY, results, snapshot, tiny
 
 from recap.config import LoopJob
-from recap.graph import iteration_nodes
-from recap.pipeline import run_node
-from recap.rundir import note_share
-from recap.share import WHOLE, Share, process
+from recap.pipeline.graph import iteration_nodes
+from recap.pipeline.runner import run_node
+from recap.storage.manifest import note_share
+from recap.utils.ranks import WHOLE, Share, process
 
 STAGES = {"iter_01/rollout": 4, "iter_01/values": 2, "iter_01/eval": 3}
 

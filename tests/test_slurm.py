@@ -11,9 +11,9 @@ import pytest
 from cluster import jobs, sh, wait
 from tiny_run import ROOT, RUN, STAGES, Outcome, tiny
 
-from recap import slurm as commands
-from recap import snapshot as code
-from recap.launch import automatic, submitted
+from recap.jobs import slurm as commands
+from recap.jobs import snapshot as code
+from recap.jobs.job import automatic, submitted
 
 LATER = "launcher.options=['begin=now+1hour']"  # jobs stay in the queue
 SUBMIT = ("loop", "+iterations=1", "launcher=slurm", LATER, "follow=false")
@@ -148,11 +148,11 @@ def test_queued_jobs_keep_their_code(tmp_path: Path, slurm: None, monkeypatch: p
     monkeypatch.setattr(code, "ROOT", repository)
     submit(tmp_path)
     (kept,) = (tmp_path / RUN / "code").iterdir()
-    (repository / "recap/returns.py").write_text("raise SystemExit('edited')")
+    (repository / "recap/method/returns.py").write_text("raise SystemExit('edited')")
     script = next((tmp_path / RUN / "sft/job").glob("*_submission.sh")).read_text()
     assert f"PYTHONPATH={kept}" in script
     assert "PYTHONSAFEPATH=1" in script, "nor is the working directory's code seen"
-    assert "edited" not in (kept / "recap/returns.py").read_text()
+    assert "edited" not in (kept / "recap/method/returns.py").read_text()
     submit(tmp_path)
     assert [*(tmp_path / RUN / "code").iterdir()] == [kept], "all jobs were adopted"
     sh("scancel", jobs()["iter_01/eval"]["job"])

@@ -59,7 +59,7 @@ def test_three_launchers_make_the_same_run(finished_run: Path, tmp_path: Path, s
     assert submitted.returncode == 0, submitted.stderr
     second = sum(stage.startswith("iter_01/") for stage in STAGES)
     assert f"{len(STAGES) + second} jobs submitted" in submitted.stdout
-    for file in ("recap/pipeline.py", "recap/stages/__init__.py", "conf/base.yaml"):
+    for file in ("recap/pipeline/runner.py", "recap/stages/__init__.py", "conf/base.yaml"):
         (repository / file).write_text("edited, and wrong: {")
     arrays = sh("squeue", "-h", "-r", "-o", "%j").count(".rollout.")
     assert arrays == 8, "two iterations of four tasks"

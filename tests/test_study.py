@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 from report_run import make_run, outcomes
 
-from recap.errors import RecapError
 from recap.report import build_summary, write_summary
 from recap.study import main, write_results
+from recap.utils.errors import RecapError
 
 SFT = [outcomes("1100000010"), outcomes("1000000000")]
 LAST = [outcomes("1011111100"), outcomes("1110000000")]

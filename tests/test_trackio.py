@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from tiny_run import ROOT
 
-from recap import preflight, tracking
+from recap import tracking
 from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
-from recap.errors import RecapError
-from recap.rundir import write_manifest
+from recap.pipeline import preflight
+from recap.storage.manifest import write_manifest
 from recap.tracking import wandb
+from recap.utils.errors import RecapError
 
 WANTED = TrackingConfig(TrackingKind.trackio, TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)
 

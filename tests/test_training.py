@@ -21,13 +21,13 @@ from policy_helpers import CHUNK, new_pi0, new_value, pi0_size, weights
 
 from recap.config import IndicatorMode, Outcomes, PolicyTrainConfig, SourceKind, TrainConfig
 from recap.data.frames import Frames, load_frames
+from recap.data.lerobot_writer import assemble, write_episode
 from recap.data.mixture import Mixture
-from recap.data.recorder import assemble, write_episode
-from recap.errors import RecapError
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.tracking import Tracker
-from recap.training import OPTIMIZER, learning_rate, policy_batches, shift_images, tensors, train, value_batches
+from recap.training.loop import OPTIMIZER, learning_rate, policy_batches, shift_images, tensors, train, value_batches
+from recap.utils.errors import RecapError
 
 SEED = 5
 
@@ -405,7 +405,7 @@ def test_two_processes_train_as_one(policy: str, data: list[Frames], repository:
 
 
 def test_shares_of_processes_weigh_as_much_as_they_hold() -> None:
-    from recap.training import _share
+    from recap.training.loop import _share
 
     batch = {"task": list("abcde"), "x": np.arange(5)}
     shares = [_share(batch, process, 2) for process in (0, 1)]

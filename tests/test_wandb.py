@@ -115,8 +115,8 @@ from hydra import compose, initialize_config_dir
 import psutil
 from recap import shown, tracking
 from recap.config import LoopJob, PolicyKind, StageKind, typed
-from recap.graph import train_node
-from recap.rundir import claim, write_manifest
+from recap.pipeline.graph import train_node
+from recap.storage.manifest import claim, write_manifest
 
 root, start, stop, ending, *overrides = sys.argv[1:]
 tracking.wandb.INIT_SECONDS, tracking.wandb.LEAVE_SECONDS = 3.0, 6.0

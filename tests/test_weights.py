@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, SiglipConfig, SiglipModel
 
 from recap.config import GemmaSize, Optimizer, Precision, SiglipSize, TrainConfig, Trained
-from recap.errors import RecapError
-from recap.policies import adapters
+from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.pi0 import RecapPI0Policy
-from recap.policies.value import RecapValuePolicy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.weights import EMBEDDINGS, HEAD
-from recap.sharding import OPTIMIZER
-from recap.training import train
+from recap.training.distributed import OPTIMIZER
+from recap.training.loop import train
+from recap.utils.errors import RecapError
 
 VLM_LAYERS = "model.paligemma_with_expert.paligemma.model.language_model.layers"
 EXPERT_LAYERS = "model.paligemma_with_expert.gemma_expert.model.layers"

@@ -11,13 +11,13 @@ from hydra import compose, initialize_config_dir
 from tiny_run import ROOT
 
 from recap.config import DemonstratorConfig, LoopJob, PolicyKind, StageKind, typed
-from recap.data.recorder import assemble
-from recap.graph import DEMONSTRATIONS
-from recap.pool import Pool
-from recap.rollout import demonstrate
-from recap.stages.data import plan
+from recap.data.lerobot_writer import assemble
+from recap.pipeline.graph import DEMONSTRATIONS
+from recap.rollout.collect import demonstrate
+from recap.rollout.pool import Pool
+from recap.stages.advantage import advantage
 from recap.stages.gate import gate_stage
-from recap.stages.label import advantage
+from recap.stages.inputs import plan
 from recap.stages.train import train_stage
 from recap.stages.values import values_stage
 

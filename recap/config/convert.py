@@ -13,13 +13,13 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recap import home
 from recap.config.checks import problems
 from recap.config.names import nearest
 from recap.config.schema import (
     Config,
 )
-from recap.errors import RecapError
+from recap.utils import home
+from recap.utils.errors import RecapError
 
 HOW_TO_GIVE = {
     "iterations": "say how many: python loop.py experiment=demo +iterations=2",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from recap.config.names import nearest
 
 if TYPE_CHECKING:
-    from recap.data.lerobot_v3 import DataSetFiles
+    from recap.data.lerobot_reader import DataSetFiles
 
 CHANNELS = 3
 

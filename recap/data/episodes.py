@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap.data.encoding import encode_png, feature_stats, image_stats
-from recap.data.videos import write_video
-from recap.errors import RecapError, disk_error
+from recap.data.images import encode_png, feature_stats, image_stats
+from recap.data.video import write_video
+from recap.utils.errors import RecapError, disk_error
 
 if TYPE_CHECKING:
     from recap.envs import EpisodeSpec

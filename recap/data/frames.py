@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow as pa
 
 from recap.config import Resample, SourceKind
-from recap.data import pace
+from recap.data import resample as pace
 from recap.data.cameras import image_shapes
 from recap.data.clips import Clips
-from recap.data.encoding import decode_images
 from recap.data.episodes import ACTION, STATE
-from recap.data.lerobot_v3 import COPY_AGAIN, DataSetFiles
+from recap.data.images import decode_images
+from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
-from recap.data.videos import TOLERANCE, nearest_pictures, read_video
-from recap.errors import disk_error
+from recap.data.video import TOLERANCE, nearest_pictures, read_video
+from recap.utils.errors import disk_error
 
 UNKNOWN = -1  # initial state and seed of data sets that do not record them
 DECODE_ROWS = 2048  # image files held in memory at a time while decoding

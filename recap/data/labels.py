@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from recap.data.pace import Recording
-from recap.errors import RecapError
-from recap.shapes import COUNT, misfit
+from recap.data.resample import Recording
+from recap.utils.errors import RecapError
+from recap.utils.shapes import COUNT, misfit
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
 SCHEMA = pa.schema(

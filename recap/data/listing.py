@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from recap.data.clips import Clips
-from recap.data.lerobot_v3 import COPY_AGAIN, DataSetFiles
+from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.metadata import DATA_PATH, VIDEO_PATH
 
 COUNTERS = ("episode_index", "frame_index", "index", "task_index", "timestamp")  # of each frame

@@ -12,7 +12,7 @@ from recap.config import Outcomes, SourceKind
 from recap.config.sources import reserved
 from recap.data.cameras import choice
 from recap.data.frames import Frames
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recap.data.episodes import ACTION
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 Array = np.ndarray
 STILL = np.float32(1e-4)  # spread below which a number counts as one that never moves: 0.1 mm, 0.006°

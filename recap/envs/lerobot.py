@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from recap.config import EnvConfig
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 SPLITS = ("demonstration", "collection", "evaluation")
 IMAGES, STATE, ACTION = "observation.image", "observation.state", "action"  # lerobot's keys begin so

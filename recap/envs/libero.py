@@ -21,9 +21,9 @@ import yaml
 
 from recap.config import EnvConfig
 from recap.envs.lerobot import LerobotEpisodes, matching, state_seed
-from recap.envs.moka.rendering import choose_gl
-from recap.errors import RecapError
-from recap.hub import download, find
+from recap.envs.rendering import choose_gl
+from recap.utils.errors import RecapError
+from recap.utils.hub import download, find
 
 STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "left_finger", "right_finger")
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from recap import config as schema
 from recap.config import PolicyKind, Precision, Trained
-from recap.errors import RecapError
-from recap.policies import adapters
+from recap.policies import lora as adapters
 from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
-from recap.policies.pi0 import RecapPI0Config, RecapPI0Policy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors, seen
 from recap.policies.prompt import BUILTIN, load_tokenizer
-from recap.policies.value import RecapValueConfig, RecapValuePolicy
+from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import folder_of, load_part, load_weights
-from recap.rundir import follow_umask
+from recap.storage.manifest import follow_umask
+from recap.utils.errors import RecapError
 
 DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import PolicyKind
-from recap.errors import RecapError
+from recap.utils.errors import RecapError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"

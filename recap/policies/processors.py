@@ -24,10 +24,10 @@ from lerobot.processor.factory import make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION
 
 from recap.data.statistics import adopted, bounded
-from recap.errors import RecapError
 from recap.policies.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER, processor_steps, tokenizer_name
-from recap.policies.pi0 import RecapPI0Config
+from recap.policies.pi0.modeling_pi0 import RecapPI0Config
 from recap.policies.prompt import PromptTokenizer, load_tokenizer, own_indicator, with_indicator
+from recap.utils.errors import RecapError
 
 Processors = tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
 

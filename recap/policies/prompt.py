@@ -15,10 +15,10 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from recap.errors import RecapError
-from recap.hub import find
 from recap.policies.folder import check_tokenizer
 from recap.policies.words import BUILTIN, builtin_words, prompt
+from recap.utils.errors import RecapError
+from recap.utils.hub import find
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from recap.errors import RecapError
-from recap.hub import download, find
 from recap.policies.folder import checkpoint_of
+from recap.utils.errors import RecapError
+from recap.utils.hub import download, find
 
 EMBEDDINGS = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
 HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"

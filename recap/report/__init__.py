@@ -1,6 +1,6 @@
 """The report of a run: summary.json, the table in the terminal, report.html; from the run directory alone."""
 
-from recap.report.html import write_html
+from recap.report.html.write import write_html
 from recap.report.summary import build_summary, write_summary
 from recap.report.table import print_table
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recap import home
-from recap.console import spell
-from recap.errors import RecapError
-from recap.inside import stay_inside
 from recap.report import print_table, write_html, write_summary
-from recap.report.compare import PAGE, print_comparison, read_runs, write_comparison
+from recap.report.html.compare import PAGE, print_comparison, read_runs, write_comparison
+from recap.storage.inside import stay_inside
+from recap.utils import home
+from recap.utils.console import spell
+from recap.utils.errors import RecapError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from recap.data.labels import read_thresholds
-from recap.errors import RecapError
-from recap.evaluation import compare, summarize
-from recap.report import run_files as files
+from recap.method.success import compare, summarize
 from recap.report.advice import advise, best_policy, got_worse
 from recap.report.words import ARM_NAMES
+from recap.storage import readers as files
+from recap.utils.errors import RecapError
 
 # What advice goes by, of the run's configuration.
 SETTINGS = (

@@ -1,6 +1,6 @@
 """What each stage does: a function of (configuration, input directories) that fills an output directory.
 
-Called by `recap.pipeline`, which knows when; a stage called again on a half-filled directory goes on where it was.
+Called by `recap.pipeline.runner`; a stage called again on a half-filled directory goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from importlib import import_module
 
 # Imported when they run: labels take seconds, and importing torch and lerobot takes longer.
 STAGES = {
-    "demonstrations": "act.demonstrations",
+    "demonstrations": "simulate.demonstrations",
     "train": "train.train_stage",
-    "rollout": "act.rollout",
+    "rollout": "simulate.rollout",
     "values": "values.values_stage",
-    "advantage": "label.advantage",
+    "advantage": "advantage.advantage",
     "gate": "gate.gate_stage",
-    "evaluate": "act.evaluate",
+    "evaluate": "simulate.evaluate",
 }
 
 

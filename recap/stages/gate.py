@@ -10,11 +10,11 @@ import numpy as np
 
 from recap.config import Config, GateAction, Normalization, Threshold
 from recap.data.labels import PARQUET, THRESHOLDS, read_labels, read_thresholds
-from recap.errors import RecapError
-from recap.gate import ALL, Check, Labelled, judge
-from recap.gate_figure import draw
-from recap.rundir import write_text
-from recap.stages.data import Inputs, Say
+from recap.method.gate import ALL, Check, Labelled, judge
+from recap.stages.gate_figure import draw
+from recap.stages.inputs import Inputs, Say
+from recap.storage.manifest import write_text
+from recap.utils.errors import RecapError
 
 RESULT, FIGURE = "gate.json", "gate.png"
 

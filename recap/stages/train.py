@@ -20,26 +20,26 @@ from recap.config import (
     Trained,
     ValueConfig,
 )
-from recap.data.ahead import ahead
 from recap.data.cameras import choice
 from recap.data.episodes import ACTION
 from recap.data.frames import Frames
-from recap.data.held_out import left_out
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
+from recap.data.prefetch import ahead
 from recap.data.statistics import listed
-from recap.device import device_name
-from recap.errors import RecapError
+from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.folder import checkpoint_of
-from recap.policies.pi0 import RecapPI0Policy
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import adopt, prompt_step, read_processors
-from recap.policies.value import RecapValuePolicy
+from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
-from recap.returns import Bins
-from recap.rundir import is_main_process, write_text
-from recap.stages.data import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
-from recap.training import policy_batches, train, value_batches
+from recap.stages.inputs import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
+from recap.storage.manifest import is_main_process, write_text
+from recap.training.loop import policy_batches, train, value_batches
+from recap.utils.device import device_name
+from recap.utils.errors import RecapError
 
 MEMBER_SEEDS = 1_000_003  # between the members of a value function: none of them is another run's
 

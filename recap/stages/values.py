@@ -10,20 +10,20 @@ import numpy as np
 import torch
 
 from recap.config import Config
-from recap.data.ahead import ahead
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture, Picked
-from recap.device import device_name
-from recap.errors import RecapError
+from recap.data.prefetch import ahead
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
-from recap.policies.value import RecapValuePolicy
-from recap.progress import Progress
-from recap.rundir import write_text
-from recap.share import WHOLE, Share
-from recap.stages.data import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
+from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.stages.inputs import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
 from recap.stages.train import check_fit
-from recap.training import tensors
+from recap.storage.manifest import write_text
+from recap.training.loop import tensors
+from recap.utils.device import device_name
+from recap.utils.errors import RecapError
+from recap.utils.progress import Progress
+from recap.utils.ranks import WHOLE, Share
 
 VALUE_BATCH = 256  # frames in one pass of the value function
 BLOCK = 16 * VALUE_BATCH  # frames in one file of values: what a killed stage loses at most, and what is shared out

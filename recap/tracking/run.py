@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import TrackingConfig, TrackingKind
-from recap.rundir import git_commit, lock, results_digest, stage_of, write_text
+from recap.storage.manifest import git_commit, lock, results_digest, stage_of, write_text
 from recap.tracking import media
 from recap.tracking.metrics import METRICS, records
 

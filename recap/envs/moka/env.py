@@ -8,8 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from recap.envs.moka import rendering, scene
-from recap.errors import RecapError
+from recap.envs import rendering
+from recap.envs.moka import scene
+from recap.utils.errors import RecapError
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.image2": "wrist"}
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "left_finger", "right_finger")

@@ -1,0 +1,38 @@
+"""Data sets that the configuration names, as frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recap.config import DataConfig
+from recap.data.frames import Frames, Taken, load_frames
+from recap.utils.errors import RecapError
+from recap.utils.hub import download, find
+
+
+def given(config: DataConfig, name: str) -> Frames:
+    """A source of the configuration, from its folder or from what is on this machine of the hub.
+
+    Raises RecapError if it is not here, and as `load_frames` does.
+    """
+    source, key = config.sources[name], f"data.sources.{name}"
+    root = source.root and Path(source.root)
+    if not root:
+        assert source.repo_id is not None  # see recap.config.checks
+        root = find(source.repo_id, "dataset", source.revision)
+    if root is None:
+        raise RecapError(
+            f"{key}.repo_id={source.repo_id}: is not on this machine. "
+            f"Fix: {download(source.repo_id or '', 'dataset', source.revision)}, or {key}.root=<its folder>"
+        )
+    taken = Taken(
+        all_succeed=source.all_succeed,
+        episodes=None if source.episodes is None else tuple(source.episodes),
+        weight=source.weight,
+        fps=source.fps,
+        pace=config.action_freq,
+        vectors=config.vector_resample_strategy,
+        interventions=source.interventions,
+        key=key,
+    )
+    return load_frames(root, name, source.kind, cameras=source.cameras, taken=taken)

@@ -1,0 +1,325 @@
+"""What is asked of a SLURM cluster. Its answers are not trusted: no answer is `None`, and a job may have vanished."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recap.config import Config, LauncherConfig, Resources
+from recap.storage.manifest import write_text
+from recap.utils.errors import RecapError
+
+ANSWER_SECONDS = 2.0  # for a cluster to count as one
+PATIENCE_SECONDS = 60.0  # for a busy controller
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "RESIZING"}
+RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+HELD = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+NO_ANSWER = "no answer"
+NEVER = "DependencyNeverSatisfied"
+ON_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "overlay"}
+CRASHES = "[ $code -gt 128 ] && [ $code -lt 160 ] && [ $code -ne 130 ] && [ $code -ne 143 ]"  # ended by a signal
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job, or a task of an array, as squeue shows it."""
+
+    job: str  # the array's, for a task
+    state: str
+    name: str
+    reason: str
+    elapsed: str
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING | HELD
+
+    @property
+    def active(self) -> bool:
+        return self.state in WAITING | RUNNING | HELD
+
+
+def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Without what belongs to the job or to the processes that this one may be part of; with the way to the cluster.
+
+    Outside of a job, what a user has sbatch told by variables (SBATCH_ACCOUNT) stays.
+    """
+    from submitit.helpers import clean_env
+
+    in_job = "SLURM_JOB_ID" in os.environ
+    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or (k.startswith("SBATCH_") and not in_job)}
+    with clean_env(extra_names=("WANDB_SERVICE",)):
+        os.environ.update(kept)
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- the cluster
+def answers() -> tuple[bool, str]:
+    """Whether there is a cluster, and why one thinks so."""
+    if shutil.which("sbatch") is None:
+        return False, "there is no sbatch here"
+    found = _run(["sinfo", "-h", "-o", "%R"], ANSWER_SECONDS)
+    if found is None or found.returncode or not found.stdout.strip():
+        return False, f"there is an sbatch here, but no SLURM controller answered within {ANSWER_SECONDS:g} s"
+    return True, f"a SLURM controller answers, with partitions {', '.join(sorted(set(found.stdout.split())))}"
+
+
+def queue() -> dict[str, list[Row]] | None:
+    """This user's jobs by name, those lately ended included, tasks of arrays one by one. None: no answer."""
+    form = "%A|%F|%T|%j|%r|%M"
+    found = _run(["squeue", "-h", "-r", "-t", "all", "--me", "-o", form], PATIENCE_SECONDS)
+    if found is None or found.returncode:
+        return None
+    jobs: dict[str, list[Row]] = {}
+    for line in found.stdout.splitlines():
+        if len(fields := line.split("|")) == 6:
+            _, job, state, name, reason, elapsed = fields
+            jobs.setdefault(name, []).append(Row(job, state, name, reason, elapsed))
+    return jobs
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    if jobs:
+        _run(["scancel", *jobs], PATIENCE_SECONDS)
+
+
+def ending(job: str) -> str:
+    """How a job ended that squeue has forgotten; VANISHED if nobody knows."""
+    found = _run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"], PATIENCE_SECONDS)
+    states = (
+        [] if found is None or found.returncode else [line.split()[0] for line in found.stdout.splitlines() if line]
+    )
+    return next((state for state in states if state != "COMPLETED"), states[0] if states else "VANISHED")
+
+
+# ---------------------------------------------------------------------------------------------------- submission
+def asked(launcher: LauncherConfig, resources: Resources) -> dict[str, Any]:
+    """Options of sbatch."""
+    options: dict[str, Any] = {
+        "partition": launcher.partition,
+        "account": launcher.account,
+        "qos": launcher.qos,
+        "constraint": launcher.constraint,
+        "nodes": resources.nodes,
+        "ntasks-per-node": resources.tasks,
+        "cpus-per-task": resources.cpus,
+        "gpus-per-node": resources.gpus or None,
+        "mem": f"{round(resources.mem * 1024)}M",
+        "time": resources.minutes,
+    }
+    for option in launcher.options:
+        key, given, value = option.partition("=")
+        options[key] = value if given else True
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def submit(
+    launcher: LauncherConfig,
+    resources: Resources,
+    jobs: Sequence[Any],
+    *,
+    folder: Path,
+    name: str,
+    after: Sequence[str],
+    python: str,
+) -> str:
+    """Submits callables as one job, or as the tasks of an array; its id. It is held until `release`.
+
+    after: jobs that have to end well before.
+
+    Raises:
+        RecapError: SLURM refuses.
+    """
+    import submitit
+
+    executor: Any = submitit.SlurmExecutor(folder=folder, python=python)
+    options = {**asked(launcher, resources), "hold": True, "requeue": True, "kill-on-invalid-dep": "yes"}
+    if after:
+        options["dependency"] = f"afterok:{':'.join(after)}"
+    again = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {launcher.requeues} ]'
+    running = 'scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING'
+    executor.update_parameters(
+        job_name=name,
+        time=resources.minutes,
+        nodes=resources.nodes,
+        ntasks_per_node=resources.tasks,
+        signal_delay_s=launcher.notice,
+        setup=_setup(folder, launcher.setup),
+        teardown=[
+            "code=$?",
+            f'if {CRASHES} && {again} && {running}; then scontrol requeue "$SLURM_JOB_ID" && sleep 60; fi',
+            "exit $code",
+        ],
+        srun_args=[f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1"],
+        array_parallelism=len(jobs),
+        additional_parameters=options,
+    )
+    try:
+        if len(jobs) == 1:
+            return executor.submit(jobs[0]).job_id
+        with executor.batch():
+            tasks = [executor.submit(job) for job in jobs]
+        return tasks[0].job_id.partition("_")[0]
+    except submitit.core.utils.FailedJobError as error:
+        said = re.findall(r"sbatch: error: (.*)", str(error)) or [str(error).strip().splitlines()[-1]]
+        raise RecapError(
+            f"SLURM refuses {name}: {said[-1]}. Fix: what it says; what is submitted goes on, and the same command "
+            "again submits the rest."
+        ) from error
+
+
+def _setup(folder: Path, lines: Sequence[str]) -> list[str]:
+    """What a job's script runs in their place: a file that only its owner reads, since they may hold secrets.
+
+    The script itself can be read by others, in the job's folder and from the controller.
+    """
+    if not lines:
+        return []
+    text = "\n".join(lines) + "\n"
+    path = folder / f"setup_{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh"
+    write_text(path, text, mode=0o600)
+    return [f". {shlex.quote(str(path))}"]
+
+
+def release(job: str) -> None:
+    """Everything that the job needs is on the disk."""
+    done = _run(["scontrol", "release", job], PATIENCE_SECONDS)
+    if done is None or done.returncode:
+        raise RecapError(
+            f"SLURM does not release job {job}: {done.stderr.strip() if done else 'no answer'}. Fix: again."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- before
+def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
+    """Why SLURM would refuse the jobs of these stages; stages: name under `resources` -> what its job asks for."""
+    partitions = _partitions()
+    name = cfg.launcher.partition or next((key for key, row in partitions.items() if row.default), None)
+    if cfg.launcher.partition is not None and partitions and cfg.launcher.partition not in partitions:
+        yield (
+            f"launcher.partition={cfg.launcher.partition}: no such partition. Choices: {', '.join(partitions)}. "
+            "Fix: name one of them, in conf/site/here.yaml for good."
+        )
+        return
+    limit = partitions[name].minutes if name in partitions else None
+    refused: list[str] = []  # settings of all jobs, whose mistake is told once
+    for stage, resources in stages.items():
+        if limit is not None and resources.minutes > limit:
+            yield (
+                f"resources.{stage}.minutes={resources.minutes}: partition {name} allows {limit}. "
+                f"Fix: resources.{stage}.minutes={limit} (a longer training goes on in a job after it), "
+                "or launcher.partition=…"
+            )
+            continue
+        while (said := _refusal(_without(cfg.launcher, refused), resources)) and (
+            culprit := _culprit(_without(cfg.launcher, refused), resources)
+        ):
+            refused.append(culprit)
+            yield f"launcher.{culprit}: SLURM refuses it: {said}. Fix: another value, or leave it out."
+        if said:
+            numbers = ", ".join(f"{key}={value}" for key, value in vars(resources).items() if value is not None)
+            yield f"resources.{stage}: SLURM refuses its job: {said} ({numbers}). Fix: ask for what the cluster has."
+
+
+def _refusal(launcher: LauncherConfig, resources: Resources) -> str:
+    """What sbatch has against a job; "" for nothing."""
+    options = [key if value is True else f"{key}={value}" for key, value in asked(launcher, resources).items()]
+    with clean_environment():
+        flags = [f"--{option}" for option in options]
+        test = _run(["sbatch", "--test-only", *flags, "--wrap=true"], PATIENCE_SECONDS)
+    if test is None:
+        return NO_ANSWER
+    lines = [line.strip() for line in test.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
+    said = (
+        re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", lines[-1]) if lines else "without a word"
+    )
+    return said if test.returncode else ""
+
+
+def _settings(launcher: LauncherConfig) -> list[str]:
+    """What all jobs ask for alike, as it is typed behind `launcher.`."""
+    given = {key: getattr(launcher, key) for key in ("account", "qos", "constraint")}
+    return [f"options=['{option}']" for option in launcher.options] + [f"{k}={v}" for k, v in given.items() if v]
+
+
+def _without(launcher: LauncherConfig, settings: Sequence[str]) -> LauncherConfig:
+    options = [option for option in launcher.options if f"options=['{option}']" not in settings]
+    alike = ("account", "qos", "constraint")
+    kept: dict[str, Any] = {k: None if f"{k}={(v := getattr(launcher, k))}" in settings else v for k in alike}
+    return replace(launcher, options=options, **kept)
+
+
+def _culprit(launcher: LauncherConfig, resources: Resources) -> str | None:
+    """The setting of all jobs without which this one would be taken, or refused for another reason."""
+    settings, said = _settings(launcher), _refusal(launcher, resources)
+    if said == NO_ANSWER:
+        return None
+    return next((one for one in settings if _refusal(_without(launcher, [one]), resources) != said), None)
+
+
+@dataclass(frozen=True)
+class Partition:
+    default: bool
+    minutes: int | None  # None: no limit
+    nodes: int
+
+
+def _partitions() -> dict[str, Partition]:
+    found = _run(["sinfo", "-h", "-o", "%P|%l|%D"], PATIENCE_SECONDS)
+    rows = [line.split("|") for line in found.stdout.splitlines()] if found is not None else []
+    return {
+        name.rstrip("*"): Partition(name.endswith("*"), _minutes(limit), int(nodes))
+        for name, limit, nodes in (row for row in rows if len(row) == 3)
+    }
+
+
+def _minutes(limit: str) -> int | None:
+    """`2-12:30:00` and the like; None for no limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if not found:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def warnings(run: Path) -> Iterator[str]:
+    """What may be wrong, but need not be."""
+    if max((row.nodes for row in _partitions().values()), default=0) < 2:
+        return
+    folder = run.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    kind = _file_system(folder.resolve())
+    if kind in ON_ONE_MACHINE:
+        yield (
+            f"output={run}: lies on a file system of this machine alone ({kind}), and the cluster has several nodes. "
+            "Fix: output=<a folder that all nodes share>, unless this one is."
+        )
+
+
+def _file_system(folder: Path) -> str:
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8", errors="replace").splitlines()]
+    except OSError:
+        return "unknown"
+    inside = [(len(point), kind) for point, kind in mounts if folder.is_relative_to(point)]
+    return max(inside, default=(0, "unknown"))[1]

@@ -1,0 +1,247 @@
+"""What the user sees of runs whose stages are jobs: a live table, and in the end what failed and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from recap.config import Action, LauncherKind
+from recap.jobs.chain import Chain, Executor, OnSlurm, Seen, State, cancel
+from recap.jobs.job import JOBS, launcher, resources
+from recap.jobs.local import OnThisMachine
+from recap.pipeline.graph import Node
+from recap.rollout.collect import journals
+from recap.storage.manifest import finished
+from recap.utils.errors import RecapError
+
+WIDE = 120  # columns from which the logs fit into the table
+POLL_SECONDS = (1.0, 15.0)  # between two looks: at first, and after some minutes
+TAIL_LINES, TAIL_BYTES = 12, 20_000
+STYLES = {
+    State.finished: "green",
+    State.running: "bold cyan",
+    State.queued: "yellow",
+    State.missing: "dim",
+    State.failed: "bold red",
+    State.stopped: "red",
+}
+
+
+def carry_out(chains: Sequence[Chain]) -> list[Chain]:
+    """Submits what is missing of these runs, side by side, and follows them; those that failed. Or `action`.
+
+    Raises:
+        RecapError: SLURM refuses or does not answer, or there is nothing that the action could be done with.
+    """
+    cfg = chains[0].cfg
+    on_slurm = launcher(cfg) is LauncherKind.slurm
+    if cfg.action is Action.status:
+        return _status(chains, on_slurm)
+    if cfg.action is Action.cancel:
+        if not on_slurm:
+            raise RecapError("action=cancel: there are no jobs but on a cluster. Fix: launcher=slurm, or Ctrl-C.")
+        for chain in chains:
+            print(f"{chain.directory}: {len(cancel(chain))} jobs cancelled")
+        return []
+    executor: Executor = OnSlurm() if on_slurm else OnThisMachine()
+    if executor.tied and not cfg.follow:
+        raise RecapError("follow=false: jobs of launcher=local end with this command. Fix: leave it out.")
+    for chain in chains:
+        executor.submit(chain)
+    if not cfg.follow:
+        print(f"To follow: {command()}\nTo end the jobs: {command()} action=cancel".replace(" follow=false", ""))
+        return []
+    return follow(chains, executor)
+
+
+def _status(chains: Sequence[Chain], on_slurm: bool) -> list[Chain]:
+    if on_slurm:
+        if not OnSlurm().look(chains):
+            raise RecapError("SLURM does not answer (squeue). Fix: the same command again.")
+    else:
+        for chain in chains:
+            for node in chain.nodes:
+                chain.seen[node.path] = Seen(State.finished if finished(chain.out(node)) else State.missing)
+    console = Console()
+    console.print(table(chains, console.width))
+    return [chain for chain in chains if chain.failures()]
+
+
+def follow(chains: Sequence[Chain], executor: Executor) -> list[Chain]:
+    """Shows the chains until nothing of them goes on; those that failed. Ctrl-C leaves.
+
+    Raises:
+        KeyboardInterrupt: jobs that are not tied to this process go on, which is said.
+    """
+    console, began = Console(), time.monotonic()
+    screen = _Screen(console) if console.is_terminal else _Lines()
+    try:
+        with screen:
+            while True:
+                answered = executor.look(chains)
+                screen.show(chains, answered)
+                if answered and all(chain.ended() for chain in chains):
+                    break
+                time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (time.monotonic() - began) / 30)))
+    except KeyboardInterrupt:
+        if not executor.tied:
+            print(f"\nThe jobs go on. To follow them again: {command()}\nTo end them: {command()} action=cancel")
+        raise
+    finally:
+        executor.close()
+    failed = [chain for chain in chains if chain.failures()]
+    for chain in chains:
+        if chain not in failed:
+            chain.done()
+    return failed
+
+
+def command() -> str:
+    """The command that was given."""
+    return shlex.join(
+        ["python", os.path.relpath(sys.argv[0]), *(a for a in sys.argv[1:] if not a.startswith("action="))]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+def table(chains: Sequence[Chain], width: int, answered: bool = True) -> RenderableType:
+    """All stages of all runs as they were seen last."""
+    rows: list[RenderableType] = []
+    for chain in chains:
+        shown = Table(title=str(chain.directory), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        shown.add_column("stage", overflow="fold")  # gives way to the others
+        for name in ("job", "state", "progress"):
+            shown.add_column(name, no_wrap=True)
+        shown.add_column("elapsed", no_wrap=True, justify="right")
+        if width >= WIDE:
+            shown.add_column("log", overflow="fold")
+        for node in chain.nodes:
+            seen = chain.seen.get(node.path, Seen(State.missing))
+            cells: list[str | Text] = [
+                node.path,
+                seen.job,
+                Text(seen.state.value, STYLES[seen.state]),
+                _progress(chain, node),
+                seen.elapsed,
+            ]
+            shown.add_row(*cells, *([_log(chain, node)] if width >= WIDE else []))
+        rows.append(shown)
+    if width < WIDE:
+        rows.append(Text(f"logs: {chains[0].directory}/<stage>/{JOBS}/<job>_0_log.err", "dim", overflow="fold"))
+    if not answered:
+        rows.append(Text("SLURM does not answer; asking again. The jobs go on.", "yellow"))
+    return Group(*rows)
+
+
+def _log(chain: Chain, node: Node) -> str:
+    """Where the first process of the stage's job writes; found without a look at the disk."""
+    job = chain.seen[node.path].job if node.path in chain.seen else ""
+    shard = "_0" if resources(chain.cfg, node).shards > 1 else ""
+    return os.path.relpath(chain.out(node) / JOBS / f"{job}{shard}_0_log.err") if job else ""
+
+
+def _logs(chain: Chain, node: Node) -> list[Path]:
+    """What the stage's job wrote to the console, the file written last at the end."""
+    job = chain.seen[node.path].job if node.path in chain.seen else ""
+    return (
+        sorted((chain.out(node) / JOBS).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
+    )
+
+
+def _progress(chain: Chain, node: Node) -> str:
+    """How far a running stage is, and why another one waits."""
+    seen, out = chain.seen.get(node.path, Seen(State.missing)), chain.out(node)
+    if seen.state is not State.running:
+        return seen.note
+    done, total = 0, node.options.get("episodes")
+    if node.kind == "train":
+        training = getattr(getattr(chain.cfg, node.options["policy"].name), node.options["stage"].name)
+        done, total = _step(out / "metrics.jsonl"), training.steps
+    elif node.kind == "evaluate":
+        done = sum(path.read_bytes().count(b"\n") for path in journals(out / "episodes.jsonl") if path.is_file())
+    elif node.kind in ("rollout", "demonstrations"):
+        done = sum(1 for _ in (out / "episodes").glob("*.parquet"))
+        demonstrator = chain.cfg.data.demonstrator
+        total = total or (demonstrator.episodes if demonstrator else None)
+    share = f"{done}/{total}" if total else ""
+    return " · ".join(filter(None, [share, seen.note]))
+
+
+def _step(metrics: Path) -> int:
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - 2000))
+            return int(json.loads(file.read().splitlines()[-1])["step"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return 0
+
+
+class _Screen:
+    """The table, live."""
+
+    def __init__(self, console: Console) -> None:
+        self.live, self.console = Live(console=console, auto_refresh=False), console
+
+    def show(self, chains: Sequence[Chain], answered: bool) -> None:
+        self.live.update(table(chains, self.console.width, answered), refresh=True)
+
+    def __enter__(self) -> None:
+        self.live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+
+class _Lines:
+    """Where there is no terminal: a line for each change."""
+
+    def __init__(self) -> None:
+        self.told: dict[Path, tuple[State, str]] = {}
+
+    def show(self, chains: Sequence[Chain], answered: bool) -> None:
+        for chain in chains:
+            for node in chain.nodes:
+                seen, out = chain.seen.get(node.path, Seen(State.missing)), chain.out(node)
+                before = self.told.setdefault(out, (State.missing, ""))
+                if (seen.state, seen.job) != before:
+                    self.told[out] = (seen.state, seen.job)
+                    job = f"job {seen.job}" if seen.job else "kept" if seen.state is State.finished else seen.note
+                    print(f"── {time.strftime('%H:%M:%S')}  {out}  {seen.state.value}  {job}".rstrip(), flush=True)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------- the end
+def failure(chain: Chain) -> RecapError:
+    """What failed in a chain, with the end of its log and the command that goes on."""
+    parts = []
+    for path, seen in chain.failures().items():
+        node = next(node for node in chain.nodes if node.path == path)
+        logs = _logs(chain, node)
+        lines = [f"{path} failed: {seen.problem}"]
+        if logs:
+            lines += [] if seen.told else [f"  | {line}" for line in _tail(logs[-1])]
+            lines.append(f"Log: {os.path.relpath(logs[-1])}")
+        parts.append("\n".join(lines))
+    return RecapError("\n".join([*parts, f"To go on from there: {command()}"]))
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("submitit ")][-TAIL_LINES:]

@@ -1,0 +1,227 @@
+"""N-step advantages, the threshold ε per task, and the improvement indicator I_t.
+
+Source: RECAP, arXiv 2511.14759. One rule everywhere: a frame is positive iff A > ε (strictly), as in the paper's
+I_t = 1(A(o_t, a_t, l) > ε_l), the indicator of Eq. (3). Values may be float32; all arithmetic is float64, because ties
+and thresholds must not depend on rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recap.method.returns import Floats, finite
+from recap.utils.errors import RecapError
+
+Bools = NDArray[np.bool_]
+
+SOURCES = ("demonstration", "rollout", "correction")
+PERCENTILES = tuple(range(0, 101, 5))
+
+
+def advantages(rewards: ArrayLike, values: ArrayLike, look_ahead: int | None, normalizer: float = 1.0) -> Floats:
+    """The paper's advantage A(o_t, a_t) = sum of r_t' for t' = t..t+N-1, plus V(o_{t+N}), minus V(o_t); one episode.
+
+    rewards: [T], in steps with the normalizer that turns them into values (best: sums of whole numbers are exact, so
+        equal windows stay equal), or already normalised with normalizer=1.
+    values: [T], V(o_t) in (-1, 0).
+    look_ahead: N, steps; None = the whole episode, as in the paper's pre-training. Past the end rewards and V are 0.
+    Returns [T], in units of value. Rewards are not clipped: the windows that hold the end of a failure contain
+    -c_fail / normalizer, whatever the lowest bin is. Raises RecapError for NaN, no frames, unequal lengths, N < 1.
+    """
+    r, v = finite("rewards", rewards, ndim=1), finite("values", values, ndim=1)
+    if r.shape != v.shape:
+        raise RecapError(f"an episode has {len(r)} rewards but {len(v)} values; there must be one of each per frame.")
+    if look_ahead is not None and look_ahead < 1:
+        raise RecapError(
+            f"advantage.look_ahead is {look_ahead}; it must be at least 1 step, or null for the whole episode."
+        )
+    if not (math.isfinite(normalizer) and normalizer > 0):
+        raise RecapError(f"the normalizer is {normalizer}; it must be a positive number of steps.")
+    length = len(r)
+    n = length if look_ahead is None else min(look_ahead, length)
+    total = np.concatenate([[0.0], np.cumsum(r)])  # total[t] = sum of the rewards before t
+    end = np.minimum(np.arange(length) + n, length)
+    bootstrap = np.concatenate([v[n:], np.zeros(n)])
+    return (total[end] - total[:-1]) / normalizer + bootstrap - v
+
+
+# ---------------------------------------------------------------------------------------------------- several V
+def read_value(
+    values: ArrayLike, held_out: ArrayLike, how: Literal["mean", "worst", "out_of_fold"]
+) -> tuple[Floats, Bools]:
+    """One V of several: their mean, the worst of them, or of the one member that left the frame's episode out.
+
+    values: [members, n]; held_out: bool [members, n], whether a member never trained on the frame's episode.
+    Returns V [n], and bool [n]: whether whoever said it had never seen the episode.
+    """
+    v, out = finite("values", values, ndim=2), np.asarray(held_out, dtype=bool)
+    if v.shape != out.shape:
+        raise RecapError(f"there are values of shape {list(v.shape)} but held_out of shape {list(out.shape)}.")
+    if how == "out_of_fold":
+        if (out.sum(axis=0) != 1).any():
+            raise RecapError("out-of-fold values need every frame to be left out by exactly one member.")
+        return v[out.argmax(axis=0), np.arange(v.shape[1])], np.ones(v.shape[1], dtype=bool)
+    return np.asarray(v.mean(axis=0) if how == "mean" else v.min(axis=0)), np.asarray(out.all(axis=0))
+
+
+# ---------------------------------------------------------------------------------------------------- thresholds
+def threshold(advantages: ArrayLike, positive_fraction: float) -> float:
+    """ε such that the share of A > ε is the largest possible one that is not above `positive_fraction`.
+
+    advantages: [n]. Without ties that is floor(fraction * n) frames. Tied frames are all positive or all negative, so
+    with ties it can be fewer: a collapsed, constant V marks the few frames that stand out, never nearly all. ε lies
+    half-way between two neighbouring advantages, hence "A > ε" and OpenTau's "A >= ε" choose the same frames, and
+    rounding on disk does no harm. Raises RecapError for NaN, no frames, a fraction outside (0, 1).
+    """
+    if not 0.0 < positive_fraction < 1.0:
+        raise RecapError(
+            f"advantage.positive_fraction is {positive_fraction}; it must lie strictly between 0 and 1 "
+            "(0.3 marks 30 % of the frames positive)."
+        )
+    a = np.sort(finite("advantages", advantages, ndim=1))
+    allowed = min(math.floor(positive_fraction * len(a) + 1e-9), len(a) - 1)  # 1e-9: 0.29 * 100 is 28.999999999999996
+    below = a[len(a) - allowed - 1]  # the largest advantage that must stay negative
+    first = int(np.searchsorted(a, below, side="right"))
+    if first == len(a):
+        return float(np.nextafter(below, np.inf))  # everything at the top is tied: nothing is positive
+    middle = below + (a[first] - below) / 2
+    return float(middle if middle < a[first] else below)
+
+
+def thresholds(
+    advantages: ArrayLike,
+    tasks: Sequence[str],
+    positive_fraction: float,
+    scope: Literal["per_task", "all"] = "per_task",
+    by_task: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """ε_l by task: from the task's own frames (the paper), or with scope="all" one number for all tasks (OpenTau).
+
+    advantages, tasks: [n], one entry per frame. by_task: positive fractions of single tasks, with scope="per_task"
+    (the paper takes ~10 % of tasks that shall become faster). Raises RecapError as `threshold` does, and for a task of
+    by_task that has no frame.
+    """
+    if scope not in ("per_task", "all"):
+        raise RecapError(f"advantage.threshold is {scope!r}; the choices are per_task, all.")
+    a = finite("advantages", advantages, ndim=1)
+    names, which = _groups(tasks, len(a))
+    if unknown := sorted(set(by_task or {}) - set(names)):
+        raise RecapError(
+            f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which there is no frame; there are "
+            f"{', '.join(map(repr, names))}."
+        )
+    if scope == "per_task":
+        fractions = dict.fromkeys(names, positive_fraction) | dict(by_task or {})
+        return {name: threshold(a[which == i], fractions[name]) for i, name in enumerate(names)}
+    epsilon = threshold(a, positive_fraction)
+    return dict.fromkeys(names, epsilon)
+
+
+def indicator(
+    advantages: ArrayLike,
+    tasks: Sequence[str],
+    epsilon: Mapping[str, float],
+    source: Sequence[str],
+    force_positive: Collection[str] = (),
+) -> Bools:
+    """The improvement indicator: I_t = 1(A > ε of the frame's task), and True where the source is forced positive.
+
+    advantages, tasks, source: [n] -> bool [n]. epsilon: by task. force_positive: of SOURCES; the paper forces human
+    corrections. Raises RecapError for a task without ε, an unknown source, NaN.
+    """
+    a = finite("advantages", advantages, ndim=1)
+    names, which = _groups(tasks, len(a))
+    missing = [name for name in names if name not in epsilon]
+    if missing:
+        raise RecapError(
+            f"no threshold ε for task {missing[0]!r}; there is one for {sorted(epsilon)}. Run advantage.py again on "
+            "these data sets."
+        )
+    eps = finite("epsilon", [epsilon[name] for name in names], ndim=1)
+    kinds, kind = _sources(source, len(a))
+    unknown = sorted(set(force_positive) - set(SOURCES))
+    if unknown:
+        raise RecapError(f"advantage.force_positive names {unknown[0]!r}; the choices are {', '.join(SOURCES)}.")
+    forced = np.array([name in force_positive for name in kinds])
+    return (a > eps[which]) | forced[kind]
+
+
+def awr_weights(advantages: ArrayLike, temperature: float, largest: float = 20.0) -> Floats:
+    """Advantage-weighted regression, the paper's baseline: w = min(exp(A / temperature), largest), divided by its mean.
+
+    advantages: [n], in units of value -> weights [n] of mean 1, so that the learning rate keeps its meaning.
+    Source: Peng et al. 2019, arXiv 1910.00177, Eq. (9), clipped at 20 as there; A is taken from its mean, which is the
+    baseline there. Raises RecapError for a temperature that is not positive.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise RecapError(f"awr_temperature is {temperature}; it must be greater than 0.")
+    a = finite("advantages", advantages, ndim=1)
+    weights = np.exp(np.minimum((a - a.mean()) / temperature, math.log(largest)))
+    return np.asarray(weights / weights.mean())
+
+
+# ---------------------------------------------------------------------------------------------------- what to print
+def percentiles(advantages: ArrayLike) -> dict[int, float]:
+    """The 0th, 5th, ..., 100th percentile of the advantages, linear interpolation. [n] -> {percent: advantage}."""
+    a = finite("advantages", advantages, ndim=1)
+    return dict(zip(PERCENTILES, np.percentile(a, PERCENTILES).tolist(), strict=True))
+
+
+def positive_shares(indicator: ArrayLike, source: Sequence[str], success: ArrayLike) -> dict[str, float | None]:
+    """The achieved share of positive frames of "all", "demonstration", and of rollouts by outcome "success", "failure".
+
+    All arguments [n]. None where there is no such frame; "correction" is there only if the data holds corrections.
+    """
+    flags, won = np.asarray(indicator), np.asarray(success)
+    if flags.ndim != 1 or won.shape != flags.shape or flags.dtype != bool or won.dtype != bool:
+        raise RecapError(
+            f"indicator and success must be bool [n]; got {flags.dtype} {list(flags.shape)} and {won.dtype} "
+            f"{list(won.shape)}."
+        )
+    if not flags.size:
+        raise RecapError("there are no frames: no positive share can be computed.")
+    kinds, kind = _sources(source, len(flags))
+    of = {name: kind == kinds.index(name) if name in kinds else np.zeros(len(flags), bool) for name in SOURCES}
+    groups = {
+        "all": np.ones(len(flags), bool),
+        "demonstration": of["demonstration"],
+        "success": of["rollout"] & won,
+        "failure": of["rollout"] & ~won,
+    }
+    if of["correction"].any():
+        groups["correction"] = of["correction"]
+    return {name: float(flags[rows].mean()) if rows.any() else None for name, rows in groups.items()}
+
+
+def positive_shares_per_task(
+    indicator: ArrayLike, tasks: Sequence[str], source: Sequence[str], success: ArrayLike
+) -> dict[str, dict[str, float | None]]:
+    """positive_shares of each task's own frames: {task: {"all": ..., "demonstration": ..., ...}}."""
+    flags, won, kinds = np.asarray(indicator), np.asarray(success), np.asarray(source)
+    names, which = _groups(tasks, len(flags))
+    rows = {name: which == i for i, name in enumerate(names)}
+    return {name: positive_shares(flags[r], kinds[r].tolist(), won[r]) for name, r in rows.items()}
+
+
+def _groups(tasks: Sequence[str], n: int) -> tuple[list[str], NDArray[np.int64]]:
+    if len(tasks) != n:
+        raise RecapError(f"there are {n} advantages but {len(tasks)} task names; there must be one of each per frame.")
+    index: dict[str, int] = {}
+    # A dict is several times faster than np.unique, which sorts the strings.
+    which = np.fromiter((index.setdefault(task, len(index)) for task in tasks), np.int64, n)
+    return [str(name) for name in index], which
+
+
+def _sources(source: Sequence[str], n: int) -> tuple[list[str], NDArray[np.int64]]:
+    if len(source) != n:
+        raise RecapError(f"there are {n} frames but {len(source)} sources; there must be one of each per frame.")
+    names, which = _groups(source, n)
+    unknown = sorted(set(names) - set(SOURCES))
+    if unknown:
+        raise RecapError(f"unknown source {unknown[0]!r} of an episode; the choices are {', '.join(SOURCES)}.")
+    return names, which

@@ -1,0 +1,341 @@
+"""Limits of the configuration against what the data, the environment and given checkpoints need, before any stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recap.config import (
+    AdvantageJob,
+    Config,
+    EvalJob,
+    IndicatorMode,
+    LoopJob,
+    Normalization,
+    PI0Config,
+    PolicyKind,
+    Prompt,
+    Resources,
+    StageKind,
+    Threshold,
+    ValueConfig,
+    with_arm,
+)
+from recap.data.frames import Frames
+from recap.data.mixture import Mixture
+from recap.envs import Env
+from recap.jobs.job import section
+from recap.method.returns import c_fail_floor
+from recap.pipeline.graph import DEMONSTRATIONS, Node
+from recap.policies.folder import checkpoint_of
+from recap.policies.memory import machine_bytes, sample_bytes
+from recap.policies.value.splits import left_out
+from recap.policies.words import BUILTIN, builtin_words, prompt
+from recap.utils.errors import RecapError
+
+READS = ("train", "values", "advantage")  # kinds of stages that read data sets
+INDICATORS: dict[IndicatorMode, tuple[bool | None, ...]] = {
+    IndicatorMode.ignore: (None,),
+    IndicatorMode.on: (True,),
+    IndicatorMode.use: (True, False),
+    IndicatorMode.positive_only: (True, None),
+}
+TOLD = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
+SPARE = 8  # tokens that a tokenizer may add; an ASCII text has no more others than characters
+ROOM = 0.8  # share of a machine's memory that an advised batch takes
+
+
+def limits(
+    cfg: Config,
+    nodes: Sequence[Node],
+    jobs: Mapping[str, Resources] | None,
+    data: Sequence[Frames],
+    env: Env | None,
+    absent: Collection[str] = (),
+) -> Iterator[str]:
+    """What would stop these stages later, or be silently wrong, each with the number that is needed.
+
+    jobs: see `preflight`. data: the given data sets that are here. env: None where it cannot be built here.
+    absent: keys of networks and tokenizers that are not here.
+    """
+    yield from _sizes(cfg, nodes, data, env)
+    yield from _lengths(cfg, data, env)
+    yield from _outcomes(cfg, nodes, data)
+    yield from _fractions(cfg, nodes, data, env)
+    yield from _left_out(cfg, nodes, data)
+    yield from _prompts(cfg, nodes, data, env, absent)
+    yield from _batches(cfg, nodes, jobs, data, env)
+
+
+def _trains(nodes: Sequence[Node], policy: PolicyKind) -> list[Node]:
+    return [node for node in nodes if node.kind == "train" and node.options["policy"] is policy]
+
+
+# ---------------------------------------------------------------------------------------------------- sizes
+def _sizes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+    """States and actions fit into what π0 pads them to."""
+    if not _trains(nodes, PolicyKind.pi0):
+        return
+    found = [(f"data.sources.{one.name}", one.state.shape[1], one.action.shape[1]) for one in data]
+    found += [(f"env={cfg.env.type.name}", env.state_dim, env.action_dim)] if env else []
+    for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
+        most = max(found, key=lambda one: one[at], default=None)
+        if most is None or most[at] <= getattr(cfg.pi0, limit):
+            continue
+        weights = f" and pi0.pretrained=null: {cfg.pi0.pretrained} is for fewer" if cfg.pi0.pretrained else ""
+        yield (
+            f"pi0.{limit}={getattr(cfg.pi0, limit)}: {most[0]} has {what} of dimension {most[at]}. "
+            f"Fix: pi0.{limit}={most[at]}{weights}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- returns
+def _lengths(cfg: Config, data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+    """Returns of the data lie within the bins, and failures below successes, but for the gate's `max_misplaced`."""
+    if not data:
+        return
+    settings, allowed = cfg.advantage, cfg.gate.max_misplaced
+    found = [_c_fail(cfg, task, data, env) for task in _tasks_of(data)]
+    needed, _, text = max((one for one in found if one[1] > allowed), key=lambda one: one[0], default=(0, 0.0, ""))
+    c_fail = max(settings.c_fail, float(needed))
+    length, success = (np.concatenate([getattr(one, key) for one in data]) for key in ("length", "success"))
+    cost = length - 1 + np.where(success, 0.0, c_fail)
+    constant = settings.normalizer if settings.normalization is Normalization.constant else None
+    longest = cfg.env.max_steps if cfg.data.demonstrator is None else cfg.data.demonstrator.max_steps
+    wide = math.ceil(max(cost.max(), max(longest, cfg.env.max_steps) + c_fail))
+    also = f" advantage.normalizer={wide}" if constant is not None and constant < wide else ""
+    if c_fail != settings.c_fail:
+        yield f"advantage.c_fail={settings.c_fail:g}: {text}. Fix: advantage.c_fail={needed}{also}"
+        return
+    if constant is None or (outside := float((cost > constant).mean())) <= allowed:
+        return
+    slowest = int(length.max())
+    yield (
+        f"advantage.normalizer={constant:g}: the returns of {outside:.0%} of {len(cost)} episodes of the data lie "
+        f"below the bins, down to -{cost.max():g} steps (the longest episode has {slowest}): there, a success looks "
+        f"like a failure. Fix:{also}, or advantage.normalization=per_task advantage.normalizer=null"
+    )
+
+
+def _c_fail(cfg: Config, task: str, data: Sequence[Frames], env: Env | None) -> tuple[int, float, str]:
+    """The C_fail that a task needs, the share of misplaced pairs of a success and a failure with the one given, words.
+
+    A policy that is still to act fails at the time-out.
+    """
+    rows = [(one, one.task == i) for one in data for i, name in enumerate(one.tasks) if name == task]
+    length = np.concatenate([one.length[chosen] for one, chosen in rows])
+    success = np.concatenate([one.success[chosen] for one, chosen in rows])
+    won, lost = length[success], length[~success]
+    what = f"the fastest failure of the data ({min(lost, default=0)} steps)"
+    if not len(lost) and env is not None and task in env.tasks:
+        lost, what = np.array([cfg.env.max_steps]), f"a time-out of env.max_steps={cfg.env.max_steps}"
+    if not len(won) or not len(lost):
+        return 0, 0.0, ""
+    share = float((won[:, None] >= lost + cfg.advantage.c_fail).mean())
+    floor = c_fail_floor([*won, *lost], [True] * len(won) + [False] * len(lost))
+    text = f"{what} would score no worse than the slowest success ({won.max()} steps) of {task!r}"
+    return floor + 1, share, text
+
+
+def _tasks_of(data: Sequence[Frames]) -> list[str]:
+    return sorted({one.tasks[i] for one in data for i in np.union1d(one.task, one.task_index)})
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+def _outcomes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Iterator[str]:
+    """Labels of the pre-training need a success: of failures alone, 30 % of the frames would be called positive."""
+    before = [node for node in nodes if node.kind == "advantage" and node.options["stage"] is StageKind.sft]
+    if before and data and cfg.data.demonstrator is None and not any(one.success.any() for one in data):
+        yield no_success([one.name for one in data], cfg.advantage.sft.positive_fraction)
+
+
+def no_success(names: Sequence[str], fraction: float, before: bool = True) -> str:
+    """What to say of labels of data in which nothing ever succeeds; before: those of the pre-training."""
+    else_ = "train without labels (pi0.sft.indicator=ignore)" if before else "collect more (rollout.episodes)"
+    return (
+        f"no episode of {', '.join(names)} succeeded: {fraction:.0%} of the frames of failures would be labelled "
+        f"positive, and imitated. Fix: add demonstrations that succeed (+data.sources.good.root=<a folder>), or {else_}"
+    )
+
+
+def _fractions(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+    given = set(cfg.advantage.positive_fraction_by_task)
+    if cfg.advantage.threshold is Threshold.all or not given:
+        return
+    for node in nodes:
+        known = _tasks(cfg, node, data, env)
+        if node.kind == "advantage" and known and (unknown := sorted(given - known)):
+            yield (
+                f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which {node.path} has no frame. "
+                f"Fix: one of {', '.join(map(repr, sorted(known)[:8]))}"
+            )
+            return
+
+
+def _left_out(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Iterator[str]:
+    """Something is left to train on."""
+    for node in nodes:
+        if node.kind != "train" or DEMONSTRATIONS in node.inputs or "rollouts_01" in node.inputs or not data:
+            continue
+        if node.options["policy"] is PolicyKind.pi0:
+            training = getattr(with_arm(cfg, node.arm).pi0, node.options["stage"].name)
+            try:
+                Mixture(data, 1.0, training.outcomes)
+            except RecapError as error:
+                yield f"{node.path}: {error}"
+        elif all(left_out(one, cfg.value, cfg.seed, node.options.get("member", 0)).all() for one in data):
+            count = sum(len(one.length) for one in data)
+            yield (
+                f"value.held_out={cfg.value.held_out:g}, value.members={cfg.value.members}, "
+                f"value.read={cfg.value.read.name}: of {count} episode{'s' if count > 1 else ''} {node.path} would "
+                "train on none. Fix: more episodes, or value.held_out=0 value.read=mean"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- prompts
+def _tasks(cfg: Config, node: Node, data: Sequence[Frames], env: Env | None) -> set[str]:
+    """The instructions that a stage reads: of the given data, of what is recorded in the environment, or of it."""
+    found = set(_tasks_of(data)) if node.kind in READS else set()
+    if env is None:
+        return found
+    named = dict(zip(cfg.env.tasks, env.tasks, strict=True))
+    collected = [named[task] for task in cfg.rollout.tasks or cfg.env.tasks]
+    if node.kind in ("demonstrations", "evaluate") or DEMONSTRATIONS in node.inputs:
+        found |= set(env.tasks)
+    if node.kind == "rollout" or any(role.startswith("rollouts_") for role in node.inputs):
+        found |= set(collected)
+    return found
+
+
+def _said(cfg: Config, node: Node) -> Collection[bool | None]:
+    """The indicators that a stage puts behind its instructions."""
+    if node.kind in ("rollout", "evaluate"):
+        told = TOLD[node.options["prompt"]]
+        return (told,) if node.options["beta"] == 1 else (told, None)
+    if node.kind == "train" and node.options["policy"] is PolicyKind.pi0:
+        said = set(INDICATORS[getattr(with_arm(cfg, node.arm).pi0, node.options["stage"].name).indicator])
+        return said if isinstance(cfg, LoopJob) else said | _later(cfg)
+    return (None,)
+
+
+def _later(cfg: Config) -> set[bool | None]:
+    """What the stages behind a training by hand will say: the length that its policy reads is settled by then."""
+    ignored = IndicatorMode.ignore
+    acting = [
+        TOLD[run.prompt]
+        for run in (cfg.rollout, cfg.eval)
+        for training in (cfg.pi0.sft, cfg.pi0.finetune)
+        if training.indicator is not ignored
+    ]
+    return {*INDICATORS[cfg.pi0.finetune.indicator], *acting}
+
+
+def _prompts(
+    cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None, absent: Collection[str]
+) -> Iterator[str]:
+    """Every prompt of every stage fits; the longest of each network is named."""
+    texts: dict[str, dict[str, str]] = {"pi0": {}, "value": {}}  # {prompt: the first stage that reads it}
+    for node in nodes:
+        acts = node.kind in ("rollout", "evaluate")
+        if not acts and node.kind not in ("train", "values"):
+            continue
+        policy = "pi0" if acts or (node.kind == "train" and node.options["policy"] is PolicyKind.pi0) else "value"
+        for task in sorted(_tasks(cfg, node, data, env)):
+            for indicator in _said(cfg, node):
+                texts[policy].setdefault(prompt(task, indicator), node.path)
+    for policy, found in texts.items():
+        given = _given(cfg, nodes, policy)
+        most = _padding(given) if given else getattr(cfg, policy).tokenizer_max_length
+        if all(text.isascii() and len(text) + SPARE <= most for text in found):
+            continue  # whatever the tokenizer
+        if not given and not {f"{policy}.tokenizer", f"{policy}.pretrained"}.isdisjoint(absent):
+            continue
+        counts = _counts(cfg, policy, list(found), given, data, env)
+        text, count = max(counts.items(), key=lambda one: one[1])
+        if count <= most:
+            continue
+        has = f"the prompt {text!r} of {found[text]} has {count} tokens"
+        if given:
+            yield (
+                f"checkpoint={given}: reads {most} tokens, and {has}. Fix: a shorter instruction, or a policy trained "
+                f"with {policy}.tokenizer_max_length={count}"
+            )
+        else:
+            yield f"{policy}.tokenizer_max_length={most}: {has}. Fix: {policy}.tokenizer_max_length={count}"
+
+
+def _given(cfg: Config, nodes: Sequence[Node], policy: str) -> Path | None:
+    """The checkpoint that was given by hand to act or to be asked."""
+    if not isinstance(cfg, EvalJob if policy == "pi0" else AdvantageJob) or cfg.checkpoint is None:
+        return None
+    role = {"pi0": "policy", "value": "value"}[policy]
+    paths = [node.inputs[role] for node in nodes if role in node.inputs and node.kind != "train"]
+    return checkpoint_of(Path(cfg.output) / paths[0]) if paths else None
+
+
+def _padding(folder: Path) -> int:
+    """How many tokens a checkpoint reads; 0 where its file does not say."""
+    try:
+        steps = json.loads((folder / "policy_preprocessor.json").read_text(encoding="utf-8"))["steps"]
+        return max(int(step.get("config", {}).get("max_length", 0)) for step in steps)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0  # whoever loads the checkpoint says what is wrong with it
+
+
+def _counts(
+    cfg: Config, policy: str, texts: list[str], given: Path | None, data: Sequence[Frames], env: Env | None
+) -> dict[str, int]:
+    """Tokens of each text, by the tokenizer that will be used."""
+    size: PI0Config | ValueConfig = getattr(cfg, policy)
+    if given is None and size.pretrained is None and size.tokenizer == BUILTIN:
+        return {text: len(builtin_words().encode(text).ids) for text in texts}
+    from recap.policies.checkpoint import tokenizer_of
+
+    robot = (data[0].cameras, data[0].state.shape[1], data[0].action.shape[1]) if data else None
+    robot = (env.cameras, env.state_dim, env.action_dim) if env and not robot else robot
+    tokenizer = tokenizer_of(size, f"{policy}.pretrained", given, robot)
+    return {text: len(tokenizer(text)["input_ids"]) for text in texts}
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+def _batches(
+    cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None, data: Sequence[Frames], env: Env | None
+) -> Iterator[str]:
+    """A batch of pictures fits into memory: of this machine, or of what the jobs ask for."""
+    if data:
+        shapes = list(data[0].image_shapes.values())
+    elif env is not None:
+        shapes = [(cfg.env.image_size, cfg.env.image_size, 3)] * len(env.cameras)
+    else:
+        return
+    for node in nodes:
+        if node.kind != "train":
+            continue
+        size: PI0Config | ValueConfig = getattr(cfg, node.options["policy"].name)
+        key = f"{node.options['policy'].name}.{node.options['stage'].name}.batch_size"
+        asked = jobs[section(node)] if jobs is not None else None
+        memory = asked.mem * 1e9 * asked.nodes if asked else machine_bytes()
+        sample = sample_bytes(size, shapes, _on_device(cfg, asked))
+        batch = getattr(size, node.options["stage"].name).batch_size
+        if batch * sample > memory:
+            yield (
+                f"{key}={batch}: takes about {batch * sample / 1e9:.0f} GB of memory for {len(shapes)} cameras, and "
+                f"{f'resources.{section(node)}.mem asks for' if asked else 'this machine has'} {memory / 1e9:.0f} GB. "
+                f"Fix: {key}={max(1, int(ROOM * memory / sample))} or less"
+            )
+
+
+def _on_device(cfg: Config, asked: Resources | None) -> bool:
+    """Whether the network computes in other memory than the machine's."""
+    if asked is not None:
+        return asked.gpus > 0
+    from recap.utils.device import device_name
+
+    try:
+        return device_name(cfg.device) == "cuda"
+    except RecapError:
+        return True  # said elsewhere

@@ -1,0 +1,256 @@
+"""Everything that can be known before the first stage runs, checked at once and reported as one list."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding, TrackingKind
+from recap.data.cameras import choice
+from recap.data.mixture import Mixture
+from recap.data.sources import given
+from recap.envs import Env, instructions, libero, make_env
+from recap.jobs import slurm
+from recap.pipeline.graph import Node
+from recap.pipeline.limits import limits
+from recap.pipeline.starts import start_needs, start_problems
+from recap.policies.folder import WEIGHTS
+from recap.policies.memory import disk_bytes, training_bytes
+from recap.policies.words import BUILTIN
+from recap.rollout.pool import Pool
+from recap.storage.manifest import CONFIG
+from recap.utils.errors import RecapError
+from recap.utils.hub import Need, fetch, refusals
+from recap.utils.ranks import process
+
+DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
+ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
+NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
+READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
+LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
+ASSETS_KEY = "LIBERO's assets"
+GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
+
+
+def preflight(cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None = None) -> None:
+    """Raises RecapError with everything that would stop these stages later.
+
+    What is missing and the hub gives is fetched, but only when nothing else is wrong.
+
+    jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
+    """
+    wanted = [need for need in _needs(cfg, {node.kind for node in nodes}) if need.folder() is None]
+    remote = [need for need in wanted if not Path(need.name).is_dir()]
+    found = list(_problems(cfg, nodes, jobs, absent={need.key for need in wanted}))
+    incomplete = [need for need in wanted if need not in remote]
+    found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
+    found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
+    for text in slurm.warnings(Path(cfg.output)) if jobs is not None else ():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    if not found:
+        for need in remote:
+            fetch(need)
+        found = list(_problems(cfg, nodes, jobs, absent=set())) if wanted else []
+    if found:
+        raise RecapError(
+            found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
+        )
+
+
+def _problems(
+    cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None, absent: set[str]
+) -> Iterator[str]:
+    """absent: keys of what is not on this machine, of which nothing can be said yet."""
+    kinds = {node.kind for node in nodes}
+    yield from _disk(cfg)
+    if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
+        yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
+    if cfg.tracking.kind is TrackingKind.trackio and find_spec("trackio") is None:
+        yield "tracking=trackio: is not installed. Fix: pip install trackio, or tracking=local"
+    yield from () if jobs is None else slurm.problems(cfg, jobs)
+    yield from start_problems(cfg, kinds)
+    sources = [f"data.sources.{name}" for name in cfg.data.sources]
+    data_here = not absent & {f"{key}.repo_id" for key in sources}
+    computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
+    checks: list[Callable[[Config], object]] = [_device] if computes and kinds & NETWORKS else []
+    checks += [_memory] if computes and "train" in kinds else []
+    checks += [_names] if simulates else []
+    checks += [_environment] if simulates and ASSETS_KEY not in absent else []
+    checks += [_data] if kinds & READING and sources and data_here else []
+    checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
+    failed: set[object] = set()
+    for check in checks:
+        if failed & {_names, _data} and check in (_environment, _fit):
+            continue  # it would only say it again
+        try:
+            check(cfg)
+        except RecapError as error:
+            failed.add(check)
+            yield str(error)
+    if not failed & {_names, _data, _fit}:
+        data = [given(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
+        try:
+            yield from limits(cfg, nodes, jobs, data, _world(cfg) if kinds & ACTING or not sources else None, absent)
+        except RecapError as error:
+            yield str(error)
+
+
+# ---------------------------------------------------------------------------------------------------- the hub
+def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
+    """What the configuration takes from the hub, or from folders in its place."""
+    yield from start_needs(cfg, kinds)
+    for name in ("pi0", "value") if "train" in kinds else ():
+        size = getattr(cfg, name)
+        for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
+            if repository := getattr(size, key, None):
+                yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
+        if size.tokenizer != BUILTIN:
+            yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
+    for name, source in cfg.data.sources.items() if kinds & READING else ():
+        if source.root is None and source.repo_id is not None:
+            files = ("meta/info.json", "data/*/*.parquet")
+            yield Need(f"data.sources.{name}.repo_id", source.repo_id, "dataset", files, source.revision)
+    if cfg.env.type is EnvKind.libero and kinds & ACTING and not libero.assets_here():
+        yield Need(ASSETS_KEY, libero.ASSETS_REPO, "dataset", tuple(f"{name}/*" for name in libero.FOLDERS))
+
+
+def _missing(need: Need, reason: str) -> str:
+    instead = (
+        need.instead or f"{libero.ASSETS}=<their folder>" if need.key == ASSETS_KEY else f"{need.key}=<its folder>"
+    )
+    if need.key.endswith(".repo_id"):
+        instead = f"{need.key.removesuffix('repo_id')}root=<its folder>"
+    gated = (
+        " (gated: accept its licence and `hf auth login` first)" if need.name in GATED and "gated" not in reason else ""
+    )
+    return (
+        f"{need.key}={need.name}: not on this machine, and {reason}. "
+        f"Fix: {need.command()}{gated}, or {need.instead or instead}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- this machine
+def _disk(cfg: Config) -> Iterator[str]:
+    folder = Path(cfg.output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        yield f"output={cfg.output}: {folder} is a file. Fix: choose output=<a folder>."
+    elif not os.access(folder, os.W_OK):
+        yield f"output={cfg.output}: {folder} cannot be written. Fix: choose output=<a folder of yours>."
+    else:
+        need = _disk_bytes(cfg)
+        if (Path(cfg.output) / CONFIG).is_file():  # a run that has begun holds most of it already
+            need /= 20
+        if (free := shutil.disk_usage(folder).free) < need:
+            yield (
+                f"output={cfg.output}: {free / 1e9:.1f} GB free, size={cfg.size} needs about {need / 1e9:.1f} GB. "
+                "Fix: free some, or output=<another disk>."
+            )
+
+
+def _disk_bytes(cfg: Config) -> float:
+    """What a run leaves behind, about; a stage by hand as a run without iterations."""
+    iterations = cfg.iterations if isinstance(cfg, LoopJob) else 0
+    arms = sum(cfg.arms[arm].trains for arm in cfg.controls)
+    return max(DATA, 1.1 * disk_bytes(cfg.pi0, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
+
+
+def _renders() -> bool:
+    """Whether this machine can build environments; a cluster's login node need not."""
+    from recap.envs.rendering import choose_gl
+
+    try:
+        choose_gl()
+    except RecapError:
+        return False
+    return True
+
+
+def _device(cfg: Config) -> None:
+    from recap.utils.device import device_name
+
+    device_name(cfg.device)
+
+
+def _memory(cfg: Config) -> None:
+    """Large networks are not trained on a processor, or in too little memory, by accident."""
+    from recap.utils.device import device_name, memory
+
+    size = cfg.pi0
+    shares = process().count if cfg.sharding is not Sharding.none else 1
+    found = training_bytes(size, size.trains, size.sft.optimizer, size.sft.batch_size, processes=shares)
+    need = sum(found.values()) - found["activations"]
+    if need < LARGE or cfg.device is Device.cpu:
+        return
+    name = device_name(cfg.device)
+    if (there := memory(name)) < need:
+        raise RecapError(
+            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
+            f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
+            "Fix: a machine with such a GPU, pi0.trains=lora, size=tiny, or device=cpu if you mean it."
+        )
+
+
+def _names(cfg: Config) -> None:
+    """The simulator is installed, and has the suite, the tasks and the sizes."""
+    if cfg.env.type is EnvKind.moka:
+        from recap.envs.rendering import choose_gl
+
+        choose_gl()
+        make_env(cfg.env).close()
+    instructions(cfg.env)
+
+
+def _environment(cfg: Config) -> None:
+    """A simulation process really starts and draws. The embedded task needs no more than `_names` has seen."""
+    if cfg.env.type is not EnvKind.moka:
+        with Pool(cfg.env, 1, 1) as pool:
+            _ = pool.facts
+
+
+# ---------------------------------------------------------------------------------------------------- data
+def _data(cfg: Config) -> None:
+    """Every source can be read, to the last frame of its videos, and they mix."""
+    data = [given(cfg.data, name) for name in cfg.data.sources]
+    Mixture(data, 1.0, fps=cfg.env.fps)
+    for frames in data:
+        frames.check_videos()
+
+
+def _world(cfg: Config) -> Env | None:
+    """The environment's sizes and instructions; None where it cannot be built, which others say."""
+    try:
+        env = make_env(cfg.env)
+    except RecapError:
+        return None
+    env.close()
+    return env
+
+
+def _fit(cfg: Config) -> None:
+    """Data from elsewhere mixes with what the environment records."""
+    env = make_env(cfg.env)
+    env.close()
+    for name in cfg.data.sources:
+        frames = given(cfg.data, name)
+        for what, theirs, ours in (
+            ("cameras", sorted(frames.cameras), sorted(env.cameras)),
+            ("images of", sorted(set(frames.image_shapes.values())), [(cfg.env.image_size, cfg.env.image_size, 3)]),
+            ("observation.state of dimension", frames.state.shape[1], env.state_dim),
+            ("action of dimension", frames.action.shape[1], env.action_dim),
+            ("fps", frames.fps, env.fps),
+        ):
+            if theirs != ours:
+                fix = "name a data set recorded in this environment, or choose its environment with env=…"
+                if what == "fps":
+                    fix = f"data.action_freq={env.fps} to resample it, or {fix}"
+                if what == "cameras" and set(env.cameras) <= set(frames.files.features):
+                    fix = choice(name, env.cameras)
+                raise RecapError(
+                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. Fix: {fix}"
+                )

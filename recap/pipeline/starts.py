@@ -1,0 +1,76 @@
+"""The checkpoints that a configuration starts from or runs: looked into before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from recap.config import Config, EvalJob, PolicyKind, Trained
+from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, HUB_ID, WEIGHTS, Held, checkpoint_of, held
+from recap.utils.errors import RecapError
+from recap.utils.hub import Need, find
+
+READABLE = ("*.json", "*.safetensors", "tokenizer*")  # no pickles: nothing would read them
+ACTING = {"rollout", "evaluate"}  # kinds of stages that run a checkpoint
+RUN = "checkpoint"  # the key of the one that eval.py runs
+
+
+def starts(cfg: Config, kinds: Collection[str]) -> dict[str, tuple[str, PolicyKind]]:
+    """key -> (folder or hub id, what it has to be)."""
+    found = {}
+    for kind in PolicyKind if "train" in kinds else ():
+        if name := getattr(cfg, kind.name).pretrained:
+            found[f"{kind.name}.pretrained"] = (name, kind)
+    if isinstance(cfg, EvalJob) and ACTING & set(kinds):
+        found[RUN] = (cfg.checkpoint, PolicyKind.pi0)
+    return found
+
+
+def start_problems(cfg: Config, kinds: Collection[str]) -> Iterator[str]:
+    """What is wrong with those that are on this machine."""
+    for key, (name, kind) in starts(cfg, kinds).items():
+        try:
+            if found := _look(key, name, kind):
+                _check_trains(cfg, key, name, found[1])
+        except RecapError as error:
+            yield str(error)
+
+
+def start_needs(cfg: Config, kinds: Collection[str]) -> Iterator[Need]:
+    """What of them is not on this machine and may be on the hub; also weights and tokenizers that they name."""
+    for key, (name, kind) in starts(cfg, kinds).items():
+        with suppress(RecapError):  # see `start_problems`
+            found = _look(key, name, kind)
+            if found is None:  # a repository holds weights or adapters; which, is known when it is here
+                yield Need(key, name, "model", (f"*{WEIGHTS}", "config.json"))
+                continue
+            folder, holds = found
+            if holds.base is not None and HUB_ID.fullmatch(holds.base):
+                instead = f"write the folder that holds them as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
+                yield Need(f"the base of {key}", holds.base, "model", (WEIGHTS,), only=READABLE, instead=instead)
+            if holds.tokenizer is not None and key == RUN:
+                instead = f"copy its tokenizer.json and tokenizer_config.json to {folder}"
+                only = ("*.json", "tokenizer*")
+                yield Need(
+                    "the tokenizer of checkpoint", holds.tokenizer, "model", ("tokenizer*",), None, only, instead
+                )
+
+
+def _look(key: str, name: str, kind: PolicyKind) -> tuple[Path, Held] | None:
+    """The folder and what it holds, None if it is not on this machine."""
+    folder = find(name, "model", files=(f"*{WEIGHTS}", "*.json"))
+    if folder is None:
+        return None
+    if not Path(name).expanduser().is_dir() and not any(folder.glob(f"*{WEIGHTS}")):
+        return None  # of a repository, other files were fetched
+    folder = checkpoint_of(folder)
+    return folder, held(folder, kind, f"{key}={name}")
+
+
+def _check_trains(cfg: Config, key: str, name: str, holds: Held) -> None:
+    if holds.weights == ADAPTERS and key == "pi0.pretrained" and cfg.pi0.trains is not Trained.lora:
+        raise RecapError(
+            f"{key}={name}: holds adapters, but pi0.trains={cfg.pi0.trains.name}. "
+            "Fix: pi0.trains=lora, or start from a checkpoint without."
+        )

@@ -1,0 +1,54 @@
+"""A policy as a plain function from observations to action chunks, the same for any batch it finds itself in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from recap.policies.checkpoint import Checkpoint
+from recap.utils.errors import RecapError
+
+
+class ActionChunks:
+    """`act(observation, noise_keys)` for rollouts.
+
+    The flow noise of a row is a function of (episode seed, chunk number) alone, so an episode does not depend on its
+    slot, on its neighbours in the batch, or on how often the run was interrupted.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, indicator: bool | None, beta: float = 1.0) -> None:
+        self.checkpoint = checkpoint
+        checkpoint.set_prompt(indicator, beta)
+        self.config = checkpoint.policy.config
+
+    def __call__(self, observation: dict[str, Any], noise_keys: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Actions [slots, chunk, A] in the environment's units.
+
+        Args:
+            observation: images uint8 [slots, H, W, 3], `observation.state` float32 [slots, S], `task` list of str.
+            noise_keys: (episode seed, chunk number) per slot.
+        """
+        shape = (self.config.chunk_size, self.config.max_action_dim)
+        noise = np.stack([np.random.default_rng(key).standard_normal(shape, dtype=np.float32) for key in noise_keys])
+        batch = {
+            key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
+        }
+        missing = [key for key in self.config.image_features if key not in self.checkpoint.sees(batch)]
+        if missing:
+            raise RecapError(
+                f"the policy was trained with camera {missing[0]}, which the environment does not have "
+                f"({sorted(observation)})."
+            )
+        with torch.no_grad():
+            batch["noise"] = torch.from_numpy(noise)
+            actions = self.checkpoint.policy.predict_action_chunk(self.checkpoint.prepare(batch))
+            return self.checkpoint.postprocess(actions).float().numpy()
+
+
+def to_tensor(value: np.ndarray) -> torch.Tensor:
+    """Images uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1], as lerobot gives them; the rest stays."""
+    tensor = torch.from_numpy(value)
+    return tensor.movedim(-1, -3).float().div_(255) if value.dtype == np.uint8 else tensor

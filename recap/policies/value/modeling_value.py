@@ -1,0 +1,143 @@
+"""The value function V(o, l): SigLIP and Gemma 3, a learned read-out token, return bins (RECAP, section IV-B)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor, nn
+from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
+
+from recap.config import GemmaSize, SiglipSize
+from recap.method.returns import Bins
+from recap.policies.backbone import autocast, finish, make_stem, recompute, siglip_config, stack_images, trim
+
+
+@PreTrainedConfig.register_subclass("recap_value")
+@dataclass
+class RecapValueConfig(PreTrainedConfig):
+    vision: SiglipSize = field(default_factory=SiglipSize)
+    text: GemmaSize = field(default_factory=GemmaSize)
+    image_size: int = 224
+    vocab_size: int = 262_144
+    tokenizer: str = "google/gemma-3-270m"
+    tokenizer_max_length: int = 48
+    bins: int = 201
+    use_state: bool = False
+    dtype: str = "float32"  # of its matrix products; weights that learn and the head are float32
+    freeze_vision: bool = False
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {"VISUAL": NormalizationMode.IDENTITY, "STATE": NormalizationMode.MEAN_STD}
+    )
+
+    def validate_features(self) -> None:
+        if not self.image_features:
+            raise ValueError("the value function needs at least one camera")
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig()
+
+    def get_scheduler_preset(self) -> None:
+        return None
+
+    observation_delta_indices = None
+    action_delta_indices = None
+    reward_delta_indices = None
+
+
+class RecapValuePolicy(PreTrainedPolicy):
+    """V(o, l) behind lerobot's policy interface; it acts in no environment."""
+
+    config_class = RecapValueConfig
+    name = "recap_value"
+    float32 = ("head.",)  # weights of products that are never computed in bfloat16
+
+    def __init__(self, config: RecapValueConfig, **_: Any) -> None:
+        super().__init__(config)
+        self.config: RecapValueConfig = config
+        size = config.text
+        self.stem = make_stem(config.vision)
+        self.vision_tower = SiglipVisionModel(siglip_config(config.vision, config.image_size))
+        self.projector = nn.Linear(config.vision.width, size.width)
+        self.language_model = Gemma3TextModel(
+            Gemma3TextConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=size.width,
+                intermediate_size=size.mlp_dim,
+                num_hidden_layers=size.depth,
+                num_attention_heads=size.num_heads,
+                num_key_value_heads=size.num_kv_heads,
+                head_dim=size.head_dim,
+                query_pre_attn_scalar=size.head_dim,
+            )
+        )
+        self.state_proj = nn.Linear(config.input_features[OBS_STATE].shape[0], size.width) if config.use_state else None
+        self.head = nn.Linear(size.width, config.bins)
+        finish(self, config.device)
+        self.read_out = nn.Parameter(torch.randn(size.width).to(config.device))
+        centers = torch.tensor(Bins(config.bins).centers, dtype=torch.float32, device=config.device)
+        self.register_buffer("centers", centers, persistent=False)
+        if config.freeze_vision:
+            self.vision_tower.requires_grad_(requires_grad=False)
+
+    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
+        """How it is computed; the results are the same but for the last digits when compiled."""
+        if gradient_checkpointing:
+            for part in (self.vision_tower, self.language_model):
+                recompute(part)
+        if compiled:
+            self._read = torch.compile(self._read)  # type: ignore[method-assign]
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-odds over the return bins, float32 [B, bins]."""
+        with autocast(self.config):
+            hidden = self._read(batch)
+        return self.head(hidden.float())
+
+    def _read(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the read-out token gathered [B, width]."""
+        images = stack_images(batch, list(self.config.image_features), self.config.image_size)
+        tokens, mask = trim(batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
+        size = images.shape[0]
+        pixels = images.flatten(0, 1) if self.stem is None else self.stem(images.flatten(0, 1))
+        features = self.projector(self.vision_tower(pixels).last_hidden_state).reshape(size, -1, self.config.text.width)
+        parts = [features, self.language_model.embed_tokens(tokens).to(features.dtype)]
+        if self.state_proj is not None:
+            parts.append(self.state_proj(batch[OBS_STATE])[:, None])
+        # The read-out token stands last, after the padding, and padding is masked: it is a real token in every sample.
+        parts.append(self.read_out.to(features.dtype).expand(size, 1, -1))
+        hidden = torch.cat(parts, dim=1)
+        tail = hidden.shape[1] - features.shape[1] - tokens.shape[1]
+        valid = torch.cat([mask.new_ones(size, features.shape[1]), mask, mask.new_ones(size, tail)], dim=1)
+        positions = (torch.cumsum(valid, dim=1) - 1).clamp(min=0)
+        out = self.language_model(
+            inputs_embeds=hidden, attention_mask=valid.long(), position_ids=positions, use_cache=False
+        )
+        return out.last_hidden_state[:, -1]
+
+    def value(self, batch: dict[str, Tensor]) -> Tensor:
+        """V = Σ_b p(b | o, l) · centre_b, float32 [B] in (−1, 0)."""
+        return self.logits(batch).softmax(-1) @ self.centers
+
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """Cross-entropy against `return_bin` int [B]."""
+        loss = F.cross_entropy(self.logits(batch), batch["return_bin"], reduction=reduction)
+        return loss, {}
+
+    def get_optim_params(self) -> Any:
+        return self.parameters()
+
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        raise NotImplementedError("the value function does not act")
+
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        raise NotImplementedError("the value function does not act")
+
+    def reset(self) -> None:
+        """Nothing to clear."""

@@ -1,0 +1,282 @@
+"""The charts of the report, as plotly figures. Colours are the page's own variables, so light and dark are one figure.
+
+A figure holds its data, and of the layout what is its alone; the rest is the theme's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from recap.report.html.theme import CARD, COLOURS, CONTROL, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
+from recap.report.words import arm_name, evaluated, interval, percent, policy_name, sentence_case
+
+
+def _figure(data: list[Any], **layout: Any) -> go.Figure:
+    return go.Figure(data, {"template": None, **layout})
+
+
+def _note(text: str, x: float, y: float, **style: Any) -> dict[str, Any]:
+    """Words in a chart, at a share of its width and a value of its y axis unless `style` says otherwise."""
+    plain = {"xref": "paper", "xanchor": "left", "showarrow": False, "bgcolor": CARD, "borderpad": 1}
+    return plain | {"text": text, "x": x, "y": y} | style
+
+
+def _hover(name: str, evaluation: dict[str, Any]) -> str:
+    return (
+        f"<b>{sentence_case(name)}</b><br>{percent(evaluation['success_rate'])}, {evaluation['successes']} of "
+        f"{evaluation['episodes']}<br>95 % interval {interval(evaluation['ci95'])}"
+    )
+
+
+def _whiskers(evaluations: list[dict[str, Any]], colour: str) -> dict[str, Any]:
+    """Error bars of success rates, in per cent."""
+    rates = [e["success_rate"] for e in evaluations]
+    return {
+        "type": "data",
+        "array": [100 * (e["ci95"][1] - rate) for e, rate in zip(evaluations, rates, strict=True)],
+        "arrayminus": [100 * (rate - e["ci95"][0]) for e, rate in zip(evaluations, rates, strict=True)],
+        "color": colour,
+        "thickness": 2,
+        "width": 5,
+    }
+
+
+def _rates(evaluations: list[dict[str, Any]]) -> list[float]:
+    return [100 * e["success_rate"] for e in evaluations]
+
+
+# ---------------------------------------------------------------------------------------------------- success
+def success_curve(summaries: dict[str, dict[str, Any]]) -> go.Figure:
+    """Success by iteration with 95 % Wilson intervals: a line for each run."""
+    labels: list[int] = []
+    lines, alone = [], len(summaries) == 1
+    for number, (name, summary) in enumerate(summaries.items()):
+        policies = evaluated(summary)
+        evaluations, colour = [p["eval"] for p in policies], COLOURS[number % len(COLOURS)]
+        x = [p["iteration"] + 0.06 * (number - (len(summaries) - 1) / 2) for p in policies]
+        titles = [policy_name(p["iteration"]) if alone else f"{name}, {policy_name(p['iteration'])}" for p in policies]
+        lines.append(
+            go.Scatter(
+                x=x,
+                y=_rates(evaluations),
+                error_y=_whiskers(evaluations, colour),
+                mode="lines+markers+text" if alone else "lines+markers",
+                text=[f"<b>{percent(e['success_rate'])}</b>" for e in evaluations],
+                textposition=_beside_the_line(evaluations),
+                textfont={"color": INK, "size": 13},
+                cliponaxis=False,
+                hovertext=[_hover(t, e) for t, e in zip(titles, evaluations, strict=True)],
+                hoverinfo="text",
+                name=name,
+                line={"color": colour, "width": 2},
+                marker={"size": 11, "color": colour, "line": {"color": CARD, "width": 2}},
+            )
+        )
+        labels = max(labels, [p["iteration"] for p in policies], key=len)
+    ends = (min(labels, default=0) - 0.35, max(labels, default=0) + 0.45)
+    return _figure(
+        lines,
+        height=HEIGHT,
+        xaxis={"tickvals": labels, "ticktext": [sentence_case(policy_name(k)) for k in labels], "range": ends},
+        yaxis={"range": [0, 104], "dtick": 20, "ticksuffix": " %"},
+        showlegend=not alone,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"t": 12 if alone else 34},
+    )
+
+
+def _beside_the_line(evaluations: list[dict[str, Any]]) -> list[str]:
+    """Where the number of a point stands clear of the line to the next one."""
+    rates = _rates(evaluations)
+    rises = [after >= rate for rate, after in zip(rates, [*rates[1:], 0.0], strict=True)]
+    return ["bottom right" if up else "top right" for up in rises]
+
+
+def arms(summary: dict[str, Any]) -> go.Figure | None:
+    """The last policy, SFT and every control arm in a column, with intervals; None without controls."""
+    controls = [control for control in summary["controls"] if control["eval"]]
+    policies = evaluated(summary)
+    if not controls or not policies:
+        return None
+    shown = [policies[-1], *([policies[0]] if len(policies) > 1 else [])]
+    rows = [(policy_name(p["iteration"]), p["eval"], POLICY) for p in shown]
+    rows += [(arm_name(c["arm"]), c["eval"], CONTROL) for c in controls]
+    places = [-row for row in range(len(rows))]
+    points = []
+    for colour, symbol in ((POLICY, "circle"), (CONTROL, "circle-open")):
+        mine = [(y, name, e) for y, (name, e, own) in zip(places, rows, strict=True) if own == colour]
+        points.append(
+            go.Scatter(
+                x=_rates([e for _, _, e in mine]),
+                y=[y for y, _, _ in mine],
+                error_x=_whiskers([e for _, _, e in mine], colour),
+                mode="markers",
+                marker={"size": 10, "color": colour, "symbol": symbol, "line": {"width": 2, "color": colour}},
+                hovertext=[_hover(name, e) for _, name, e in mine],
+                hoverinfo="text",
+                cliponaxis=False,
+            )
+        )
+    names = [_note(sentence_case(name), 0, y, yshift=15) for y, (name, _, _) in zip(places, rows, strict=True)]
+    rates = [
+        _note(f"<b>{percent(e['success_rate'])}</b>", 1, y, xanchor="right", yshift=15, font={"color": INK})
+        for y, (_, e, _) in zip(places, rows, strict=True)
+    ]
+    last = 100 * policies[-1]["eval"]["success_rate"]
+    return _figure(
+        points,
+        height=max(HEIGHT, 46 + 42 * len(rows)),
+        margin={"l": RIGHT, "r": 2 * RIGHT, "t": 22},
+        xaxis={"range": [-1, 101], "ticksuffix": " %", "dtick": 20, "showgrid": True},
+        yaxis={"visible": False, "range": [1 - len(rows) - 0.4, 0.3]},
+        annotations=[*names, *rates],
+        shapes=[_line(last, POLICY, dash="dot")],
+    )
+
+
+def _line(x: float, colour: str, dash: str = "solid") -> dict[str, Any]:
+    """A line over the whole height at x."""
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": colour, "width": 1.2, "dash": dash},
+        "layer": "below",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- advantages
+def histogram(entry: dict[str, Any]) -> go.Figure:
+    """Advantages of one iteration and task: a row a source, in full colour what lies above ε."""
+    edges, epsilon, groups = np.array(entry["edges"]), entry["epsilon"], entry["groups"]
+    middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
+    bars, notes, gap = [], [], 0.28
+    for row, group in enumerate(groups):
+        share, base = np.array(group["share"]), -row * (1 + gap)
+        colour = f"var(--{group['name']})"
+        above = np.ones(len(middle)) if epsilon is None else np.clip((edges[1:] - epsilon) / width, 0, 1)
+        bars.append(
+            go.Bar(
+                x=middle,
+                y=share / (share.max() or 1),
+                base=base,
+                width=width * 0.92,
+                marker={"color": colour, "opacity": 0.3 + 0.7 * above, "line": {"width": 0}},
+                customdata=100 * share,
+                hovertemplate="%{customdata:.1f} % of the frames<br>advantage %{x:.3f}<extra></extra>",
+            )
+        )
+        text = (
+            f"<b>{sentence_case(group['name'])}</b>  {percent(group['positive'])} positive, {group['frames']:,} frames"
+        )
+        notes.append(_note(text, 0, base + 1.02))
+    top = len(groups)
+    if epsilon is not None:
+        left = epsilon > edges[0] + 0.8 * (edges[-1] - edges[0])
+        side = {"xanchor": "right", "xshift": -4} if left else {"xshift": 4}
+        text = f"<b>ε = {epsilon:+.3f}</b>".replace("-", "−")
+        notes.append(_note(text, epsilon, 1, xref="x", yref="paper", yshift=9, font={"color": INK}, **side))
+    return _figure(
+        bars,
+        height=60 + 96 * top,
+        margin={"l": RIGHT, "r": RIGHT, "t": 26},
+        barmode="overlay",
+        xaxis={"range": [edges[0], edges[-1]], "zeroline": True, "zerolinecolor": LINE, "nticks": 7},
+        yaxis={"visible": False, "range": [-(top - 1) * (1 + gap) - 0.12, 1.16]},
+        annotations=notes,
+        shapes=[] if epsilon is None else [_line(epsilon, INK)],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- one episode
+def trace(trace: dict[str, Any], low: float, span: float, colour: str) -> go.Figure:
+    """Value and return of an episode by second, and its advantages under them, positive frames in colour.
+
+    low: the lowest value of all episodes shown; span: their largest advantage, so that they can be compared.
+    """
+    seconds = np.arange(len(trace["value"])) / trace["fps"]
+    positive, step = np.array(trace["positive"], bool), 1 / trace["fps"]
+    width = {"width": 2.2, "color": colour}
+    curves = [
+        go.Scatter(x=seconds, y=trace["return"], line={"dash": "dot", "width": 1.4, "color": FAINT}, mode="lines"),
+        go.Scatter(x=seconds, y=trace["value"], line=width, mode="lines"),
+        go.Bar(
+            x=seconds,
+            y=trace["advantage"],
+            yaxis="y2",
+            width=step * 0.86,
+            marker={"color": [POLICY if p else FAINT for p in positive], "opacity": np.where(positive, 1, 0.45)},
+        ),
+    ]
+    for curve in curves:
+        curve.hoverinfo = "skip"
+    # Inside the frame and not beside it, so that a phone keeps the width for the curve.
+    titles = {1.0: "value, and the return that followed (dotted)", 0.27: "advantage, positive frames in colour"}
+    style = {"yref": "paper", "yanchor": "bottom", "font": {"color": FAINT}, "bgcolor": None}
+    notes = [_note(text, 0, y, xshift=3, **style) for y, text in titles.items()]
+    epsilon = trace["epsilon"]
+    return _figure(
+        curves,
+        height=290,
+        margin={"t": 22},
+        xaxis={"range": [-step / 2, seconds[-1] + step / 2], "ticksuffix": " s", "nticks": 7, "anchor": "y2"},
+        yaxis={"range": [low * 1.05, 0.02], "domain": [0.38, 1], "nticks": 5},
+        yaxis2={"range": [-span, span], "domain": [0, 0.26], "nticks": 3, "anchor": "x", "zeroline": True}
+        | {"zerolinecolor": LINE, "showgrid": False, "fixedrange": True, "tickfont": {"color": FAINT}},
+        annotations=notes,
+        shapes=[]
+        if epsilon is None
+        else [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y2", "y0": epsilon, "y1": epsilon}
+            | {"line": {"color": INK, "width": 1, "dash": "dot"}}
+        ],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+def losses(curves: list[dict[str, Any]]) -> go.Figure:
+    """Training losses by step: the run's own stages in colour, those of control arms pale behind them."""
+    own = [curve for curve in curves if "controls/" not in curve["node"]]
+    lines = []
+    for curve in sorted(curves, key=lambda curve: curve in own):
+        mine = curve in own
+        colour = COLOURS[own.index(curve) % len(COLOURS)] if mine else FAINT
+        name = curve["node"].replace("/controls/", ": ")
+        lines.append(
+            go.Scatter(
+                x=curve["step"],
+                y=curve["loss"],
+                mode="lines",
+                name=name,
+                showlegend=mine,
+                opacity=1 if mine else 0.5,
+                line={"color": colour, "width": 1.8 if mine else 1},
+                hovertemplate=f"{name}<br>step %{{x:.0f}}: %{{y:.3g}}<extra></extra>",
+            )
+        )
+    lowest, highest = (
+        limit(min(c["loss"]) if limit is min else max(c["loss"]) for c in curves) for limit in (min, max)
+    )
+    logarithmic = lowest > 0 and highest > 10 * lowest
+    return _figure(
+        lines,
+        height=280,
+        margin={"t": 40},
+        yaxis={"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero", "nticks": 6},
+        xaxis={"nticks": 6},
+        showlegend=True,
+        legend={
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "itemclick": False,
+            "itemdoubleclick": False,
+        },
+    )

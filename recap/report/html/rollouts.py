@@ -1,0 +1,236 @@
+"""What the value function made of the last rollouts: chosen episodes, each with a video, and its strongest moments."""
+
+from __future__ import annotations
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from recap.config import SourceKind
+from recap.data.frames import Frames, load_frames
+from recap.data.images import decode_images
+from recap.data.labels import Thresholds, read_thresholds
+from recap.data.video import write_video
+from recap.storage import readers as files
+from recap.storage.manifest import results_digest
+from recap.utils.errors import RecapError, disk_error
+
+PIXELS = 224  # larger images are scaled down to this height
+CAMERAS = 2  # side by side; more would be too small to see
+MOMENTS = 6  # of each sign
+CACHE = ".report"  # in the run directory: videos made for the report
+SCRUBBED = {"g": "6", "crf": "24", "preset": "slow"}  # a key frame every six: found at once while scrubbing
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The labelled rollouts of an iteration: columns of advantages.parquet, ε, and their data set if it is there."""
+
+    iteration: int
+    table: files.Columns
+    thresholds: Thresholds
+    frames: Frames | None
+
+    def rows(self, episode: int) -> np.ndarray:
+        """Rows of an episode in the table, by frame: int64 [T]."""
+        rows = np.flatnonzero(self.table["episode_index"] == episode)
+        return rows[np.argsort(self.table["frame_index"][rows], kind="stable")]
+
+
+def last_rollouts(run_dir: Path, summary: dict[str, Any]) -> Rollouts | None:
+    """The rollouts that the last labelled iteration collected itself; None where no rollouts were labelled.
+
+    Raises RecapError for labels or a data set that cannot be read.
+    """
+    for entry in reversed(summary["advantage"]):
+        head = run_dir / files.iteration_dir(entry["iteration"])
+        dataset = head / "rollout" / "dataset"
+        lengths = {e["episode_index"]: e["steps"] for e in files.read_episodes(dataset)}
+        newest = None
+        for table in files.read_advantages(head / "advantage"):
+            if (table["source"] == "demonstration").any():
+                continue
+            episodes, counts = np.unique(table["episode_index"], return_counts=True)
+            its_own = lengths == dict(zip(episodes.tolist(), counts.tolist(), strict=True))
+            frames = load_frames(dataset, "rollouts", SourceKind.rollout) if its_own else None
+            newest = Rollouts(entry["iteration"], table, read_thresholds(head / "advantage"), frames)
+            if its_own:
+                break
+        if newest:
+            return newest
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- episodes
+def traces(run_dir: Path, rollouts: Rollouts) -> list[dict[str, Any]]:
+    """Typical and surprising episodes: their labels by frame, and their video where the data set is there.
+
+    [{"title", "outcome", "episode", "task", "held_out", "fps", "epsilon", "value", "return", "advantage", "positive",
+    "video" (an mp4, in base64), "shape" (its width and height)}]; episodes that the value function was not trained on
+    go first.
+    """
+    found = []
+    for title, episode in _chosen(rollouts.table).items():
+        rows, table = rollouts.rows(episode), rollouts.table
+        task = str(table["task"][rows[0]])
+        trace = {
+            "title": title,
+            "outcome": "success" if table["success"][rows[0]] else "failure",
+            "episode": episode,
+            "task": task,
+            "held_out": bool(table["held_out"][rows[0]]) if "held_out" in table else False,
+            "fps": rollouts.frames.fps if rollouts.frames else 10.0,
+            "epsilon": rollouts.thresholds.epsilon.get(task),
+            **{key: np.round(table[key][rows], 4).tolist() for key in ("value", "return", "advantage")},
+            "positive": table["indicator"][rows].astype(int).tolist(),
+        }
+        if rollouts.frames:
+            film, shape = _film(run_dir, rollouts.frames, rollouts.iteration, episode)
+            trace |= {"video": base64.b64encode(film).decode(), "shape": shape}
+        found.append(trace)
+    return found
+
+
+def _chosen(table: files.Columns) -> dict[str, int]:
+    """{title: episode}: the median success and failure by mean value, and those that the value foresaw least."""
+    episodes, first, inverse = np.unique(table["episode_index"], return_index=True, return_inverse=True)
+    mean = np.bincount(inverse, weights=table["value"]) / np.bincount(inverse)
+    success = table["success"][first]
+    unseen = table["held_out"][first] if "held_out" in table else np.zeros(len(first), bool)
+    chosen: dict[str, int] = {}
+    for outcome, mask in (("success", success), ("failure", ~success)):
+        among = np.flatnonzero(mask & unseen) if (mask & unseen).any() else np.flatnonzero(mask)
+        order = among[np.argsort(mean[among], kind="stable")]
+        if len(order):
+            chosen[f"A typical {outcome}"] = int(episodes[order[(len(order) - 1) // 2]])
+        if len(order) > 2:
+            chosen[f"The {outcome} it expected least"] = int(episodes[order[0 if outcome == "success" else -1]])
+    return dict(sorted(chosen.items(), key=lambda item: not item[0].startswith("A typical")))
+
+
+def _film(run_dir: Path, frames: Frames, iteration: int, episode: int) -> tuple[bytes, tuple[int, int]]:
+    """The mp4 of an episode with a frame for each label, made once, and its width and height."""
+    source = results_digest(frames.root.parent)[:12]
+    path = run_dir / CACHE / f"iter_{iteration:02d}_{source}_{episode:06d}.mp4"
+    try:
+        if not path.is_file():
+            write_video(path, _pictures(frames, episode), frames.fps, SCRUBBED)
+        return path.read_bytes(), _shape(frames)
+    except OSError as error:
+        raise disk_error(error, path) or error from error
+
+
+def _shape(frames: Frames) -> tuple[int, int]:
+    """Width and height of the cameras side by side; even, as H.264 wants it."""
+    height = min(PIXELS, frames.image_shapes[frames.cameras[0]][0]) // 2 * 2
+    shapes = [frames.image_shapes[camera] for camera in frames.cameras[:CAMERAS]]
+    return sum(round(height * width / tall / 2) * 2 for tall, width, _ in shapes), height
+
+
+def _pictures(frames: Frames, episode: int, which: list[int] | None = None) -> list[np.ndarray]:
+    """The cameras side by side in some frames of an episode, or in all: uint8 [H, W, 3] each."""
+    start, length = int(frames.start[episode]), int(frames.length[episode])
+    rows = start + (np.arange(length) if which is None else np.minimum(which, length - 1))
+    views = [_images(frames, camera, episode, rows) for camera in frames.cameras[:CAMERAS]]
+    height = _shape(frames)[1]
+    pictures = []
+    for pair in zip(*views, strict=True):
+        sized = [
+            image.resize((round(image.width * height / image.height / 2) * 2, height), Image.Resampling.LANCZOS)
+            for image in map(Image.fromarray, pair)
+        ]
+        pictures.append(np.concatenate([np.asarray(image) for image in sized], axis=1))
+    return pictures
+
+
+def _images(frames: Frames, camera: str, episode: int, rows: np.ndarray) -> np.ndarray:
+    """uint8 [n, H, W, 3] of rows of one episode, without decoding the rest of the data set."""
+    if camera in frames.clips:
+        return frames.pixels(camera, rows)
+    encoded: dict[int, bytes] = {}
+    number = int(frames.episode_index[frames.start[episode]])
+    for path in frames.files.data_files:
+        try:
+            # The folder is no partition key: pyarrow would take a column out of a name such as "seed=0".
+            wanted = [("episode_index", "=", number)]
+            found = pq.read_table(path, columns=["frame_index", camera], filters=wanted, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise RecapError(
+                f"{path} cannot be read ({error}). Fix: delete {frames.root.parent}, run it again."
+            ) from error
+        images = found[camera].combine_chunks().field("bytes").to_pylist()
+        encoded |= dict(zip(found["frame_index"].to_pylist(), images, strict=True))
+    out = np.empty((len(rows), *frames.image_shapes[camera]), np.uint8)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            decode_images([encoded.get(int(frame)) for frame in frames.frame_index[rows]], out, pool)
+    except ValueError as error:
+        raise RecapError(
+            f"{frames.root}, episode {number}, {camera}: {error}. Fix: delete {frames.root.parent}, run it again."
+        ) from error
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------- moments
+def moments(rollouts: Rollouts) -> dict[str, list[dict[str, Any]]]:
+    """{"positive", "negative"}: the frames of highest and of lowest advantage, one an episode, strongest first.
+
+    Each {"task", "episode", "frame", "seconds", "advantage", "success", "images" (JPEGs in base64: the frame, and
+    the one N steps later)}. Frames with the end of the episode within N steps are left out if there are others:
+    there the advantage is that of the outcome, not of what was done. {} without the data set's images.
+    """
+    if rollouts.frames is None:
+        return {}
+    table, ahead = rollouts.table, rollouts.thresholds.look_ahead
+    _, inverse, counts = np.unique(table["episode_index"], return_inverse=True, return_counts=True)
+    lengths = counts[inverse]
+    before_end = table["frame_index"] + (lengths if ahead is None else ahead) < lengths
+    rows = np.flatnonzero(before_end if before_end.any() else np.ones(len(lengths), bool))
+    order = rows[np.argsort(table["advantage"][rows], kind="stable")]
+    return {
+        "positive": [_moment(rollouts, row, ahead) for row in _one_an_episode(table, order[::-1])],
+        "negative": [_moment(rollouts, row, ahead) for row in _one_an_episode(table, order)],
+    }
+
+
+def _one_an_episode(table: files.Columns, order: np.ndarray) -> list[int]:
+    episodes, first = np.unique(table["episode_index"][order], return_index=True)
+    return order[np.sort(first)[:MOMENTS]].tolist() if len(episodes) else []
+
+
+def _moment(rollouts: Rollouts, row: int, ahead: int | None) -> dict[str, Any]:
+    assert rollouts.frames is not None
+    table = rollouts.table
+    episode, frame = int(table["episode_index"][row]), int(table["frame_index"][row])
+    steps = int((table["episode_index"] == episode).sum()) - 1 - frame if ahead is None else ahead
+    both = _pictures(rollouts.frames, episode, [frame, frame + steps])
+    # One camera is enough to see what happened, and leaves room for both times.
+    width = _first_width(rollouts.frames)
+    return {
+        "task": str(table["task"][row]),
+        "episode": episode,
+        "frame": frame,
+        "seconds": frame / rollouts.frames.fps,
+        "advantage": float(table["advantage"][row]),
+        "success": bool(table["success"][row]),
+        "images": [_jpeg(picture[:, :width]) for picture in both],
+    }
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=88, subsampling=0)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _first_width(frames: Frames) -> int:
+    tall, wide, _ = frames.image_shapes[frames.cameras[0]]
+    return round(_shape(frames)[1] * wide / tall / 2) * 2

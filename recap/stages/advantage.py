@@ -1,0 +1,127 @@
+"""The advantage stage: from stored values to N-step advantages, ε and indicators of all frames. Seconds, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from recap.config import Config, StageKind, Threshold
+from recap.data.frames import Frames
+from recap.data.labels import Thresholds, write_labels, write_thresholds
+from recap.method import advantage as equations
+from recap.method.returns import rewards
+from recap.pipeline.limits import no_success
+from recap.policies.value.splits import held_out
+from recap.stages.inputs import (
+    Inputs,
+    Say,
+    episodes_of,
+    normalized_returns,
+    pooled_episodes,
+    read_normalizers,
+    read_values,
+    sources,
+)
+from recap.utils.errors import RecapError
+
+
+def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageKind) -> None:
+    """Advantages, ε and indicators of all frames; `stage`: of the policy's training that will read them."""
+    data, settings = sources(cfg, inputs), cfg.advantage
+    norm = read_normalizers(inputs["values"])
+    before = stage is StageKind.sft
+    look_ahead = settings.sft.look_ahead if before else settings.look_ahead
+    fraction = settings.sft.positive_fraction if before else settings.positive_fraction
+    if not any(frames.success.any() for frames in data):
+        raise RecapError(no_success([frames.name for frames in data], fraction, before))
+    tables = [_advantages(cfg, frames, read_values(inputs["values"], frames), norm, look_ahead) for frames in data]
+    pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
+    tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
+    scope: Literal["per_task", "all"] = "per_task" if settings.threshold is Threshold.per_task else "all"
+    epsilon = equations.thresholds(pooled["advantage"], tasks, fraction, scope, settings.positive_fraction_by_task)
+    forced = [kind.name for kind in settings.force_positive]
+    pooled["indicator"] = equations.indicator(pooled["advantage"], tasks, epsilon, kinds, forced)
+    start = 0
+    for frames, table in zip(data, tables, strict=True):
+        table["indicator"] = pooled["indicator"][start : start + len(frames)]
+        start += len(frames)
+        (out / frames.name).mkdir(exist_ok=True)
+        write_labels(out / frames.name, table, frames.recording)
+    success = pooled["success"]
+    thresholds = Thresholds(
+        epsilon=epsilon,
+        wanted_positive=fraction,
+        achieved_positive=equations.positive_shares(pooled["indicator"], kinds, success),
+        achieved_positive_per_task=equations.positive_shares_per_task(pooled["indicator"], tasks, kinds, success),
+        look_ahead=look_ahead,
+        normalizer=norm,
+        c_fail=settings.c_fail,
+        percentiles=equations.percentiles(pooled["advantage"]),
+    )
+    write_thresholds(out, thresholds)
+    say(describe(thresholds))
+    for text in doubts(data, thresholds, cfg.gate.share_tolerance if before else 1.0):
+        say(f"warning: {text}")
+
+
+def _advantages(
+    cfg: Config, frames: Frames, values: np.ndarray, norm: dict[str, float], look_ahead: int | None
+) -> dict[str, np.ndarray]:
+    """The label columns of one data set, but for the indicator. values: float64 [members, N]."""
+    tasks, lengths, success = episodes_of(frames)
+    c_fail, of_episode = cfg.advantage.c_fail, frames.episode
+    out_by = np.stack([held_out(frames, cfg.value, cfg.seed, member) for member in range(len(values))])[:, of_episode]
+    value, unseen = equations.read_value(values, out_by, cfg.value.read.value)
+    found = [
+        equations.advantages(rewards(length, won, c_fail), value[start : start + length], look_ahead, norm[task])
+        for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
+    ]
+    return {
+        "dataset": np.full(len(frames), frames.name, dtype=object),
+        "episode_index": frames.episode_index,
+        "frame_index": frames.frame_index,
+        "value": value,
+        "return": normalized_returns(frames, norm, c_fail),
+        "advantage": np.concatenate(found),
+        "held_out": unseen,
+        "source": frames.source_of_frame(),
+        "success": frames.success[of_episode],
+        "task": np.asarray(tasks, dtype=object)[of_episode],
+    }
+
+
+def doubts(data: list[Frames], thresholds: Thresholds, tolerance: float) -> Iterator[str]:
+    """Where labels mean less than they seem to, which the gate cannot tell: of the pre-training there is none."""
+    tasks, _, success = pooled_episodes(data)
+    for task in sorted(set(tasks)):
+        won = [good for name, good in zip(tasks, success, strict=True) if name == task]
+        share = thresholds.achieved_positive_per_task[task]["all"] or 0.0
+        if len(won) == 1:
+            yield f"{task!r} has one episode: its {share:.0%} positive frames are better than nothing else"
+        elif not any(won):
+            yield (
+                f"none of {len(won)} episodes of {task!r} succeeded: its {share:.0%} positive frames are those of "
+                "failures. Fix: add successes of it, or leave its data out"
+            )
+    achieved = thresholds.achieved_positive["all"] or 0.0
+    if achieved < thresholds.wanted_positive - tolerance:
+        yield (
+            f"{achieved:.0%} of the frames are positive, {thresholds.wanted_positive:.0%} were wanted: many advantages "
+            "are equal, because V is nearly constant. Fix: value.sft.steps, or look at value_curve in the report"
+        )
+
+
+def describe(thresholds: Thresholds) -> str:
+    """Percentiles, ε and achieved shares as they are printed."""
+
+    def shares(achieved: Mapping[str, float | None]) -> str:
+        return "  ".join(f"{name} {share:.0%}" for name, share in achieved.items() if share is not None)
+
+    lines = ["advantage percentiles  " + "  ".join(f"{k}:{v:+.3f}" for k, v in thresholds.percentiles.items())]
+    for task, epsilon in thresholds.epsilon.items():
+        lines.append(f"ε = {epsilon:+.4f}  {task}: positive {shares(thresholds.achieved_positive_per_task[task])}")
+    lines.append(f"positive {shares(thresholds.achieved_positive)} (wanted {thresholds.wanted_positive:.0%})")
+    return "\n".join(lines)

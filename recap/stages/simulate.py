@@ -1,0 +1,200 @@
+"""Stages that act in the environment: the demonstrator's recordings, rollouts and evaluation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recap.config import Config, Prompt, SourceKind
+from recap.envs import EpisodeSpec
+from recap.method.success import summarize
+from recap.pipeline.graph import prompt_for
+from recap.policies.actor import ActionChunks
+from recap.policies.checkpoint import Checkpoint
+from recap.policies.folder import checkpoint_of
+from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.processors import prompt_step
+from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
+from recap.rollout.pool import Pool
+from recap.rollout.worker import EnvFacts
+from recap.stages.inputs import Inputs, Say, plan, publish, published
+from recap.storage.manifest import write_text
+from recap.utils.device import device_name
+from recap.utils.errors import RecapError
+from recap.utils.ranks import WHOLE, Share
+
+STATES_PER_ITERATION = 100_000
+INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
+
+
+def demonstrations(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
+    """The scripted demonstrator records its episodes."""
+    scripted = cfg.data.demonstrator
+    assert scripted is not None
+    if not published(out):
+        env = type(cfg.env)(**{**vars(cfg.env), "max_steps": scripted.max_steps})
+        with Pool(env, cfg.workers.processes, cfg.workers.processes) as pool:
+            results = demonstrate(pool, plan(cfg, scripted.episodes, 0, stream=0), scripted, record=out / "episodes")
+        say(f"{len(results)} demonstrations, {np.mean([r.steps for r in results]):.0f} steps on average")
+        publish(cfg, out, SourceKind.demonstration, None)
+
+
+def rollout(
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    iteration: int,
+    episodes: int,
+    videos: int,
+    prompt: Prompt,
+    beta: float,
+    tasks: list[str] | None = None,
+    share: Share = WHOLE,
+) -> None:
+    """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
+    if published(out):
+        return
+    if "policy" not in inputs:
+        inputs, prompt, beta = _best(cfg, inputs, prompt, beta)
+        say(f"collected by {checkpoint_name(cfg, inputs['policy'])}")
+    episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration, only=tasks)
+    results = _act(
+        cfg,
+        inputs,
+        episode_plan,
+        "collection",
+        prompt,
+        beta,
+        record=out / "episodes",
+        videos=out / "videos",
+        video_episodes=videos,
+        progress="rollout",
+        share=share,
+    )
+    if not share.whole:
+        return
+    say(f"{sum(r.success for r in results)} of {len(results)} rollouts succeeded")
+    publish(cfg, out, SourceKind.rollout, checkpoint_name(cfg, inputs["policy"]))
+
+
+def evaluate(
+    cfg: Config,
+    inputs: Inputs,
+    out: Path,
+    say: Say,
+    *,
+    episodes: int,
+    videos: int,
+    prompt: Prompt,
+    beta: float,
+    share: Share = WHOLE,
+) -> None:
+    """Held-out initial states, the same ones and the same noise for every policy of the run."""
+    results = _act(
+        cfg,
+        inputs,
+        plan(cfg, episodes, 0, stream=1_000_000),
+        "evaluation",
+        prompt,
+        beta,
+        journal=out / "episodes.jsonl",
+        videos=out / "videos",
+        video_episodes=videos,
+        progress="evaluation",
+        share=share,
+    )
+    if not share.whole:
+        return
+    listed = [vars(result) for result in results]
+    numbers = summarize(listed, cfg.env.fps)
+    result = {
+        "checkpoint": checkpoint_name(cfg, inputs["policy"]),
+        "prompt": prompt.name,
+        "beta": beta,
+        "fps": cfg.env.fps,
+        **numbers,
+        "episodes": listed,
+    }
+    write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+    for journal in journals(out / "episodes.jsonl")[1:]:  # of shares: the result holds them now
+        journal.unlink()
+    low, high = numbers["ci95"]
+    say(f"success {numbers['successes']}/{numbers['n']} = {numbers['success_rate']:.0%} [{low:.0%}, {high:.0%}]")
+
+
+def _best(cfg: Config, inputs: Inputs, prompt: Prompt, beta: float) -> tuple[Inputs, Prompt, float]:
+    """The policy with the highest success rate so far, the later one of equals, prompted as it was trained."""
+    rounds = range(sum(role.startswith("policy_") for role in inputs))
+    rates = [json.loads((inputs[f"eval_{k}"] / "result.json").read_text())["success_rate"] for k in rounds]
+    best = max(rounds, key=lambda k: (rates[k], k))
+    prompt = prompt_for(prompt, cfg.pi0.finetune if best else cfg.pi0.sft)
+    return {"policy": inputs[f"policy_{best}"]}, prompt, 1.0 if prompt is Prompt.none else beta
+
+
+def checkpoint_name(cfg: Config, policy: Path) -> str:
+    """The checkpoint as results name it: within the run, so that a run can be moved; absolute from elsewhere."""
+    path, run = checkpoint_of(policy).absolute(), Path(cfg.output).absolute()
+    return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
+
+
+def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
+    """Raises RecapError where the environment has other cameras, state or action sizes than the policy was made for."""
+    config = checkpoint.policy.config
+    trained = {"observation.state": config.robot_state_feature, "action": config.action_feature}
+    for key, size in (("observation.state", env.state_dim), ("action", env.action_dim)):
+        feature = trained[key]
+        if feature is not None and feature.shape != (size,):
+            raise RecapError(
+                f"the policy was trained with {key} of dimension {feature.shape[0]}, the environment has {size}. "
+                "Fix: a checkpoint of this robot, or its environment with env=…"
+            )
+    missing = [key for key in config.image_features if key not in checkpoint.sees(env.cameras)]
+    if missing:
+        raise RecapError(
+            f"the policy was trained with camera {missing[0]}, the environment has {', '.join(env.cameras)}. "
+            "Fix: a checkpoint of this robot, or its environment with env=…"
+        )
+
+
+def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: Prompt) -> None:
+    """Says so where a policy is told an indicator that it never saw; section: where the configuration has `prompt`."""
+    if INDICATOR[prompt] is not None and prompt_step(checkpoint.preprocess).default_indicator is None:
+        print(
+            f"warning: {policy} was trained without an indicator, but is told '{prompt.name}'. "
+            f"{section}.prompt=none gives it the prompts that it knows.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _act(
+    cfg: Config,
+    inputs: Inputs,
+    episodes: list[EpisodeSpec],
+    split: str,
+    prompt: Prompt,
+    beta: float,
+    *,
+    share: Share,
+    record: Path | None = None,
+    journal: Path | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """Plays a share of the episodes; the results of all that are finished then."""
+    done = already(episodes, record, journal)
+    if all(spec.index in done for spec in share.of(episodes)):
+        return [done[spec.index] for spec in episodes if spec.index in done]
+    with Pool(cfg.env, cfg.workers.processes, cfg.workers.slots) as pool:
+        checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
+        checkpoint.policy.config.num_inference_steps = cfg.pi0.num_inference_steps
+        check_robot(checkpoint, pool.facts)
+        warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
+        act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
+        options |= {"share": share, "record": record, "journal": journal}
+        return roll(pool, episodes, split, act, cfg.pi0.n_action_steps, **options)

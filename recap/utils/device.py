@@ -1,0 +1,33 @@
+"""Which device computes, and whether its memory is enough. Imports torch alone, so that it can be asked early."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from recap.config import Device
+from recap.utils.environment import number
+from recap.utils.errors import RecapError
+
+
+def device_name(device: Device) -> str:
+    """`auto` takes the accelerator that is there; of processes started together, each takes its own.
+
+    Raises:
+        RecapError: the device asked for is not on this machine.
+    """
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(number("LOCAL_RANK", 0) % torch.cuda.device_count())
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is Device.auto:
+        return next(name for name, there in available.items() if there)
+    if not available[device.value]:
+        there = ", ".join(name for name, ok in available.items() if ok)
+        raise RecapError(f"device={device.value}: there is none on this machine. Choices here: {there}, auto.")
+    return device.value
+
+
+def memory(name: str) -> float:
+    """Bytes of memory of a device; 0 for a processor, whose memory is not asked for here."""
+    return float(torch.cuda.get_device_properties(0).total_memory) if name == "cuda" else 0.0
