@@ -17,22 +17,28 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from lerobot.policies.pi0 import PI0Config as TheirConfig
 from lerobot.policies.pi0 import modeling_pi0
 from safetensors.torch import load_file
 
-from recap import config as schema
-from recap.config import Optimizer, Precision, Sharding, TrainConfig, Trained
+from recap.config import TrainJob, plain, typed
 from recap.policies.checkpoint import Checkpoint, build_value, features
+from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.prompt import BUILTIN
+from recap.policies.sizes import Precision, Trained
+from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.training.config import Optimizer, Sharding
 from recap.training.distributed import make_accelerator, prepare
 from recap.training.loop import make_optimizer, tensors
 
@@ -107,7 +113,7 @@ def free() -> None:
 
 def training_step(policy: Any, batch: Callable[[], Any], device: str, optimizer: Optimizer) -> Callable[[], None]:
     """One step as `recap.training.loop.train` takes it."""
-    config = TrainConfig(optimizer=optimizer, learning_rate=2.5e-5, weight_decay=0.01, grad_clip=1.0)
+    config = replace(full().pi0.sft, optimizer=optimizer)
     policy.run_with(gradient_checkpointing=True)
     policy.train()
     accelerator = make_accelerator(Sharding.none, device, config)
@@ -145,7 +151,7 @@ def half(device: str) -> torch.autocast:
 
 
 # ---------------------------------------------------------------------------------------------------- parts
-def training(folder: Path, device: str, size: schema.PI0Config) -> None:
+def training(folder: Path, device: str, size: PI0Config) -> None:
     """Of every choice, from arrays on the processor on."""
     print("\n| pi0.trains | optimizer | batch | a step | memory |\n|---|---|---|---|---|")
     for trains, optimizer, batch in TRAININGS:
@@ -153,16 +159,14 @@ def training(folder: Path, device: str, size: schema.PI0Config) -> None:
         free()
 
 
-def one_training(
-    folder: Path, device: str, size: schema.PI0Config, trains: Trained, optimizer: Optimizer, batch: int
-) -> None:
+def one_training(folder: Path, device: str, size: PI0Config, trains: Trained, optimizer: Optimizer, batch: int) -> None:
     checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device], trains, size.lora_rank)
     data = raw(batch, size.chunk_size)
     step = training_step(checkpoint.policy, lambda: checkpoint.prepare(tensors(data)), device, optimizer)
     say(trains.name, optimizer.name, batch, measured(step, device))
 
 
-def beside_lerobot(folder: Path, device: str, size: schema.PI0Config, numbers: dict[str, Any] | None) -> None:
+def beside_lerobot(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> None:
     """On the same batches, which are on the device already."""
     print("\n| | | a time | memory |\n|---|---|---|---|")
     noise = torch.randn(1, size.chunk_size, size.max_action_dim, generator=torch.Generator().manual_seed(1)).to(device)
@@ -202,7 +206,7 @@ def acting(who: str, policy: Any, batches: dict[int, Any], noise: torch.Tensor, 
     return policy.predict_action_chunk(batches[1], **given)
 
 
-def theirs(folder: Path, device: str, size: schema.PI0Config, numbers: dict[str, Any] | None) -> Any:
+def theirs(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> Any:
     """lerobot's class with the weights of a checkpoint of ours."""
     if numbers:
         script("tests/stock_lerobot.py").shrink(numbers, setattr)
@@ -221,7 +225,7 @@ def theirs(folder: Path, device: str, size: schema.PI0Config, numbers: dict[str,
     return policy.to(device)
 
 
-def compiled(folder: Path, device: str, size: schema.PI0Config) -> None:
+def compiled(folder: Path, device: str, size: PI0Config) -> None:
     """What `pi0.compile=true` gives."""
     print("\n| | | a time | memory |\n|---|---|---|---|")
     checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device])
@@ -231,14 +235,14 @@ def compiled(folder: Path, device: str, size: schema.PI0Config) -> None:
     acting("ours", checkpoint.policy, batches, noise, device)
 
 
-def value(device: str, size: schema.ValueConfig) -> None:
+def value(device: str, size: ValueConfig) -> None:
     print("\n| value function | batch | a time | memory |\n|---|---|---|---|")
     for batch in (16, 32):
         one_value(device, size, batch)
         free()
 
 
-def one_value(device: str, size: schema.ValueConfig, batch: int) -> None:
+def one_value(device: str, size: ValueConfig, batch: int) -> None:
     torch.manual_seed(0)
     spec = features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7)
     stats = {"observation.state": {"mean": np.zeros(8), "std": np.ones(8)}}
@@ -281,15 +285,18 @@ def main(folder: Path, parts: list[str]) -> None:
             work()
 
 
-def sizes(numbers: dict[str, Any]) -> tuple[schema.PI0Config, schema.ValueConfig]:
+@cache
+def full() -> TrainJob:
+    """The configuration of full size."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return typed(compose("train"), TrainJob)
+
+
+def sizes(numbers: dict[str, Any]) -> tuple[PI0Config, ValueConfig]:
     """Those of conf/size, with random weights and the tokenizer that needs no licence."""
-    plain = {
-        key: {name: part for name, part in numbers[key].items() if not isinstance(part, dict)} | {"tokenizer": BUILTIN}
-        for key in ("pi0", "value")
-    }
-    plain["value"] |= {"pretrained_vision": None, "pretrained_text": None, "bins": 201}
-    vision, text = schema.SiglipSize(**numbers["value"]["vision"]), schema.GemmaSize(**numbers["value"]["text"])
-    return schema.PI0Config(**plain["pi0"]), schema.ValueConfig(**plain["value"], vision=vision, text=text)
+    own = {"tokenizer": BUILTIN, "pretrained": None}
+    value = plain(full().value) | numbers["value"] | own | {"pretrained_vision": None, "pretrained_text": None}
+    return PI0Config(**plain(full().pi0) | numbers["pi0"] | own), ValueConfig(**value)
 
 
 def shrink(numbers: dict[str, Any]) -> None:

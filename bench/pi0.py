@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from lerobot.policies.pi0 import PI0Config, modeling_pi0
 
-from recap.config import GemmaSize, SiglipSize
 from recap.policies.checkpoint import Checkpoint, features
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import new_processors
 from recap.policies.prompt import BUILTIN
+from recap.policies.sizes import GemmaSize, SiglipSize
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, TURNS = 8, 7

@@ -17,7 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from recap.config import Action, Config, ConfigError, LauncherKind, LoopJob, difference, keys, shared, typed
+from recap.config import Action, Config, ConfigError, LoopJob, difference, keys, shared, typed
+from recap.jobs.config import LauncherKind
 from recap.jobs.job import automatic, launcher
 from recap.tracking.mode import problem
 from recap.utils import environment

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recap.config import PolicyKind, Prompt
+from recap.config import PolicyKind
+from recap.rollout.config import Prompt
 from recap.storage.manifest import follow_umask
 from recap.utils import home
 from recap.utils.console import spell

@@ -19,12 +19,12 @@ import torch
 import yaml
 from accelerate import init_empty_weights
 
-from recap.config import GemmaSize, SiglipSize
 from recap.export import export
 from recap.policies.checkpoint import Checkpoint, features
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import new_processors
 from recap.policies.prompt import BUILTIN
+from recap.policies.sizes import GemmaSize, SiglipSize
 
 ROOT = Path(__file__).resolve().parents[1]
 

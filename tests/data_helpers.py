@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap.config import SourceKind
 from recap.data.frames import Frames, Taken, load_frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec
+from recap.method.config import SourceKind
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 KEY = "data.sources.mine"  # of the configuration that names the sets which `take` reads

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recap.config import EnvConfig, EnvKind, Images
 from recap.data.lerobot_writer import assemble
 from recap.envs import EpisodeSpec
+from recap.envs.config import EnvConfig, EnvKind, Images
 from recap.envs.libero import ASSETS, assets_here
 from recap.rollout.collect import Pool, roll
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import CAMERAS, TASKS
+from demo_keys import demo
 
-from recap.config import GemmaSize, PI0Config, Precision, SiglipSize, ValueConfig
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
 from recap.policies.pi0 import modeling_pi0 as pi0_module
+from recap.policies.pi0.config import PI0Config
 from recap.policies.prompt import BUILTIN
+from recap.policies.sizes import GemmaSize, Precision, SiglipSize
+from recap.policies.value.config import ValueConfig
 
 STATE, ACTION, CHUNK = 8, 7, 5
 STATS = {
@@ -48,7 +52,7 @@ def pi0_size(**changes: Any) -> PI0Config:
         "flow_samples": 2,
         "indicator_dropout": 0.0,
     }
-    return PI0Config(**{**size, **changes})
+    return replace(demo().pi0, **{**size, **changes})
 
 
 def value_size(**changes: Any) -> ValueConfig:
@@ -61,7 +65,7 @@ def value_size(**changes: Any) -> ValueConfig:
         "bins": 21,
         "use_state": False,
     }
-    return ValueConfig(**{**size, **changes})
+    return replace(demo().value, **{**size, **changes})
 
 
 def new_pi0(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_keys import demo
 from tiny_run import RUN, read, results, tiny
 
-from recap.config import ReadValue, SourceKind, ValueConfig
 from recap.data.frames import load_frames
 from recap.data.labels import read_labels, read_thresholds
+from recap.method.config import SourceKind
+from recap.policies.value.config import ReadValue
 from recap.policies.value.splits import held_out, left_out
 
 ARMS = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstrations", "forced_demonstrations"]
@@ -121,11 +124,11 @@ def test_contradictions_are_told(given: tuple[list[str], str], tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------------- held out
 def test_held_out_episodes(finished_run: Path) -> None:
     demos = load_frames(finished_run / RUN / "demonstrations/dataset", "demonstrations", SourceKind.demonstration)
-    folds = ValueConfig(members=3, read=ReadValue.out_of_fold, held_out=0.1, interventions=True)
+    folds = replace(demo().value, members=3, read=ReadValue.out_of_fold, held_out=0.1, interventions=True)
     out = np.stack([held_out(demos, folds, 0, member) for member in range(3)])
     assert (out.sum(0) == 1).all(), "each episode is left out once"
     assert (out.sum(1) == 1).all(), "three episodes, three folds"
-    third = ValueConfig(members=1, read=ReadValue.mean, held_out=1 / 3, interventions=True)
+    third = replace(demo().value, members=1, read=ReadValue.mean, held_out=1 / 3, interventions=True)
     assert held_out(demos, third, 0).sum() == 1
-    assert not held_out(demos, ValueConfig(members=1, read=ReadValue.mean, held_out=0.0), 0).any()
+    assert not held_out(demos, replace(demo().value, members=1, read=ReadValue.mean, held_out=0.0), 0).any()
     assert (left_out(demos, third, 0, 0) == held_out(demos, third, 0)[demos.episode]).all()

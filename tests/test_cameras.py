@@ -15,13 +15,14 @@ from data_helpers import CAMERAS, make_episode
 from policy_helpers import new_value
 from tiny_run import run
 
-from recap.config import DataConfig, SourceConfig, SourceKind
 from recap.data.cameras import image_shapes
+from recap.data.config import DataConfig, SourceConfig
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_reader import DataSetFiles
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
 from recap.data.sources import given
+from recap.method.config import SourceKind
 from recap.stages.train import check_fit
 from recap.utils.errors import RecapError
 

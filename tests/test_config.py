@@ -17,16 +17,9 @@ from recap.config import (
     AdvantageJob,
     Config,
     ConfigError,
-    EnvKind,
     EvalJob,
-    IndicatorMode,
     LoopJob,
-    Normalization,
     PolicyKind,
-    Prompt,
-    Resources,
-    SourceConfig,
-    SourceKind,
     StageKind,
     TrainJob,
     difference,
@@ -37,6 +30,12 @@ from recap.config import (
     shared,
     typed,
 )
+from recap.data.config import SourceConfig
+from recap.envs.config import EnvKind
+from recap.jobs.config import Resources
+from recap.method.config import Normalization, SourceKind
+from recap.rollout.config import Prompt
+from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 
 ROOT = Path(__file__).resolve().parents[1]

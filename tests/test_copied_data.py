@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, EPISODES, TASKS
 
-from recap.config import SourceKind
 from recap.data import frames as frames_module
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import assemble, write_episode
+from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
 DATA, META = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"

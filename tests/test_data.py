@@ -18,13 +18,13 @@ import pytest
 from data_helpers import CAMERAS, EPISODES, TASKS, make_episode
 from PIL import Image
 
-from recap.config import SourceKind
 from recap.data import episodes as episode_files
 from recap.data import lerobot_writer as recorder
 from recap.data.frames import load_frames
 from recap.data.images import decode_images, encode_png
 from recap.data.lerobot_writer import Episode, assemble, finished, write_episode
 from recap.envs import EpisodeSpec
+from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
 

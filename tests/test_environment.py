@@ -18,9 +18,10 @@ import wandb
 from tiny_run import ROOT, RUN, TINY, _main, tiny
 
 from recap import export, study
-from recap.config import LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
+from recap.config import LoopJob, typed
 from recap.jobs.job import python
 from recap.report.__main__ import main as report
+from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.tracking.mode import problem
 from recap.tracking.wandb import _first_line
 from recap.utils import environment
@@ -145,8 +146,8 @@ def test_who_is_waited_for_is_said_and_in_the_end_given_up(
 def test_training_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from accelerate.state import AcceleratorState, PartialState
 
-    from recap.config import Sharding, TrainConfig
     from recap.training import distributed as sharding
+    from recap.training.config import Sharding, TrainConfig
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

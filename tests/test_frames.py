@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, EPISODES, TASKS
 
-from recap.config import SourceKind
 from recap.data.frames import UNKNOWN, Taken, load_frames
 from recap.data.images import encode_png
 from recap.data.lerobot_writer import assemble, write_episode
+from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
 

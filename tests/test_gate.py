@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from tiny_run import RUN, read, tiny
 
-from recap.config import GateAction, GateConfig
 from recap.method.advantage import advantages, threshold
+from recap.method.config import GateAction, GateConfig
 from recap.method.gate import ALL, Check, Labelled, judge
 from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
 from recap.method.returns import normalize, returns, rewards

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from test_config import ROOT, load
 
-from recap.config import Config, IndicatorMode, Normalization, Outcomes, PolicyKind, StageKind, Threshold
+from recap.config import Config, PolicyKind, StageKind
+from recap.method.config import Normalization, Threshold
 from recap.pipeline.graph import train_node
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config
 from recap.policies.value.modeling_value import RecapValueConfig
+from recap.training.config import IndicatorMode, Outcomes
 
 EXPERIMENT = ("experiment=libero_moka",)
 TEN = list(range(10))

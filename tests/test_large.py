@@ -15,7 +15,7 @@ from data_helpers import CAMERAS, make_episode
 from policy_helpers import new_value
 from report_run import evaluate, finish, outcomes
 
-from recap.config import Config, Device, SourceKind
+from recap.config import Config
 from recap.data import frames as frames_module
 from recap.data import lerobot_writer as recorder
 from recap.data import video as videos
@@ -23,9 +23,11 @@ from recap.data.frames import Frames, Taken, load_frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
 from recap.data.prefetch import ahead
+from recap.method.config import SourceKind
 from recap.report import build_summary
 from recap.report.html import gather
 from recap.stages import values as values_module
+from recap.utils.device import Device
 from recap.utils.errors import RecapError
 from recap.utils.ranks import Share
 

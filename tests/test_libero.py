@@ -11,8 +11,8 @@ import pytest
 from libero_helpers import MOKA, moka_env, needs_assets, record
 from tiny_run import STAGES, read, run
 
-from recap.config import EnvConfig, EnvKind, Images
 from recap.envs import instructions, make_env
+from recap.envs.config import EnvConfig, EnvKind, Images
 from recap.rollout.pool import egl_device
 from recap.utils.errors import RecapError
 
@@ -79,7 +79,7 @@ def test_any_other_environment_of_lerobot() -> None:
     from lerobot.envs.utils import preprocess_observation
 
     task = "push the T onto its target"
-    config = EnvConfig(EnvKind.pusht, None, [task], 96, Images.png, 10, 3)
+    config = EnvConfig(type=EnvKind.pusht, tasks=[task], image_size=96, recorded_images=Images.png, fps=10, max_steps=3)
     env = make_env(config)
     assert (env.tasks, env.cameras, env.state_dim, env.action_dim) == ((task,), ("observation.image",), 2, 2)
     assert [float(np.ravel(bound)[0]) for bound in env.action_range] == [0, 512]

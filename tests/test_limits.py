@@ -17,32 +17,21 @@ from hydra import compose, initialize_config_dir
 from policy_helpers import new_pi0, new_value
 from tiny_run import ROOT, RUN, TINY, read, run
 
-from recap.config import (
-    AdvantageJob,
-    ArmConfig,
-    Config,
-    EvalJob,
-    IndicatorMode,
-    LoopJob,
-    Normalization,
-    PolicyKind,
-    Prompt,
-    ReadValue,
-    Resources,
-    SourceKind,
-    StageKind,
-    TrainJob,
-    typed,
-)
+from recap.config import AdvantageJob, ArmConfig, Config, EvalJob, LoopJob, PolicyKind, StageKind, TrainJob, typed
 from recap.data.frames import Frames, load_frames
 from recap.data.labels import THRESHOLDS, Thresholds
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec, make_env
+from recap.jobs.config import Resources
+from recap.method.config import Normalization, SourceKind
 from recap.pipeline.graph import Node, advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
 from recap.pipeline.limits import limits
+from recap.policies.value.config import ReadValue
 from recap.policies.words import builtin_words, prompt
+from recap.rollout.config import Prompt
 from recap.stages.advantage import advantage, doubts
 from recap.stages.values import values_stage
+from recap.training.config import IndicatorMode
 
 POT, PAN = "put the moka pot on the stove", "put the red pan on the rack"
 Made = Callable[..., Frames]

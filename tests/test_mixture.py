@@ -10,14 +10,15 @@ import pytest
 from data_helpers import CAMERAS, make_episode
 from tiny_run import run
 
-from recap.config import DataConfig, Resample, SourceConfig, SourceKind
 from recap.data import frames as frames_module
 from recap.data import resample as pace
+from recap.data.config import DataConfig, Resample, SourceConfig
 from recap.data.frames import Frames, Taken, load_frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture, merged_stats
 from recap.data.prefetch import ahead
 from recap.data.sources import given
+from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
 LENGTHS = (12, 3, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from accelerate import init_empty_weights
 from data_helpers import CAMERAS, TASKS
+from demo_keys import demo
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config as LerobotPI0Config
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
@@ -27,11 +29,11 @@ from policy_helpers import (
     numbers_of,
     observation,
     pi0_size,
+    value_size,
 )
 from policy_helpers import training_batch as batch_of
 from stock_lerobot import shrink
 
-from recap.config import GemmaSize, PolicyTrainConfig, SiglipSize, TrainConfig, Trained, ValueConfig
 from recap.method.returns import Bins
 from recap.policies.actor import ActionChunks
 from recap.policies.backbone import trim
@@ -39,6 +41,7 @@ from recap.policies.checkpoint import Checkpoint, features
 from recap.policies.memory import disk_bytes, pi0_weights
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, prompt
+from recap.policies.sizes import GemmaSize, SiglipSize, Trained
 from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
 from recap.utils.errors import RecapError
 
@@ -97,14 +100,17 @@ def test_weights_are_counted_as_they_are() -> None:
 def test_disk_of_a_run(repository: Path) -> None:
     """Against the weights of full-size networks: three policies, two value functions, and a training under way."""
     numbers = yaml.safe_load((repository / "conf/size/full.yaml").read_text())
-    value, kept = numbers["value"], TrainConfig(keep_checkpoints=2)
+    value = numbers["value"]
     sizes = {"vision": SiglipSize(**value["vision"]), "text": GemmaSize(**value["text"])}
     spec = features(dict.fromkeys(CAMERAS, (224, 224)), 8, 7)
     with init_empty_weights():
         critic = RecapValuePolicy(RecapValueConfig(**spec | {"output_features": {}}, **sizes, device="cpu"))
     count = sum(p.numel() for p in critic.parameters())
-    size = pi0_size(tokenizer="theirs", sft=PolicyTrainConfig(keep_checkpoints=2), trains=Trained.lora, lora_rank=4)
-    of_value = ValueConfig(**sizes, image_size=224, tokenizer="theirs", sft=kept)
+    size = pi0_size(
+        tokenizer="theirs", sft=replace(demo().pi0.sft, keep_checkpoints=2), trains=Trained.lora, lora_rank=4
+    )
+    kept = replace(demo().value.sft, keep_checkpoints=2)
+    of_value = value_size(**sizes, image_size=224, tokenizer="theirs", sft=kept)
     found = disk_bytes(size, of_value, policies=3, values=2)
     assert found == pytest.approx(2 * 4 * count + 3 * 12 * count, rel=0.01)  # adapters are small; moments are 8 bytes
     whole = disk_bytes(pi0_size(tokenizer="theirs", sft=size.sft, trains=Trained.all), of_value, 3, 2)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from policy_helpers import act, numbers_of, pi0_size, take_for_full_size
 
-from recap.config import Prompt
 from recap.export import export
 from recap.policies.checkpoint import Checkpoint, build_pi0, features
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.prompt import prompt
+from recap.rollout.config import Prompt
 from recap.utils.errors import RecapError
 
 TASK = "put both moka pots on the stove"

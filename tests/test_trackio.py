@@ -13,10 +13,11 @@ from PIL import Image
 from tiny_run import ROOT
 
 from recap import tracking
-from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
+from recap.config import ConfigError, LoopJob, typed
 from recap.pipeline import preflight
 from recap.storage.manifest import write_manifest
 from recap.tracking import wandb
+from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.utils.errors import RecapError
 
 WANTED = TrackingConfig(TrackingKind.trackio, TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)

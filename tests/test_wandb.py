@@ -22,9 +22,10 @@ from hydra import compose, initialize_config_dir
 from tiny_run import ROOT, RUN, STAGES, TINY, read, snapshot
 from wandb_files import OfflineRun, by_name, offline_runs
 
-from recap.config import ConfigError, LoopJob, TrackingConfig, TrackingKind, TrackingMode, typed
+from recap.config import ConfigError, LoopJob, typed
 from recap.dashboard import LAYOUT, workspace
 from recap.tracking import Tracker
+from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.tracking.mode import decide
 
 KEY = "0" * 40

@@ -14,12 +14,13 @@ from policy_helpers import VISION, VLM, act, chunk_noise, new_pi0, new_value, ob
 from safetensors.torch import save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, SiglipConfig, SiglipModel
 
-from recap.config import GemmaSize, Optimizer, Precision, SiglipSize, TrainConfig, Trained
 from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.sizes import GemmaSize, Precision, SiglipSize, Trained
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.weights import EMBEDDINGS, HEAD
+from recap.training.config import Optimizer, TrainConfig
 from recap.training.distributed import OPTIMIZER
 from recap.training.loop import train
 from recap.utils.errors import RecapError

@@ -10,8 +10,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from tiny_run import ROOT
 
-from recap.config import DemonstratorConfig, LoopJob, PolicyKind, StageKind, typed
+from recap.config import LoopJob, PolicyKind, StageKind, typed
 from recap.data.lerobot_writer import assemble
+from recap.envs.config import DemonstratorConfig
 from recap.pipeline.graph import DEMONSTRATIONS
 from recap.rollout.collect import demonstrate
 from recap.rollout.pool import Pool

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from recap.config.choices import IndicatorMode
 from recap.config.schema import ArmConfig, Config
+from recap.training.config import IndicatorMode
 
 
 def with_arm(cfg: Config, name: str | None) -> Config:

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recap.config import Resample, SourceKind
 from recap.data import resample as pace
 from recap.data.cameras import image_shapes
 from recap.data.clips import Clips
+from recap.data.config import Resample
 from recap.data.episodes import ACTION, STATE
 from recap.data.images import decode_images
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
 from recap.data.video import TOLERANCE, nearest_pictures, read_video
+from recap.method.config import SourceKind
 from recap.utils.errors import disk_error
 
 UNKNOWN = -1  # initial state and seed of data sets that do not record them

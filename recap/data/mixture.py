@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from recap.config import Outcomes, SourceKind
-from recap.config.sources import reserved
 from recap.data.cameras import choice
+from recap.data.config import reserved
 from recap.data.frames import Frames
+from recap.method.config import SourceKind
+from recap.training.config import Outcomes
 from recap.utils.errors import RecapError
 
 

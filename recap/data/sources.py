@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recap.config import DataConfig
+from recap.data.config import DataConfig
 from recap.data.frames import Frames, Taken, load_frames
 from recap.utils.errors import RecapError
 from recap.utils.hub import download, find

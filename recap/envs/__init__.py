@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from recap.config import EnvConfig, EnvKind
+from recap.envs.config import EnvConfig, EnvKind
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from recap.config import EnvConfig
+from recap.envs.config import EnvConfig
 from recap.utils.errors import RecapError
 
 SPLITS = ("demonstration", "collection", "evaluation")

@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 import yaml
 
-from recap.config import EnvConfig
+from recap.envs.config import EnvConfig
 from recap.envs.lerobot import LerobotEpisodes, matching, state_seed
 from recap.envs.rendering import choose_gl
 from recap.utils.errors import RecapError

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from recap import tracking
-from recap.config import Config, LauncherKind, Resources
+from recap.config import Config
 from recap.jobs import slurm
+from recap.jobs.config import LauncherKind, Resources
 from recap.jobs.preemption import NOTICE, restarts
 from recap.pipeline.graph import Node
 from recap.storage.manifest import write_text

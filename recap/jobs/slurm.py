@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recap.config import Config, LauncherConfig, Resources
+from recap.config import Config
+from recap.jobs.config import LauncherConfig, Resources
 from recap.storage.manifest import write_text
 from recap.utils.errors import RecapError
 

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from recap.config import Action, LauncherKind
+from recap.config import Action
 from recap.jobs.chain import Chain, Executor, OnSlurm, Seen, State, cancel
+from recap.jobs.config import LauncherKind
 from recap.jobs.job import JOBS, launcher, resources
 from recap.jobs.local import OnThisMachine
 from recap.pipeline.graph import Node

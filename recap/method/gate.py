@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recap.config import GateConfig
 from recap.method.advantage import positive_shares
+from recap.method.config import GateConfig
 from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
 from recap.method.returns import Bins, Floats, Ints, c_fail_floor
 

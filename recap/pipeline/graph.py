@@ -14,19 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recap.config import (
-    Collector,
-    Config,
-    IndicatorMode,
-    PolicyKind,
-    PolicyTrainConfig,
-    Prompt,
-    Restart,
-    StageKind,
-    plain,
-    relabels,
-    with_arm,
-)
+from recap.config import Config, PolicyKind, StageKind, plain, relabels, with_arm
+from recap.rollout.config import Collector, Prompt
+from recap.training.config import IndicatorMode, PolicyTrainConfig, Restart
 
 DEMONSTRATIONS = "demonstrations"
 

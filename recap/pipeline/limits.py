@@ -9,32 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.config import (
-    AdvantageJob,
-    Config,
-    EvalJob,
-    IndicatorMode,
-    LoopJob,
-    Normalization,
-    PI0Config,
-    PolicyKind,
-    Prompt,
-    Resources,
-    StageKind,
-    Threshold,
-    ValueConfig,
-    with_arm,
-)
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, PolicyKind, StageKind, with_arm
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture
 from recap.envs import Env
+from recap.jobs.config import Resources
 from recap.jobs.job import section
+from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor
 from recap.pipeline.graph import DEMONSTRATIONS, Node
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
+from recap.policies.pi0.config import PI0Config
+from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
+from recap.rollout.config import Prompt
+from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 
 READS = ("train", "values", "advantage")  # kinds of stages that read data sets

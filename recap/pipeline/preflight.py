@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from recap.config import Config, Device, EnvKind, LoopJob, Resources, Sharding, TrackingKind
+from recap.config import Config, LoopJob
 from recap.data.cameras import choice
 from recap.data.mixture import Mixture
 from recap.data.sources import given
 from recap.envs import Env, instructions, libero, make_env
+from recap.envs.config import EnvKind
 from recap.jobs import slurm
+from recap.jobs.config import Resources
 from recap.pipeline.graph import Node
 from recap.pipeline.limits import limits
 from recap.pipeline.starts import start_needs, start_problems
@@ -23,6 +25,9 @@ from recap.policies.memory import disk_bytes, training_bytes
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
 from recap.storage.manifest import CONFIG
+from recap.tracking.config import TrackingKind
+from recap.training.config import Sharding
+from recap.utils.device import Device
 from recap.utils.errors import RecapError
 from recap.utils.hub import Need, fetch, refusals
 from recap.utils.ranks import process

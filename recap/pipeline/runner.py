@@ -17,7 +17,6 @@ from recap.config import (
     AdvantageJob,
     Config,
     EvalJob,
-    LauncherKind,
     LoopJob,
     PolicyKind,
     StageKind,
@@ -26,6 +25,7 @@ from recap.config import (
     with_arm,
 )
 from recap.jobs.chain import Chain
+from recap.jobs.config import LauncherKind
 from recap.jobs.job import Run, launcher, resources, section, submitted
 from recap.pipeline import shown
 from recap.pipeline.commands import advantage_job, eval_job

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipVisionConfig
 from transformers import logging as transformers_logging
 
-from recap.config import SiglipSize
+from recap.policies.sizes import SiglipSize
 
 STEM_STRIDE = 4
 transformers_logging.set_verbosity_error()  # its warnings are about how it builds its own configurations

@@ -17,13 +17,15 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recap import config as schema
-from recap.config import PolicyKind, Precision, Trained
+from recap.config import PolicyKind
 from recap.policies import lora as adapters
 from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
+from recap.policies.pi0 import config as pi0_keys
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors, seen
 from recap.policies.prompt import BUILTIN, load_tokenizer
+from recap.policies.sizes import Precision, Trained
+from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import folder_of, load_part, load_weights
 from recap.storage.manifest import follow_umask
@@ -51,7 +53,7 @@ def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tokenizer_of(
-    size: schema.PI0Config | schema.ValueConfig,
+    size: pi0_keys.PI0Config | ValueConfig,
     key: str,
     given: Path | None,
     robot: tuple[Sequence[str], int, int] | None,
@@ -65,7 +67,7 @@ def tokenizer_of(
     Raises:
         RecapError: it is not there, or cannot be read.
     """
-    kind: type[Policy] = RecapPI0Policy if isinstance(size, schema.PI0Config) else RecapValuePolicy
+    kind: type[Policy] = RecapPI0Policy if isinstance(size, pi0_keys.PI0Config) else RecapValuePolicy
     if given is None and size.pretrained is not None and robot is not None:
         spec = features(dict.fromkeys(robot[0], (1, 1)), robot[1], robot[2])
         folder = folder_of(size.pretrained, key)
@@ -79,7 +81,7 @@ def tokenizer_of(
 
 
 def build_pi0(
-    size: schema.PI0Config, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+    size: pi0_keys.PI0Config, spec: dict[str, Any], device: str, precision: Precision = Precision.no
 ) -> RecapPI0Policy:
     """A new π0 from numbers, with the weights of `size.pretrained`, or random ones of torch's global generator.
 
@@ -116,7 +118,7 @@ def build_pi0(
 
 
 def build_value(
-    size: schema.ValueConfig, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+    size: ValueConfig, spec: dict[str, Any], device: str, precision: Precision = Precision.no
 ) -> RecapValuePolicy:
     """A new value function from numbers; see `build_pi0`. Its vision tower and its Gemma may come from the hub."""
     tokenizer = load_tokenizer(size.tokenizer)

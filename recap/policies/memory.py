@@ -1,7 +1,5 @@
 """GPU memory of a training and disk of a run, computed from the sizes of the networks.
 
-`python -m recap.policies.memory` prints the table of GPU memory.
-
 Exact: how many weights there are, and what a weight, its gradient and its moments take. Estimated: the activations,
 with gradient checkpointing, as what is kept at every layer plus the recomputation of the largest one.
 """
@@ -13,9 +11,11 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from recap.config import GemmaSize, Optimizer, PI0Config, SiglipSize, Trained, ValueConfig
+from recap.policies.pi0.config import PI0Config
+from recap.policies.sizes import GemmaSize, SiglipSize, Trained
+from recap.policies.value.config import ValueConfig
+from recap.training.config import Optimizer
 
 VOCABULARY, VALUE_VOCABULARY = 257_152, 262_144  # PaliGemma's and Gemma 3's
 MOMENTS = {Optimizer.adamw: 8, Optimizer.adamw8bit: 2}  # bytes a weight
@@ -159,28 +159,3 @@ def machine_bytes() -> float:
         with suppress(OSError, ValueError):  # another system, or "max"
             found.append(int(Path(path).read_text(encoding="ascii")))
     return float(min(found))
-
-
-def main() -> None:
-    import yaml
-
-    from recap.utils.console import spell
-
-    spell()
-    values = yaml.safe_load((Path(__file__).resolve().parents[2] / "conf/size/full.yaml").read_text("utf-8"))["pi0"]
-    parts: dict[str, Any] = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    parts |= {key: GemmaSize(**values[key]) for key in ("vlm", "expert")} | {"vision": SiglipSize(**values["vision"])}
-    size = PI0Config(**parts)
-    weights = ", ".join(f"{name} {count / 1e6:.0f}" for name, count in pi0_weights(size).items())
-    print(f"weights (M): {weights}")
-    print("| pi0.trains | optimizer | batch | weights | gradients | moments | activations | together |")
-    print("|---|---|---|---|---|---|---|---|")
-    for trains in Trained:
-        for optimizer, batch in ((Optimizer.adamw, 32), (Optimizer.adamw8bit, 32), (Optimizer.adamw, 8)):
-            found = training_bytes(size, trains, optimizer, batch)
-            numbers = " | ".join(f"{value / 1e9:.1f}" for value in (*found.values(), sum(found.values())))
-            print(f"| {trains.name} | {optimizer.name} | {batch} | {numbers} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recap.config import DemonstratorConfig
 from recap.envs import EpisodeSpec
+from recap.envs.config import DemonstratorConfig
 from recap.rollout.pool import RESUME, Pool, Worker
 from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
 from recap.utils.errors import RecapError

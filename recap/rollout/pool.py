@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from recap.config import EnvConfig
 from recap.envs import EpisodeSpec
+from recap.envs.config import EnvConfig
 from recap.envs.rendering import choose_gl
 from recap.rollout.worker import EnvFacts, Failure, Job, describe
 from recap.utils.errors import RecapError

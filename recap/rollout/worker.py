@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from recap.config import DemonstratorConfig, EnvConfig, EnvKind, Images
 from recap.envs import Env, EpisodeSpec, make_env
+from recap.envs.config import DemonstratorConfig, EnvConfig, EnvKind, Images
 from recap.utils.errors import RecapError, disk_error
 
 Observation = dict[str, np.ndarray]

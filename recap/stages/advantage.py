@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from recap.config import Config, StageKind, Threshold
+from recap.config import Config, StageKind
 from recap.data.frames import Frames
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.method import advantage as equations
+from recap.method.config import Threshold
 from recap.method.returns import rewards
 from recap.pipeline.limits import no_success
 from recap.policies.value.splits import held_out

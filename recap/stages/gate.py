@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.config import Config, GateAction, Normalization, Threshold
+from recap.config import Config
 from recap.data.labels import PARQUET, THRESHOLDS, read_labels, read_thresholds
+from recap.method.config import GateAction, Normalization, Threshold
 from recap.method.gate import ALL, Check, Labelled, judge
 from recap.stages.gate_figure import draw
 from recap.stages.inputs import Inputs, Say

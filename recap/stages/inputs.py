@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.config import Config, Normalization, SourceKind
+from recap.config import Config
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import assemble
 from recap.data.sources import given
 from recap.envs import EpisodeSpec, instructions, make_env
+from recap.method.config import Normalization, SourceKind
 from recap.method.returns import normalize, normalizers, returns, rewards
 from recap.pipeline.graph import DEMONSTRATIONS
 from recap.utils.errors import RecapError

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recap.config import Config, Prompt, SourceKind
+from recap.config import Config
 from recap.envs import EpisodeSpec
+from recap.method.config import SourceKind
 from recap.method.success import summarize
 from recap.pipeline.graph import prompt_for
 from recap.policies.actor import ActionChunks
@@ -19,6 +20,7 @@ from recap.policies.folder import checkpoint_of
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import prompt_step
 from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
+from recap.rollout.config import Prompt
 from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
 from recap.stages.inputs import Inputs, Say, plan, publish, published

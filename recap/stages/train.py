@@ -10,16 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recap.config import (
-    Config,
-    IndicatorMode,
-    PI0Config,
-    PolicyKind,
-    PolicyTrainConfig,
-    StageKind,
-    Trained,
-    ValueConfig,
-)
+from recap.config import Config, PolicyKind, StageKind
 from recap.data.cameras import choice
 from recap.data.episodes import ACTION
 from recap.data.frames import Frames
@@ -30,13 +21,17 @@ from recap.data.statistics import listed
 from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.folder import checkpoint_of
+from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import adopt, prompt_step, read_processors
+from recap.policies.sizes import Trained
+from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
 from recap.storage.manifest import is_main_process, write_text
+from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import policy_batches, train, value_batches
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError

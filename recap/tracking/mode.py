@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from recap.config import TrackingConfig, TrackingKind, TrackingMode
+from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 
 SERVER = "https://api.wandb.ai"
 NAMES = {  # of WANDB_MODE

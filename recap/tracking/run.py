@@ -25,9 +25,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recap.config import TrackingConfig, TrackingKind
 from recap.storage.manifest import git_commit, lock, results_digest, stage_of, write_text
 from recap.tracking import media
+from recap.tracking.config import TrackingConfig, TrackingKind
 from recap.tracking.metrics import METRICS, records
 
 # In the directory that is sent. No ".wandb": where that is, wandb writes to it instead of to "wandb".

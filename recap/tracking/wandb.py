@@ -18,8 +18,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from recap.config import TrackingKind, TrackingMode
 from recap.storage.manifest import is_main_process
+from recap.tracking.config import TrackingKind, TrackingMode
 from recap.tracking.mode import decide
 from recap.tracking.run import INIT_SECONDS, Run, Shown, is_sent
 

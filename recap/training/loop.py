@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from recap.config import IndicatorMode, Optimizer, PI0Config, PolicyTrainConfig, Sharding, TrainConfig
 from recap.data.mixture import Mixture, Picked
 from recap.jobs.preemption import NOTICE
 from recap.method.advantage import awr_weights
 from recap.policies.actor import to_tensor
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.first_batch import save_first_batch
+from recap.policies.pi0.config import PI0Config
 from recap.tracking import Tracker
+from recap.training.config import IndicatorMode, Optimizer, PolicyTrainConfig, Sharding, TrainConfig
 from recap.training.distributed import OPTIMIZER, Store, make_accelerator, mean, place, prepare, wait_for_all, whole
 from recap.utils.errors import RecapError
 from recap.utils.progress import Progress

@@ -1,14 +1,19 @@
-"""Which device computes, and whether its memory is enough. Imports torch alone, so that it can be asked early."""
+"""Which device computes, and whether its memory is enough. Imports torch alone, and only when asked."""
 
 from __future__ import annotations
 
 import os
+from enum import Enum
 
-import torch
-
-from recap.config import Device
 from recap.utils.environment import number
 from recap.utils.errors import RecapError
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
 
 
 def device_name(device: Device) -> str:
@@ -17,6 +22,8 @@ def device_name(device: Device) -> str:
     Raises:
         RecapError: the device asked for is not on this machine.
     """
+    import torch
+
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(number("LOCAL_RANK", 0) % torch.cuda.device_count())
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -30,4 +37,6 @@ def device_name(device: Device) -> str:
 
 def memory(name: str) -> float:
     """Bytes of memory of a device; 0 for a processor, whose memory is not asked for here."""
+    import torch
+
     return float(torch.cuda.get_device_properties(0).total_memory) if name == "cuda" else 0.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recap.config import DemonstratorConfig
+from recap.envs.config import DemonstratorConfig
 from recap.envs.moka import scene
 from recap.envs.moka.env import SPEED, YAW_SPEED, MokaEnv
 

@@ -94,8 +94,6 @@ class MokaEnv(gym.Env):
             )
         if not 16 <= image_size <= 1024:
             raise RecapError(f"env.image_size={image_size}: choose a value from 16 to 1024, for example 64.")
-        if max_steps < 1:
-            raise RecapError(f"env.max_steps={max_steps}: must be at least 1.")
         self.task = find_task(task or next(iter(TASKS)))
         self.split = find_split(split)
         self.image_size, self.fps, self.base_steps, self.render_mode = image_size, fps, max_steps, render_mode

@@ -24,11 +24,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
-from recap.config import GemmaSize, PolicyKind, SiglipSize
+from recap.config import PolicyKind
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.folder import held
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
+from recap.policies.sizes import GemmaSize, SiglipSize
 
 KeysValues = list[tuple[Tensor, Tensor]]
 # Written into lerobot's code.
@@ -42,9 +43,9 @@ EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 class RecapPI0Config(PI0Config):
     """lerobot's PI0Config with the sizes as numbers instead of variant names."""
 
-    vision: SiglipSize = field(default_factory=SiglipSize)
-    vlm: GemmaSize = field(default_factory=GemmaSize)
-    expert: GemmaSize = field(default_factory=GemmaSize)
+    vision: SiglipSize = field(default_factory=lambda: SIGLIP)
+    vlm: GemmaSize = field(default_factory=lambda: sizes("gemma_2b"))
+    expert: GemmaSize = field(default_factory=lambda: sizes("gemma_300m"))
     vocab_size: int = VOCABULARY
     tokenizer: str = "google/paligemma-3b-pt-224"
     flow_samples: int = 1  # noise and time samples per observation in training; they share the prefix

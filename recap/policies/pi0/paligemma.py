@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, PaliGemmaConfig
 from transformers.models.gemma.modeling_gemma import rotate_half
 
-from recap.config import GemmaSize
 from recap.policies.backbone import make_stem, siglip_config
+from recap.policies.sizes import GemmaSize
 
 if TYPE_CHECKING:
     from recap.policies.pi0.modeling_pi0 import RecapPI0Config

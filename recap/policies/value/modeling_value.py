@@ -14,16 +14,20 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
 
-from recap.config import GemmaSize, SiglipSize
 from recap.method.returns import Bins
 from recap.policies.backbone import autocast, finish, make_stem, recompute, siglip_config, stack_images, trim
+from recap.policies.sizes import GemmaSize, SiglipSize
+
+# google/siglip-so400m-patch14-224 and google/gemma-3-270m
+SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
+GEMMA = GemmaSize(width=640, depth=18, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=256)
 
 
 @PreTrainedConfig.register_subclass("recap_value")
 @dataclass
 class RecapValueConfig(PreTrainedConfig):
-    vision: SiglipSize = field(default_factory=SiglipSize)
-    text: GemmaSize = field(default_factory=GemmaSize)
+    vision: SiglipSize = field(default_factory=lambda: SIGLIP)
+    text: GemmaSize = field(default_factory=lambda: GEMMA)
     image_size: int = 224
     vocab_size: int = 262_144
     tokenizer: str = "google/gemma-3-270m"

@@ -6,8 +6,8 @@ from zlib import crc32
 
 import numpy as np
 
-from recap.config import ReadValue, ValueConfig
 from recap.data.frames import Frames
+from recap.policies.value.config import ReadValue, ValueConfig
 
 
 def held_out(frames: Frames, config: ValueConfig, seed: int, member: int = 0) -> np.ndarray:

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from recap.config import SourceKind
 from recap.data.frames import Frames, load_frames
 from recap.data.images import decode_images
 from recap.data.labels import Thresholds, read_thresholds
 from recap.data.video import write_video
+from recap.method.config import SourceKind
 from recap.storage import readers as files
 from recap.storage.manifest import results_digest
 from recap.utils.errors import RecapError, disk_error

@@ -1,0 +1,57 @@
+"""Keys of the environment and of the scripted demonstrator in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from recap.utils.typed import Amount, Count, Fraction, part
+
+
+class EnvKind(Enum):
+    moka = "moka"
+    libero = "libero"
+    # others of lerobot's registry, by lerobot's name
+    aloha = "aloha"
+    metaworld = "metaworld"
+    pusht = "pusht"
+    robocasa = "robocasa"
+
+
+class Images(Enum):
+    png = "png"
+    video = "video"
+
+
+@part
+class EnvConfig:
+    type: EnvKind
+    suite: str | None = None
+    tasks: list[str]
+    image_size: Count
+    recorded_images: Images
+    fps: Count
+    max_steps: Count
+
+    def problems(self, key: str) -> Iterator[str]:
+        if not self.tasks or not all(task.strip() for task in self.tasks):
+            yield f"{key}.tasks={self.tasks}: must list at least one instruction"
+        elif len(set(self.tasks)) < len(self.tasks):
+            yield f"{key}.tasks={self.tasks}: the same instruction stands twice"
+        if self.recorded_images is Images.video and self.image_size % 2:
+            yield (
+                f"{key}.image_size={self.image_size}: videos need an even number. "
+                f"Fix: that, or {key}.recorded_images=png"
+            )
+
+
+@part
+class DemonstratorConfig:
+    """The scripted demonstrator of mixed quality (probabilities per movement or per grasp)."""
+
+    episodes: Count
+    max_steps: Count
+    slow: Fraction
+    hesitate: Fraction
+    miss: Fraction
+    noise: Amount

@@ -1,0 +1,85 @@
+"""Keys of returns, advantages, thresholds, and of the gate that judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field
+from enum import Enum
+from typing import Annotated
+
+from recap.utils.typed import Amount, Correlation, Count, Fraction, Number, Positive, must, part
+
+Share = Annotated[
+    Number, must(lambda x: 0 < x < 1, "must lie strictly between 0 and 1 (0.3 labels 30 % of the frames)")
+]
+
+
+class SourceKind(Enum):
+    demonstration = "demonstration"
+    rollout = "rollout"
+    correction = "correction"
+
+
+class Normalization(Enum):
+    per_task = "per_task"
+    constant = "constant"
+
+
+class Threshold(Enum):
+    per_task = "per_task"
+    all = "all"
+
+
+class GateAction(Enum):
+    stop = "stop"
+    warn = "warn"
+
+
+@part
+class PretrainingLabels:
+    """Labels of the demonstrations alone, where pi0.sft reads them (the paper's pre-training)."""
+
+    look_ahead: Count | None
+    positive_fraction: Share
+
+
+@part
+class AdvantageConfig:
+    look_ahead: Count | None  # None: the whole episode
+    positive_fraction: Share
+    positive_fraction_by_task: dict[str, Share] = field(default_factory=dict)
+    sft: PretrainingLabels
+    threshold: Threshold
+    normalization: Normalization
+    normalizer: Positive | None = None
+    c_fail: Amount
+    force_positive: list[SourceKind]
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.positive_fraction_by_task and self.threshold is Threshold.all:
+            yield (
+                f"{key}.positive_fraction_by_task: {key}.threshold=all has one ε for all tasks. "
+                f"Fix: {key}.threshold=per_task"
+            )
+        if self.normalization is Normalization.per_task and self.normalizer is not None:
+            yield (
+                f"{key}.normalizer={self.normalizer:g}: {key}.normalization=per_task measures its own. "
+                f"Fix: {key}.normalizer=null, or {key}.normalization=constant"
+            )
+
+
+@part
+class GateConfig:
+    """Which labels are good enough to train a policy on; limits are the worst that still pass."""
+
+    action: GateAction
+    min_rank: Correlation
+    min_auc: Fraction
+    max_over_fit: Amount
+    min_spread: Amount
+    max_saturation: Fraction
+    max_clipped: Fraction
+    max_misplaced: Fraction
+    share_tolerance: Fraction
+    min_success_lead: Correlation
+    min_episodes: Count

@@ -1,0 +1,56 @@
+"""Sizes of the transformers, and how a policy is held and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from recap.utils.typed import Count, Index, part
+
+
+class Precision(Enum):
+    no = "no"
+    bf16 = "bf16"
+
+
+class Trained(Enum):
+    all = "all"
+    frozen_vision = "frozen_vision"  # all but the vision tower
+    expert = "expert"  # the action expert and its projections
+    lora = "lora"  # low-rank adapters of the VLM and the expert
+
+
+@part
+class GemmaSize:
+    width: Count
+    depth: Count
+    mlp_dim: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.head_dim % 2:
+            yield f"{key}.head_dim={self.head_dim}: must be even (rotary positions turn pairs of numbers)"
+        if self.num_heads % self.num_kv_heads:
+            yield f"{key}.num_heads={self.num_heads}: must be a multiple of {key}.num_kv_heads={self.num_kv_heads}"
+
+
+@part
+class SiglipSize:
+    width: Count
+    depth: Count
+    mlp_dim: Count
+    num_heads: Count
+    patch_size: Count
+    stem: Index = 0
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.width % self.num_heads:
+            yield f"{key}.width={self.width}: must be a multiple of {key}.num_heads={self.num_heads}"
+
+
+def image_fits(key: str, image_size: int, vision: SiglipSize) -> Iterator[str]:
+    """The image is a whole number of patches."""
+    if image_size % vision.patch_size:
+        yield f"{key}.image_size={image_size}: must be a multiple of {key}.vision.patch_size={vision.patch_size}"

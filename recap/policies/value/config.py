@@ -1,0 +1,61 @@
+"""Keys of the value function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated
+
+from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
+from recap.training.config import TrainConfig
+from recap.utils.typed import Count, Number, Whole, must, part
+
+HeldOut = Annotated[
+    Number, must(lambda x: 0 <= x < 1, "must be at least 0 and below 1 (0.1 leaves a tenth of the episodes out)")
+]
+
+
+class ReadValue(Enum):
+    mean = "mean"
+    worst = "worst"
+    out_of_fold = "out_of_fold"  # the member that never trained on the episode
+
+
+@part
+class ValueConfig:
+    """The distributional value function V(o, l)."""
+
+    vision: SiglipSize
+    text: GemmaSize
+    image_size: Count
+    tokenizer: str
+    tokenizer_max_length: Count
+    bins: Annotated[Whole, must(lambda x: x >= 2, "must be at least 2")]
+    use_state: bool
+    members: Count
+    read: ReadValue
+    held_out: HeldOut
+    interventions: bool
+    pretrained: str | None = None
+    pretrained_vision: str | None = None
+    pretrained_text: str | None = None
+    freeze_vision: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    sft: TrainConfig
+    finetune: TrainConfig
+
+    def problems(self, key: str) -> Iterator[str]:
+        yield from image_fits(key, self.image_size, self.vision)
+        if self.freeze_vision and self.pretrained is None and self.pretrained_vision is None:
+            yield (
+                f"{key}.freeze_vision=true: the vision tower would stay random. "
+                f"Fix: {key}.pretrained_vision=<a folder or hub id>, or {key}.freeze_vision=false"
+            )
+        if self.pretrained_vision is not None and self.vision.stem:
+            yield (
+                f"{key}.vision.stem={self.vision.stem}: SigLIP's own weights ({self.pretrained_vision}) have no such "
+                f"convolutions. Fix: {key}.vision.stem=0"
+            )
+        if self.read is ReadValue.out_of_fold and self.members == 1:
+            yield f"{key}.read=out_of_fold: one value function has no folds. Fix: {key}.members=5, or {key}.read=mean"

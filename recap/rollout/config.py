@@ -1,0 +1,51 @@
+"""Keys of acting in the environment: collection, evaluation, simulation processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from recap.utils.typed import Amount, Count, Index, part
+
+
+class Prompt(Enum):
+    positive = "positive"
+    negative = "negative"
+    none = "none"
+
+
+class Collector(Enum):
+    last = "last"
+    best = "best"  # of those evaluated so far
+
+
+@part
+class EvalConfig:
+    episodes: Count
+    prompt: Prompt
+    beta: Amount
+    videos: Index
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.videos > self.episodes:
+            yield f"{key}.videos={self.videos}: more than {key}.episodes={self.episodes}"
+        if self.beta != 1 and self.prompt is Prompt.none:
+            yield f"{key}.beta={self.beta:g}: guidance needs a prompt. Fix: {key}.beta=1, or {key}.prompt=positive"
+
+
+@part
+class RolloutConfig(EvalConfig):
+    tasks: list[str] | None = None  # None: all of the environment
+    policy: Collector
+
+
+@part
+class WorkersConfig:
+    """Simulation processes, and the environments that all of them hold together (= rows of one policy call)."""
+
+    processes: Count
+    slots: Count
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.processes > self.slots:
+            yield f"{key}.processes={self.processes}: each needs a slot. Fix: at most {key}.slots={self.slots}"

@@ -1,0 +1,97 @@
+"""Keys of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from recap.utils.typed import Amount, Count, Fraction, Index, Positive, part
+
+
+class Optimizer(Enum):
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+
+
+class Sharding(Enum):
+    none = "none"
+    fsdp = "fsdp"
+    deepspeed = "deepspeed"
+
+
+class Restart(Enum):
+    pretrained = "pretrained"  # the paper and the guide
+    last = "last"  # the iteration before
+
+
+class IndicatorMode(Enum):
+    on = "on"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
+    use = "use"  # the sample's own label (OpenTau's `use`)
+    positive_only = "positive_only"  # "Advantage: positive" where the label is positive, no text elsewhere
+    ignore = "ignore"  # no indicator text at all (OpenTau's `ignore`)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it reads the labels of the advantage stage."""
+        return self in (IndicatorMode.use, IndicatorMode.positive_only)
+
+
+class Outcomes(Enum):
+    all = "all"
+    success = "success"
+
+
+@part
+class TrainConfig:
+    """One training: optimiser, length, checkpoints."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    warmup_steps: Index
+    decay_to: Fraction  # of learning_rate
+    weight_decay: Amount
+    grad_clip: Positive
+    save_every: Count
+    keep_checkpoints: Count
+    log_every: Count
+    demonstration_share: Fraction
+    image_shift: Index
+    optimizer: Optimizer = Optimizer.adamw
+    restart: Restart = Restart.pretrained
+
+    def problems(self, key: str) -> Iterator[str]:
+        if self.warmup_steps > self.steps:
+            yield (
+                f"{key}.warmup_steps={self.warmup_steps}: longer than the training. "
+                f"Fix: at most {key}.steps={self.steps}"
+            )
+        if key.endswith(".sft"):
+            finetune = f"{key.removesuffix('sft')}finetune"
+            if self.demonstration_share != 1:
+                yield (
+                    f"{key}.demonstration_share={self.demonstration_share}: this stage has demonstrations only. "
+                    f"Fix: 1, or {finetune}.demonstration_share"
+                )
+            if self.restart is Restart.last:
+                yield f"{key}.restart=last: there is no iteration before. Fix: pretrained, or {finetune}.restart"
+
+
+@part
+class PolicyTrainConfig(TrainConfig):
+    indicator: IndicatorMode
+    outcomes: Outcomes
+    awr_temperature: Positive | None = None
+
+    def problems(self, key: str) -> Iterator[str]:
+        yield from TrainConfig.problems(self, key)
+        if self.awr_temperature is None:
+            return
+        if key.endswith(".sft"):
+            finetune = f"{key.removesuffix('sft')}finetune"
+            yield f"{key}.awr_temperature: SFT has no advantages. Fix: null, or {finetune}.awr_temperature"
+        elif self.indicator is not IndicatorMode.ignore:
+            yield (
+                f"{key}.awr_temperature={self.awr_temperature:g}: weighs frames instead of naming them. "
+                f"Fix: {key}.indicator=ignore, or {key}.awr_temperature=null"
+            )
