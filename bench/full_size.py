@@ -31,6 +31,7 @@ from lerobot.policies.pi0 import modeling_pi0
 from safetensors.torch import load_file
 
 from recap.config import TrainJob, plain, typed
+from recap.data.tensors import tensors
 from recap.policies.checkpoint import Checkpoint, build_value, features
 from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
@@ -40,7 +41,7 @@ from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.training.config import Optimizer, Sharding
 from recap.training.distributed import make_accelerator, prepare
-from recap.training.loop import make_optimizer, tensors
+from recap.training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ("observation.images.image", "observation.images.image2")

@@ -17,9 +17,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from recap.config import Action, Config, ConfigError, LoopJob, difference, keys, shared, typed
+from recap.config import Action, Config, ConfigError, LoopJob, keys, shared, typed
 from recap.jobs.config import LauncherKind
 from recap.jobs.job import automatic, launcher
+from recap.storage.manifest import difference
 from recap.tracking.mode import problem
 from recap.utils import environment
 from recap.utils.ranks import process

@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from recap.cli import entrypoint as cli
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
 from recap.pipeline import runner as pipeline
-from recap.pipeline.graph import Node
+from recap.stages.base import Node
 from recap.utils import home
 from recap.utils.errors import RecapError
 

@@ -22,7 +22,6 @@ from recap.config import (
     PolicyKind,
     StageKind,
     TrainJob,
-    difference,
     keys,
     leaves,
     plain,
@@ -35,6 +34,7 @@ from recap.envs.config import EnvKind
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
 from recap.rollout.config import Prompt
+from recap.storage.manifest import difference
 from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 

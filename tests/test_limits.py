@@ -24,12 +24,13 @@ from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec, make_env
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
-from recap.pipeline.graph import Node, advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
+from recap.pipeline.graph import advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
 from recap.pipeline.limits import limits
 from recap.policies.value.config import ReadValue
 from recap.policies.words import builtin_words, prompt
 from recap.rollout.config import Prompt
 from recap.stages.advantage import advantage, doubts
+from recap.stages.base import Node
 from recap.stages.values import values_stage
 from recap.training.config import IndicatorMode
 

@@ -13,10 +13,10 @@ from tiny_run import ROOT
 from recap.config import LoopJob, PolicyKind, StageKind, typed
 from recap.data.lerobot_writer import assemble
 from recap.envs.config import DemonstratorConfig
-from recap.pipeline.graph import DEMONSTRATIONS
 from recap.rollout.collect import demonstrate
 from recap.rollout.pool import Pool
 from recap.stages.advantage import advantage
+from recap.stages.base import DEMONSTRATIONS
 from recap.stages.gate import gate_stage
 from recap.stages.inputs import plan
 from recap.stages.train import train_stage

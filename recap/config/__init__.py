@@ -1,7 +1,7 @@
 """The command line's configuration: schema (all parts), load (typed, with errors), checks (between parts)."""
 
 from recap.config.arms import relabels, with_arm
-from recap.config.load import ConfigError, difference, keys, leaves, plain, problems, shared, typed
+from recap.config.load import ConfigError, keys, leaves, plain, problems, shared, typed
 from recap.config.nearest import nearest
 from recap.config.schema import (
     Action,
@@ -26,7 +26,6 @@ __all__ = [
     "PolicyKind",
     "StageKind",
     "TrainJob",
-    "difference",
     "keys",
     "leaves",
     "nearest",

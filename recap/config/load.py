@@ -82,18 +82,6 @@ def shared(cfg: Config) -> dict[str, Any]:
     return values
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What changed between two plain configurations, one `key: old -> new` a line."""
-    lines = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
-
-
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything under a part that is not one itself."""
     for f in fields(node):

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from recap.config import Config, difference
+from recap.config import Config
 from recap.jobs import slurm
 from recap.jobs.job import (
     JOBS,
@@ -29,8 +29,8 @@ from recap.jobs.job import (
 )
 from recap.jobs.slurm import NEVER, Row
 from recap.jobs.snapshot import snapshot
-from recap.pipeline.graph import Node
-from recap.storage.manifest import finished, lock
+from recap.stages.base import Node
+from recap.storage.manifest import difference, finished, lock
 from recap.utils.errors import RecapError
 
 SETTLE_SECONDS = 30.0  # until a job that is gone counts as failed: a network file system may show its results later

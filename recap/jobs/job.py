@@ -21,10 +21,11 @@ from recap import tracking
 from recap.config import Config
 from recap.jobs import slurm
 from recap.jobs.config import LauncherKind, Resources
-from recap.jobs.preemption import NOTICE, restarts
-from recap.pipeline.graph import Node
+from recap.jobs.preemption import heed, restarts
+from recap.stages.base import Node
 from recap.storage.manifest import write_text
 from recap.utils.errors import RecapError
+from recap.utils.notice import NOTICE
 from recap.utils.ranks import WHOLE, Share, process
 
 Run = Callable[[Config, Node, Share], None]
@@ -65,7 +66,7 @@ class StageJob:
         if self.alive is not None:
             threading.Thread(target=_end_with, args=(self.alive,), daemon=True).start()
         else:
-            NOTICE.heed(self.cfg.launcher.requeues, self.cfg.launcher.notice)
+            heed(self.cfg.launcher.requeues, self.cfg.launcher.notice)
         environment = TorchDistributedEnvironment()
         job = environment._job_env.job_id  # noqa: SLF001
         _clear_torn_result(folder, job, environment.rank)

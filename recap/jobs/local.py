@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from recap.jobs.chain import Chain, Seen, State
 from recap.jobs.job import JOBS, error_of, python, resources
 from recap.jobs.slurm import clean_environment
-from recap.pipeline.graph import Node
+from recap.stages.base import Node
 from recap.storage.manifest import finished
 
 MINUTES = 7 * 24 * 60

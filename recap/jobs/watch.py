@@ -20,8 +20,8 @@ from recap.jobs.chain import Chain, Executor, OnSlurm, Seen, State, cancel
 from recap.jobs.config import LauncherKind
 from recap.jobs.job import JOBS, launcher, resources
 from recap.jobs.local import OnThisMachine
-from recap.pipeline.graph import Node
 from recap.rollout.collect import journals
+from recap.stages.base import Node
 from recap.storage.manifest import finished
 from recap.utils.errors import RecapError
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, PolicyKind, with_arm
-from recap.pipeline.graph import Node, advantage_node, eval_node, gate_node, iteration_dir, prompt_for, values_node
+from recap.pipeline.graph import advantage_node, eval_node, gate_node, values_node
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
+from recap.stages.base import Node, iteration_dir, prompt_for
 from recap.storage.manifest import stage_of
 
 TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")

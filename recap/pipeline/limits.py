@@ -17,7 +17,6 @@ from recap.jobs.config import Resources
 from recap.jobs.job import section
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor
-from recap.pipeline.graph import DEMONSTRATIONS, Node
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.pi0.config import PI0Config
@@ -25,6 +24,7 @@ from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.rollout.config import Prompt
+from recap.stages.base import DEMONSTRATIONS, Node
 from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 

@@ -17,13 +17,13 @@ from recap.envs import Env, instructions, libero, make_env
 from recap.envs.config import EnvKind
 from recap.jobs import slurm
 from recap.jobs.config import Resources
-from recap.pipeline.graph import Node
 from recap.pipeline.limits import limits
 from recap.pipeline.starts import start_needs, start_problems
 from recap.policies.folder import WEIGHTS
 from recap.policies.memory import disk_bytes, training_bytes
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
+from recap.stages.base import Node
 from recap.storage.manifest import CONFIG
 from recap.tracking.config import TrackingKind
 from recap.training.config import Sharding

@@ -29,18 +29,10 @@ from recap.jobs.config import LauncherKind
 from recap.jobs.job import Run, launcher, resources, section, submitted
 from recap.pipeline import shown
 from recap.pipeline.commands import advantage_job, eval_job
-from recap.pipeline.graph import (
-    DEMONSTRATIONS,
-    EXECUTION,
-    Node,
-    control_nodes,
-    iteration_nodes,
-    pretraining,
-    train_node,
-    value_nodes,
-)
+from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining, train_node, value_nodes
 from recap.pipeline.preflight import preflight
 from recap.report import build_summary, print_table, write_html, write_summary
+from recap.stages.base import DEMONSTRATIONS, EXECUTION, Node
 from recap.storage.inside import stay_inside
 from recap.storage.manifest import (
     LOCK,

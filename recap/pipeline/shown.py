@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from recap.config import Config, PolicyKind, StageKind, shared
-from recap.pipeline.graph import Node
+from recap.stages.base import Node
 from recap.tracking import Shown
 
 

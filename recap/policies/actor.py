@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recap.data.tensors import to_tensor
 from recap.policies.checkpoint import Checkpoint
 from recap.utils.errors import RecapError
 
@@ -46,9 +47,3 @@ class ActionChunks:
             batch["noise"] = torch.from_numpy(noise)
             actions = self.checkpoint.policy.predict_action_chunk(self.checkpoint.prepare(batch))
             return self.checkpoint.postprocess(actions).float().numpy()
-
-
-def to_tensor(value: np.ndarray) -> torch.Tensor:
-    """Images uint8 [..., H, W, 3] -> float [..., 3, H, W] in [0, 1], as lerobot gives them; the rest stays."""
-    tensor = torch.from_numpy(value)
-    return tensor.movedim(-1, -3).float().div_(255) if value.dtype == np.uint8 else tensor

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import PolicyKind
+from recap.training.config import OPTIMIZER
 from recap.utils.errors import RecapError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -22,7 +23,6 @@ ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 TOKENIZER = "tokenizer_processor"
 PRETRAINED = "pretrained_model"  # the folder of a checkpoint in that of a step, as lerobot-train has it
-OPTIMIZER = "training_state.pt"  # of an unfinished training; read as numbers alone
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 TYPES = {PolicyKind.pi0: ("recap_pi0", "pi0"), PolicyKind.value: ("recap_value",)}  # as config.json says

@@ -17,7 +17,7 @@ from recap.data.sources import given
 from recap.envs import EpisodeSpec, instructions, make_env
 from recap.method.config import Normalization, SourceKind
 from recap.method.returns import normalize, normalizers, returns, rewards
-from recap.pipeline.graph import DEMONSTRATIONS
+from recap.stages.base import DEMONSTRATIONS
 from recap.utils.errors import RecapError
 
 NORMALIZERS = "normalizers.json"  # of a value function: steps by task

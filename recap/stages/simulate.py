@@ -13,7 +13,6 @@ from recap.config import Config
 from recap.envs import EpisodeSpec
 from recap.method.config import SourceKind
 from recap.method.success import summarize
-from recap.pipeline.graph import prompt_for
 from recap.policies.actor import ActionChunks
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
@@ -23,6 +22,7 @@ from recap.rollout.collect import EpisodeResult, already, demonstrate, journals,
 from recap.rollout.config import Prompt
 from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
+from recap.stages.base import prompt_for
 from recap.stages.inputs import Inputs, Say, plan, publish, published
 from recap.storage.manifest import write_text
 from recap.utils.device import device_name

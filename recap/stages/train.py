@@ -20,11 +20,14 @@ from recap.data.prefetch import ahead
 from recap.data.statistics import listed
 from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
+from recap.policies.first_batch import save_first_batch
 from recap.policies.folder import checkpoint_of
+from recap.policies.pi0.batches import policy_batches
 from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import adopt, prompt_step, read_processors
 from recap.policies.sizes import Trained
+from recap.policies.value.batches import value_batches
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.value.splits import left_out
@@ -32,7 +35,7 @@ from recap.policies.weights import folder_of
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
 from recap.storage.manifest import is_main_process, write_text
 from recap.training.config import IndicatorMode, PolicyTrainConfig
-from recap.training.loop import policy_batches, train, value_batches
+from recap.training.loop import train
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
 
@@ -88,6 +91,7 @@ def train_stage(
         batches,
         settings,
         out,
+        first_batch=lambda batch: save_first_batch(checkpoint, batch, out / "first_batch"),
         label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
         key=f"{policy.name}.{stage.name}.",
         sharding=cfg.sharding,

@@ -13,13 +13,13 @@ from recap.config import Config
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture, Picked
 from recap.data.prefetch import ahead
+from recap.data.tensors import tensors
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
 from recap.stages.train import check_fit
 from recap.storage.manifest import write_text
-from recap.training.loop import tensors
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
 from recap.utils.progress import Progress

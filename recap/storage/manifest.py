@@ -25,7 +25,6 @@ from typing import Any
 
 import yaml
 
-from recap.config import difference
 from recap.utils.errors import RecapError
 from recap.utils.ranks import Share, process
 
@@ -104,6 +103,18 @@ def check(directory: Path, config: dict[str, Any], start_new: str = "name=<anoth
             f"Fix: {start_new}, the old values continue this one, or delete {directory}."
         )
     return True
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two plain configurations, one `key: old -> new` a line."""
+    lines = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
 
 
 def claim(directory: Path, config: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> t
 
 def problem(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> str:
     """What is wrong with the mode that `auto` would take from W&B's own settings; "" for nothing."""
-    if wanted.kind is TrackingKind.local or wanted.mode is not TrackingMode.auto:
+    if wanted.kind is not TrackingKind.wandb or wanted.mode is not TrackingMode.auto:
         return ""
     mode = {**_settings_file(environ), **_from(environ)}.get("mode", "auto")
     if mode in (*NAMES, *OTHERS):

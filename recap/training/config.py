@@ -7,6 +7,8 @@ from enum import Enum
 
 from recap.utils.typed import Amount, Count, Fraction, Index, Positive, part
 
+OPTIMIZER = "training_state.pt"  # of an unfinished training; read as numbers alone
+
 
 class Optimizer(Enum):
     adamw = "adamw"

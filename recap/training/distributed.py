@@ -25,8 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from recap.policies.folder import OPTIMIZER
-from recap.training.config import Sharding, TrainConfig
+from recap.training.config import OPTIMIZER, Sharding, TrainConfig
 from recap.utils.errors import RecapError
 from recap.utils.ranks import announced, missing
 

@@ -1,0 +1,62 @@
+"""What π0 is trained on: action chunks, the indicator of each frame, flow noise and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from recap.data.augment import shift_images
+from recap.data.mixture import Mixture, Picked
+from recap.data.tensors import Batch
+from recap.method.advantage import awr_weights
+from recap.policies.pi0.config import PI0Config
+from recap.training.config import IndicatorMode, PolicyTrainConfig
+
+
+def policy_batches(
+    mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[dict[str, np.ndarray]] | None
+) -> Callable[[int], Batch]:
+    """Batches of π0: action chunks, the indicator of each frame (after dropout), flow noise and time.
+
+    Args:
+        labels: of every source of the mixture, "indicator" bool [frames] and "advantage" float64 [frames], where the
+            training reads them.
+    """
+    weights = _awr(train.awr_temperature, labels) if train.awr_temperature is not None else None
+
+    def indicators(picked: Picked, rng: np.random.Generator) -> list[bool | None]:
+        if train.indicator is IndicatorMode.ignore:
+            return [None] * len(picked.frame)
+        if train.indicator is IndicatorMode.on:
+            given = [True] * len(picked.frame)
+        else:
+            assert labels is not None
+            given = [bool(labels[s]["indicator"][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
+        dropped = rng.random(len(given)) < size.indicator_dropout
+        if train.indicator is IndicatorMode.positive_only:
+            dropped |= ~np.array(given)
+        return [None if gone else positive for gone, positive in zip(dropped, given, strict=True)]
+
+    def batch(step: int) -> Batch:
+        picked = mixture.pick(seed, step, train.batch_size)
+        data = mixture.gather(picked, chunk=size.chunk_size)
+        rng = np.random.default_rng([seed, step, 1])
+        shift_images(data, train.image_shift, rng)
+        shape = (train.batch_size, size.flow_samples)
+        data["indicator"] = indicators(picked, rng)
+        if weights is not None:
+            chosen = [weights[s][f] for s, f in zip(picked.source, picked.frame, strict=True)]
+            data["weight"] = np.array(chosen, dtype=np.float32)
+        data["noise"] = rng.standard_normal((*shape, size.chunk_size, size.max_action_dim), dtype=np.float32)
+        data["time"] = (rng.beta(1.5, 1.0, shape) * 0.999 + 0.001).astype(np.float32)  # as lerobot's PI0Config
+        return data
+
+    return batch
+
+
+def _awr(temperature: float, labels: list[dict[str, np.ndarray]] | None) -> list[np.ndarray]:
+    """Weights of the frames of every source, of mean 1 over all of them together."""
+    assert labels is not None
+    together = awr_weights(np.concatenate([source["advantage"] for source in labels]), temperature)
+    return np.split(together, np.cumsum([len(source["advantage"]) for source in labels])[:-1])
