@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recap.config import PolicyKind
+from recap.policies.kinds import PolicyKind
 from recap.rollout.config import Prompt
-from recap.storage.manifest import follow_umask
 from recap.utils import home
 from recap.utils.console import spell
 from recap.utils.errors import RecapError
+from recap.utils.files import follow_umask
 
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
 PROBES = (

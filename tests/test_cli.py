@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 
 from recap.cli import entrypoint as cli
+from recap.cli import sweep
 from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
 from recap.pipeline import runner as pipeline
 from recap.stages.base import Node
@@ -191,8 +190,7 @@ def test_more_than_anybody_waits_for_is_refused_at_once(run: Run, overrides: lis
 
 
 def test_many_runs_are_counted_while_they_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    (sweeper,) = [plugin for plugin in Plugins.instance().discover(Sweeper) if plugin.__name__ == "Runs"]
-    monkeypatch.setitem(vars(sweeper)["runs"].__globals__, "MANY", 2)
+    monkeypatch.setattr(sweep, "MANY", 2)
     seen = run("eval", "experiment=demo", "checkpoint=x", "seed=0,1")
     assert (seen.code, len(seen.jobs)) == (0, 2)
     assert "checking every run: 2/2" in seen.err

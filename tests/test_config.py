@@ -19,7 +19,6 @@ from recap.config import (
     ConfigError,
     EvalJob,
     LoopJob,
-    PolicyKind,
     StageKind,
     TrainJob,
     keys,
@@ -33,6 +32,7 @@ from recap.data.config import SourceConfig
 from recap.envs.config import EnvKind
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
+from recap.policies.kinds import PolicyKind
 from recap.rollout.config import Prompt
 from recap.storage.manifest import difference
 from recap.training.config import IndicatorMode
@@ -286,9 +286,9 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("data.demonstrator", None, ["data.sources={}", "Fix: data=moka"]),
     ("data.action_freq", 20, ["data.action_freq=20", "env.fps=10"]),
     ("data.sources", {"rollouts_9": SourceConfig(root="x")}, ["data.sources.rollouts_9", "letters"]),
-    ("data.sources", {"mine": SourceConfig(root="x", weight=0.0)}, ["data.sources.mine.weight=0.0", "greater than 0"]),
+    ("data.sources", {"mine": {"root": "x", "weight": 0.0}}, ["data.sources.mine.weight=0.0", "greater than 0"]),
     ("data.sources", {"mine": SourceConfig(root="x", episodes=[1, 1])}, ["data.sources.mine.episodes=[1, 1]"]),
-    ("data.sources", {"mine": SourceConfig(root="x", cameras=[])}, ["data.sources.mine.cameras=[]", "null takes all"]),
+    ("data.sources", {"mine": {"root": "x", "cameras": []}}, ["data.sources.mine.cameras=[]", "null takes all"]),
     ("data.sources", {"mine": SourceConfig(root="x", cameras=["a", "a"])}, ["mine.cameras=[a,a]", "each once"]),
     ("rollout.prompt", Prompt.none, ["rollout.beta=1.5", "Fix: rollout.beta=1"]),
     ("pi0.indicator_dropout", 0.0, ["rollout.beta=1.5", "pi0.indicator_dropout=0.3"]),

@@ -15,13 +15,14 @@ from hydra import compose, initialize_config_dir
 from policy_helpers import CAMERAS, act, chunk_noise, new_pi0, new_value, observation, take_for_full_size, weights
 from tiny_run import ROOT, Outcome, read, run
 
-from recap.config import EvalJob, PolicyKind, typed
+from recap.config import EvalJob, typed
 from recap.export import export
 from recap.pipeline.commands import checkpoint_folder
 from recap.pipeline.starts import start_needs, start_problems
 from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, checkpoint_of
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.sizes import Trained
 from recap.rollout.config import Prompt

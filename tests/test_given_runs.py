@@ -21,8 +21,9 @@ from recap.jobs import snapshot as code
 from recap.report.__main__ import main as report
 from recap.report.summary import write_atomic
 from recap.storage.inside import stay_inside
-from recap.storage.manifest import begin, follow_umask, sha256, verify, write_text
+from recap.storage.manifest import begin, sha256, verify
 from recap.utils.errors import RecapError
+from recap.utils.files import follow_umask, write_text
 
 
 # ---------------------------------------------------------------------------------------------------- links

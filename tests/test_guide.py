@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from test_config import ROOT, load
 
-from recap.config import Config, PolicyKind, StageKind
+from recap.config import Config, StageKind
 from recap.method.config import Normalization, Threshold
 from recap.pipeline.graph import train_node
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config
 from recap.policies.value.modeling_value import RecapValueConfig
 from recap.training.config import IndicatorMode, Outcomes

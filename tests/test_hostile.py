@@ -18,11 +18,11 @@ from policy_helpers import new_pi0, take_for_full_size
 from safetensors.torch import load_file, save_file
 from tiny_run import run
 
-from recap.config import PolicyKind
 from recap.export import export, push
 from recap.pipeline.commands import checkpoint_folder
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, load_tokenizer
 from recap.utils.errors import RecapError

@@ -76,5 +76,6 @@ def test_a_configuration_of_a_run_is_text(tmp_path: Path, monkeypatch: pytest.Mo
         check(tmp_path, {"seed": 0, "tracking": {"project": "recap"}})
     refused(caught.value, "seed", "${oc.env:MY_KEY}")
     assert "hunter2" not in str(caught.value)
-    assert read_config(tmp_path)["tracking"] == {"project": "${oc.env:MY_KEY}"}
+    with pytest.raises(RecapError, match=r"seed is '\$\{oc\.env:MY_KEY\}' instead of a whole number"):
+        read_config(tmp_path)
     assert (tmp_path / "config.yaml").read_text() == text

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from policy_helpers import new_pi0, new_value
 from tiny_run import ROOT, RUN, TINY, read, run
 
-from recap.config import AdvantageJob, ArmConfig, Config, EvalJob, LoopJob, PolicyKind, StageKind, TrainJob, typed
+from recap.config import AdvantageJob, ArmConfig, Config, EvalJob, LoopJob, StageKind, TrainJob, typed
 from recap.data.frames import Frames, load_frames
 from recap.data.labels import THRESHOLDS, Thresholds
 from recap.data.lerobot_writer import Episode, assemble, write_episode
@@ -26,6 +26,7 @@ from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
 from recap.pipeline.graph import advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
 from recap.pipeline.limits import limits
+from recap.policies.kinds import PolicyKind
 from recap.policies.value.config import ReadValue
 from recap.policies.words import builtin_words, prompt
 from recap.rollout.config import Prompt

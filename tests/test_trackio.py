@@ -15,12 +15,13 @@ from tiny_run import ROOT
 from recap import tracking
 from recap.config import ConfigError, LoopJob, typed
 from recap.pipeline import preflight
+from recap.stages.base import Node
 from recap.storage.manifest import write_manifest
 from recap.tracking import wandb
 from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.utils.errors import RecapError
 
-WANTED = TrackingConfig(TrackingKind.trackio, TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)
+WANTED = TrackingConfig(kind=TrackingKind.trackio, mode=TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +49,10 @@ def test_it_is_chosen_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"tracking\.mode=online: tracking=trackio has no W&B\. Fix"):
             typed(compose("loop", [*choice, "tracking.mode=online"]), LoopJob)
     assert (cfg.tracking.kind, cfg.tracking.videos) == (TrackingKind.trackio, 4)
-    preflight.preflight(cfg, {"gate"})
+    preflight.preflight(cfg, [Node("iter_01/gate", "gate")])
     monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     with pytest.raises(RecapError, match=r"tracking=trackio: is not installed\. Fix: pip install trackio"):
-        preflight.preflight(cfg, {"gate"})
+        preflight.preflight(cfg, [Node("iter_01/gate", "gate")])
 
 
 def shown(run: Path, name: str, kind: str, job: str) -> tracking.Shown:

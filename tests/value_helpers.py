@@ -10,9 +10,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from tiny_run import ROOT
 
-from recap.config import LoopJob, PolicyKind, StageKind, typed
+from recap.config import LoopJob, StageKind, typed
 from recap.data.lerobot_writer import assemble
 from recap.envs.config import DemonstratorConfig
+from recap.policies.kinds import PolicyKind
 from recap.rollout.collect import demonstrate
 from recap.rollout.pool import Pool
 from recap.stages.advantage import advantage

@@ -16,17 +16,20 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recap import tracking
-from recap.config import Config, LoopJob, keys, nearest, typed
+from recap.cli.sweep import Run, sweep
+from recap.config import Config, LoopJob, keys
 from recap.jobs.chain import Chain
 from recap.utils import home
 from recap.utils.console import spell
 from recap.utils.errors import RecapError, console_error, disk_error
+from recap.utils.nearest import nearest
 
+HYDRAS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # options that Hydra itself answers
 GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "site", "tracking", "experiment")
 
 
@@ -45,43 +48,18 @@ def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | No
 
 def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf: Path, name: str) -> int:
     """Composes, checks and runs every job of the command line, and returns the exit code."""
-    started: dict[str, bool] = {}  # directory of a run -> whether it went well so far
-    chains: list[Chain] = []
-
-    def job(cfg: DictConfig) -> bool:
-        """One job; whether it went well. It never raises, so that one failed run does not take the others with it."""
-        config = typed(cfg, schema)
-        started[config.output] = False
-        try:
-            if (chain := function(config)) is not None:
-                chains.append(chain)
-            started[config.output] = True
-        except RecapError as error:
-            if full_error == "1":
-                traceback.print_exc()
-            _say(f"{config.output}: {error}", skipped(config))
-        except BrokenPipeError:  # of `… | head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise KeyboardInterrupt from None
-        except OSError as error:
-            refusal = disk_error(error, config.output)
-            _say(f"{config.output}: {refusal}" if refusal else "", skipped(config))
-        except Exception:  # noqa: BLE001  a bug: its traceback is wanted, and so are the other runs
-            _say("", skipped(config))
-        return started[config.output]
-
-    job.schema, job.skipped = schema, False  # type: ignore[attr-defined]  # for the sweeper: hydra_plugins/recap_runs.py
     spell()
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise its errors instead of printing them and exiting
     try:
         sys.argv = [*argv[:1], *map(home.in_argument, argv[1:])]
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
-        failed = {run for run, good in started.items() if not good}
-        if chains:
-            failed |= _carry_out(chains, not failed)
-        elif failed and (len(started) > 1 or job.skipped):  # type: ignore[attr-defined]  # what failed first may be far above
-            _say(f"{len(failed)} of {len(started)} runs failed: {', '.join(run for run in started if run in failed)}")
+        asked = get_args_parser().parse_args(sys.argv[1:])
+        if any(getattr(asked, option) for option in HYDRAS):
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(lambda _: None)()
+            return 0
+        beside = [f"hydra.searchpath=['file://{Path(asked.config_dir).absolute()}']"] if asked.config_dir else []
+        runs = sweep([*beside, *asked.overrides], schema, conf, asked.config_name or name)
+        return int(bool(_failed(runs, function, full_error == "1")))
     except (RecapError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if full_error == "1":
             raise
@@ -105,7 +83,49 @@ def _run[C: Config](function: Callable[[C], Chain | None], schema: type[C], conf
         tracking.close()
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if full_error is None else {"HYDRA_FULL_ERROR": full_error})
-    return 1 if failed else 0
+
+
+def _failed[C: Config](runs: list[Run[C]], function: Callable[[C], Chain | None], traced: bool) -> set[str]:
+    """Runs one job after the other; the directories of the runs that failed, whose later jobs are left out."""
+    failed: set[str] = set()
+    chains: list[Chain] = []
+    skipped = False
+    for run in runs:
+        if run.cfg.output in failed:
+            print(f"{run.cfg.output}: {run.swept} skipped, because an earlier one failed", file=sys.stderr)
+            skipped = True
+            continue
+        for cfg in run.jobs():
+            if not _did(cfg, function, chains, traced):
+                failed.add(cfg.output)
+                break
+    if chains:
+        failed |= _carry_out(chains, not failed)
+    elif failed and (skipped or len({run.cfg.output for run in runs}) > 1):  # what failed first may be far above
+        outputs = list(dict.fromkeys(run.cfg.output for run in runs))
+        _say(f"{len(failed)} of {len(outputs)} runs failed: {', '.join(run for run in outputs if run in failed)}")
+    return failed
+
+
+def _did[C: Config](cfg: C, function: Callable[[C], Chain | None], chains: list[Chain], traced: bool) -> bool:
+    """One job; whether it went well. It raises nothing, so that one failed run does not take the others with it."""
+    try:
+        if (chain := function(cfg)) is not None:
+            chains.append(chain)
+        return True
+    except RecapError as error:
+        if traced:
+            traceback.print_exc()
+        _say(f"{cfg.output}: {error}", _left_out(cfg))
+    except BrokenPipeError:  # of `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        refusal = disk_error(error, cfg.output)
+        _say(f"{cfg.output}: {refusal}" if refusal else "", _left_out(cfg))
+    except Exception:  # noqa: BLE001  a bug: its traceback is wanted, and so are the other runs
+        _say("", _left_out(cfg))
+    return False
 
 
 def _written(code: int) -> int:
@@ -132,7 +152,7 @@ def _carry_out(chains: list[Chain], all_ready: bool) -> set[str]:
     return {chain.cfg.output for chain in broken}
 
 
-def skipped(config: Config) -> str:
+def _left_out(config: Config) -> str:
     """Which iterations of a run are left out because this one failed; "" for none."""
     if not isinstance(config, LoopJob) or config.iteration is None or config.iteration == config.iterations:
         return ""

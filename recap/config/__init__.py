@@ -2,7 +2,6 @@
 
 from recap.config.arms import relabels, with_arm
 from recap.config.load import ConfigError, keys, leaves, plain, problems, shared, typed
-from recap.config.nearest import nearest
 from recap.config.schema import (
     Action,
     AdvantageJob,
@@ -10,7 +9,6 @@ from recap.config.schema import (
     Config,
     EvalJob,
     LoopJob,
-    PolicyKind,
     StageKind,
     TrainJob,
 )
@@ -23,12 +21,10 @@ __all__ = [
     "ConfigError",
     "EvalJob",
     "LoopJob",
-    "PolicyKind",
     "StageKind",
     "TrainJob",
     "keys",
     "leaves",
-    "nearest",
     "plain",
     "problems",
     "relabels",

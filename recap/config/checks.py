@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from recap.config.arms import with_arm
-from recap.config.nearest import nearest
 from recap.config.schema import ArmConfig, Config, EvalJob, PolicyKind, StageKind, TrainJob
 from recap.envs.config import EnvKind
 from recap.method.config import Normalization
 from recap.rollout.config import EvalConfig, Prompt
 from recap.training.config import IndicatorMode, Optimizer, Sharding
+from recap.utils.nearest import nearest
 
 
 def between(cfg: Config) -> Iterator[str]:

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from recap.config.checks import between
-from recap.config.nearest import nearest
 from recap.config.schema import Config
 from recap.utils import home
 from recap.utils.errors import RecapError
+from recap.utils.nearest import nearest
 
 HOW_TO_GIVE = {
     "iterations": "say how many: python loop.py experiment=demo +iterations=2",

@@ -10,6 +10,7 @@ from recap.data.config import DataConfig
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
 from recap.method.config import AdvantageConfig, GateConfig, SourceKind
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.config import PI0Config
 from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
@@ -27,11 +28,6 @@ Name = Annotated[
     ),
 ]
 Folder = Annotated[str, must(lambda x: bool(x.strip()), "must be a directory. Fix: leave it out (outputs/<name>)")]
-
-
-class PolicyKind(Enum):
-    pi0 = "pi0"
-    value = "value"
 
 
 class StageKind(Enum):

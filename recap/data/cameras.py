@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recap.config import nearest
+from recap.utils.nearest import nearest
 
 if TYPE_CHECKING:
     from recap.data.lerobot_reader import DataSetFiles

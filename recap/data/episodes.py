@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from recap.data.images import encode_png, feature_stats, image_stats
 from recap.data.video import write_video
 from recap.utils.errors import RecapError, disk_error
+from recap.utils.files import sync
 
 if TYPE_CHECKING:
     from recap.envs import EpisodeSpec
@@ -190,11 +191,3 @@ def disk(path: Path) -> Iterator[None]:
     except OSError as error:
         refusal = disk_error(error, path, "cannot write")
         raise refusal or RecapError(f"cannot write {path}: {error}. Fix: choose another output folder.") from error
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,10 +10,8 @@ timestamp of the data set itself, and every recorded frame has one: of a resampl
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recap.data.resample import Recording
 from recap.utils.errors import RecapError
+from recap.utils.files import appearing
 from recap.utils.shapes import COUNT, misfit
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
@@ -274,19 +273,15 @@ def read_thresholds(folder: str | Path) -> Thresholds:
 # ---------------------------------------------------------------------------------------------------- files
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Run `write` on a temporary neighbour of `path`, then rename: readers see the old file or the new, never half."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(tmp)
-        os.replace(tmp, path)
+        with appearing(path) as temporary:
+            write(temporary)
     except (OSError, pa.ArrowException) as error:
         raise RecapError(
             f"cannot write {path}: {_first_line(error)}. Free the disk or make the folder writable, then run the same "
             "command again."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            tmp.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,8 +23,8 @@ from recap.jobs import slurm
 from recap.jobs.config import LauncherKind, Resources
 from recap.jobs.preemption import heed, restarts
 from recap.stages.base import Node
-from recap.storage.manifest import write_text
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 from recap.utils.notice import NOTICE
 from recap.utils.ranks import WHOLE, Share, process
 

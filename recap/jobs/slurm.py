@@ -16,8 +16,8 @@ from typing import Any
 
 from recap.config import Config
 from recap.jobs.config import LauncherConfig, Resources
-from recap.storage.manifest import write_text
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 
 ANSWER_SECONDS = 2.0  # for a cluster to count as one
 PATIENCE_SECONDS = 60.0  # for a busy controller

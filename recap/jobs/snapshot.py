@@ -12,7 +12,7 @@ from pathlib import Path
 from recap.storage.manifest import COMMIT, git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("recap", "hydra_plugins", "conf")
+PARTS = ("recap", "conf")
 SITE = ("conf", "site")  # what a cluster's user writes, secrets too; jobs are given their configuration
 CACHE = "__pycache__"
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recap.config import AdvantageJob, EvalJob, PolicyKind, with_arm
+from recap.config import AdvantageJob, EvalJob, with_arm
 from recap.pipeline.graph import advantage_node, eval_node, gate_node, values_node
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
+from recap.policies.kinds import PolicyKind
 from recap.stages.base import Node, iteration_dir, prompt_for
 from recap.storage.manifest import stage_of
 

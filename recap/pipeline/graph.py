@@ -10,7 +10,8 @@ Further members of the value function (value.members) are value_1, value_2, … 
 
 from __future__ import annotations
 
-from recap.config import Config, PolicyKind, StageKind, relabels, with_arm
+from recap.config import Config, StageKind, relabels, with_arm
+from recap.policies.kinds import PolicyKind
 from recap.rollout.config import Collector, Prompt
 from recap.stages.base import DEMONSTRATIONS, Node, iteration_dir, prompt_for
 from recap.training.config import PolicyTrainConfig, Restart

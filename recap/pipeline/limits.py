@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.config import AdvantageJob, Config, EvalJob, LoopJob, PolicyKind, StageKind, with_arm
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, StageKind, with_arm
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture
 from recap.envs import Env
@@ -18,12 +18,14 @@ from recap.jobs.job import section
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor
 from recap.policies.folder import checkpoint_of
+from recap.policies.kinds import PolicyKind
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.pi0.config import PI0Config
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.rollout.config import Prompt
+from recap.stages.advantage import no_success
 from recap.stages.base import DEMONSTRATIONS, Node
 from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
@@ -142,15 +144,6 @@ def _outcomes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Ite
     before = [node for node in nodes if node.kind == "advantage" and node.options["stage"] is StageKind.sft]
     if before and data and cfg.data.demonstrator is None and not any(one.success.any() for one in data):
         yield no_success([one.name for one in data], cfg.advantage.sft.positive_fraction)
-
-
-def no_success(names: Sequence[str], fraction: float, before: bool = True) -> str:
-    """What to say of labels of data in which nothing ever succeeds; before: those of the pre-training."""
-    else_ = "train without labels (pi0.sft.indicator=ignore)" if before else "collect more (rollout.episodes)"
-    return (
-        f"no episode of {', '.join(names)} succeeded: {fraction:.0%} of the frames of failures would be labelled "
-        f"positive, and imitated. Fix: add demonstrations that succeed (+data.sources.good.root=<a folder>), or {else_}"
-    )
 
 
 def _fractions(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:

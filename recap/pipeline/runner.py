@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from recap import tracking
-from recap.config import (
-    Action,
-    AdvantageJob,
-    Config,
-    EvalJob,
-    LoopJob,
-    PolicyKind,
-    StageKind,
-    TrainJob,
-    shared,
-    with_arm,
-)
+from recap.config import Action, AdvantageJob, Config, EvalJob, LoopJob, StageKind, TrainJob, shared, with_arm
 from recap.jobs.chain import Chain
 from recap.jobs.config import LauncherKind
 from recap.jobs.job import Run, launcher, resources, section, submitted
@@ -31,6 +20,7 @@ from recap.pipeline import shown
 from recap.pipeline.commands import advantage_job, eval_job
 from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining, train_node, value_nodes
 from recap.pipeline.preflight import preflight
+from recap.policies.kinds import PolicyKind
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.stages.base import DEMONSTRATIONS, EXECUTION, Node
 from recap.storage.inside import stay_inside

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from recap.config import Config, PolicyKind, StageKind, shared
+from recap.config import Config, StageKind, shared
+from recap.policies.kinds import PolicyKind
 from recap.stages.base import Node
 from recap.tracking import Shown
 

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from recap.config import Config, EvalJob, PolicyKind
+from recap.config import Config, EvalJob
 from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, HUB_ID, WEIGHTS, Held, checkpoint_of, held
+from recap.policies.kinds import PolicyKind
 from recap.policies.sizes import Trained
 from recap.utils.errors import RecapError
 from recap.utils.hub import Need, find

@@ -17,9 +17,9 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recap.config import PolicyKind
 from recap.policies import lora as adapters
 from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0 import config as pi0_keys
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors, seen
@@ -28,8 +28,8 @@ from recap.policies.sizes import Precision, Trained
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
 from recap.policies.weights import folder_of, load_part, load_weights
-from recap.storage.manifest import follow_umask
 from recap.utils.errors import RecapError
+from recap.utils.files import follow_umask
 
 DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy

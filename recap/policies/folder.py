@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recap.config import PolicyKind
+from recap.policies.kinds import PolicyKind
 from recap.training.config import OPTIMIZER
 from recap.utils.errors import RecapError
 

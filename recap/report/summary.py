@@ -18,6 +18,7 @@ from recap.report.advice import advise, best_policy, got_worse
 from recap.report.words import ARM_NAMES
 from recap.storage import readers as files
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 
 # What advice goes by, of the run's configuration.
 SETTINGS = (
@@ -92,11 +93,8 @@ def _link(run_dir: Path, best: dict[str, Any] | None) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename: no reader sees half a file. Raises RecapError when the disk refuses."""
-    part = path.with_name(path.name + ".tmp")
     try:
-        part.unlink(missing_ok=True)  # a link in its place would lead the text elsewhere
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, text)
     except OSError as error:
         raise RecapError(
             f"cannot write {path}: {error.strerror}; check free space and permissions of {path.parent}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,6 @@ from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.method import advantage as equations
 from recap.method.config import Threshold
 from recap.method.returns import rewards
-from recap.pipeline.limits import no_success
 from recap.policies.value.splits import held_out
 from recap.stages.inputs import (
     Inputs,
@@ -126,3 +125,12 @@ def describe(thresholds: Thresholds) -> str:
         lines.append(f"ε = {epsilon:+.4f}  {task}: positive {shares(thresholds.achieved_positive_per_task[task])}")
     lines.append(f"positive {shares(thresholds.achieved_positive)} (wanted {thresholds.wanted_positive:.0%})")
     return "\n".join(lines)
+
+
+def no_success(names: Sequence[str], fraction: float, before: bool = True) -> str:
+    """What to say of labels of data in which nothing ever succeeds; before: those of the pre-training."""
+    else_ = "train without labels (pi0.sft.indicator=ignore)" if before else "collect more (rollout.episodes)"
+    return (
+        f"no episode of {', '.join(names)} succeeded: {fraction:.0%} of the frames of failures would be labelled "
+        f"positive, and imitated. Fix: add demonstrations that succeed (+data.sources.good.root=<a folder>), or {else_}"
+    )

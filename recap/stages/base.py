@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recap.config import Config, PolicyKind, StageKind, plain, with_arm
+from recap.config import Config, StageKind, plain, with_arm
+from recap.policies.kinds import PolicyKind
 from recap.rollout.config import Prompt
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 

@@ -14,8 +14,8 @@ from recap.method.config import GateAction, Normalization, Threshold
 from recap.method.gate import ALL, Check, Labelled, judge
 from recap.stages.gate_figure import draw
 from recap.stages.inputs import Inputs, Say
-from recap.storage.manifest import write_text
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 
 RESULT, FIGURE = "gate.json", "gate.png"
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recap.method.gate import MINORITY, Check, Labelled
 from recap.method.ranking import Episodes
 from recap.method.returns import Floats
+from recap.utils.files import appearing
 
 if TYPE_CHECKING:  # matplotlib takes a second that only the gate should pay
     from matplotlib.axes import Axes
@@ -75,9 +76,8 @@ def draw(labels: Labelled, checks: Sequence[Check], path: Path) -> None:
             fontweight="bold",
             color=BAD if failed else INK,
         )
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        temporary.replace(path)
+        with appearing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 
 def _groups(episodes: Episodes) -> dict[str, NDArray[np.bool_]]:

@@ -24,9 +24,9 @@ from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
 from recap.stages.base import prompt_for
 from recap.stages.inputs import Inputs, Say, plan, publish, published
-from recap.storage.manifest import write_text
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 from recap.utils.ranks import WHOLE, Share
 
 STATES_PER_ITERATION = 100_000

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recap.config import Config, PolicyKind, StageKind
+from recap.config import Config, StageKind
 from recap.data.cameras import choice
 from recap.data.episodes import ACTION
 from recap.data.frames import Frames
@@ -22,6 +22,7 @@ from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.first_batch import save_first_batch
 from recap.policies.folder import checkpoint_of
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.batches import policy_batches
 from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
@@ -33,11 +34,12 @@ from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
-from recap.storage.manifest import is_main_process, write_text
+from recap.storage.manifest import is_main_process
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import train
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 
 MEMBER_SEEDS = 1_000_003  # between the members of a value function: none of them is another run's
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from recap.policies.folder import checkpoint_of
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
 from recap.stages.train import check_fit
-from recap.storage.manifest import write_text
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
+from recap.utils.files import appearing, sync, write_text
 from recap.utils.progress import Progress
 from recap.utils.ranks import WHOLE, Share
 
@@ -76,12 +75,10 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with appearing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        sync(temporary)
 
 
 def _joined(folder: Path, frames: Frames) -> np.ndarray:

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 from recap.utils.ranks import Share, process
 
 MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock", ".shares", "COMMIT"
@@ -51,30 +52,6 @@ def in_job() -> bool:
 
 def finished(stage: Path) -> bool:
     return (stage / MANIFEST).is_file()
-
-
-def write_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """By rename: readers see the old file or the new one, never half. mode: as far as the umask allows it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def follow_umask(folder: Path) -> None:
-    """Files that a library kept to their owner become as readable as their folder, which was made by the umask.
-
-    Files of several names are left as they are: the other names may be somebody else's.
-    """
-    for here, _, names in os.walk(folder):
-        mode = Path(here).stat().st_mode & 0o666
-        for path in (Path(here) / name for name in names):
-            if not path.is_symlink() and path.stat().st_nlink == 1:
-                path.chmod(mode)
 
 
 # ---------------------------------------------------------------------------------------------------- identity

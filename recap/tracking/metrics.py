@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from recap.utils.files import write_text
+
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
@@ -26,9 +28,7 @@ class Tracker:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in records(path) if line["step"] <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1, encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -25,10 +25,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recap.storage.manifest import git_commit, lock, results_digest, stage_of, write_text
+from recap.storage.manifest import git_commit, lock, results_digest, stage_of
 from recap.tracking import media
 from recap.tracking.config import TrackingConfig, TrackingKind
 from recap.tracking.metrics import METRICS, records
+from recap.utils.files import write_text
 
 # In the directory that is sent. No ".wandb": where that is, wandb writes to it instead of to "wandb".
 STATE, LOCK = ".wandb.json", ".tracking"

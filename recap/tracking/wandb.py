@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -234,11 +236,32 @@ def _service() -> Any:
     """wandb's library with its own process, which inherits none of ours: other processes get services of their own."""
     import wandb
 
-    library = wandb.setup(settings=wandb.Settings(silent=True))
+    with _own_temporary_files():
+        library = wandb.setup(settings=wandb.Settings(silent=True))
     os.environ.pop("WANDB_SERVICE", None)
     atexit.unregister(close)
     atexit.register(close)  # before wandb's own end, which waits without a limit
     return library
+
+
+@contextmanager
+def _own_temporary_files() -> Iterator[None]:
+    """What wandb and its process leave in the temporary folder goes with this process."""
+    before, folder = os.environ.get("TMPDIR"), _temporary_files()
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None  # looked for again
+        os.environ.pop("TMPDIR")
+        os.environ.update({} if before is None else {"TMPDIR": before})
+
+
+@cache
+def _temporary_files() -> str:
+    folder = tempfile.mkdtemp(prefix="wb")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _end_service() -> None:

@@ -18,7 +18,7 @@ WORD = re.compile(rf"(?<![^\s=]){BEGINS}")  # in a command line, or in the value
 
 
 def path(typed: str) -> Path:
-    """What an argument of `python -m recap.…` names. Raises RecapError for the home of a user that is not here."""
+    """The path that an argument of a command names. Raises RecapError for the home of a user that is not here."""
     return Path(_home(typed, typed) if typed.startswith("~") else typed)
 
 

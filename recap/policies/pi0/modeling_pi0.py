@@ -24,9 +24,9 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
-from recap.config import PolicyKind
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.folder import held
+from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from recap.policies.sizes import GemmaSize, SiglipSize
