@@ -21,7 +21,9 @@ from recap.tracking import wandb
 from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.utils.errors import RecapError
 
-WANTED = TrackingConfig(kind=TrackingKind.trackio, mode=TrackingMode.off, tags=["first try"], videos=4, tensorboard=False)
+WANTED = TrackingConfig(
+    kind=TrackingKind.trackio, mode=TrackingMode.off, tags=["first try"], videos=4, tensorboard=False
+)
 
 
 @pytest.fixture(autouse=True)
