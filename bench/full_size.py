@@ -210,7 +210,7 @@ def acting(who: str, policy: Any, batches: dict[int, Any], noise: torch.Tensor, 
 def theirs(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> Any:
     """lerobot's class with the weights of a checkpoint of ours."""
     if numbers:
-        script("tests/stock_lerobot.py").shrink(numbers, setattr)
+        script("bench/stock_lerobot.py").shrink(numbers, setattr)
     config = TheirConfig(
         **features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7),
         chunk_size=size.chunk_size,
@@ -269,7 +269,7 @@ def main(folder: Path, parts: list[str]) -> None:
     pi0, of_value = sizes(numbers)
     weights = folder / "ours"
     if not weights.exists():
-        script("scripts/full_size.py").make(weights, numbers["pi0"], CAMERAS, device)
+        script("bench/checkpoint_full_size.py").make(weights, numbers["pi0"], CAMERAS, device)
     began = time.perf_counter()
     vocabulary = Checkpoint.load(weights, RecapPI0Policy, device).policy.config.vocab_size
     print(f"loaded strictly in {time.perf_counter() - began:.1f} s")

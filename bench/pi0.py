@@ -49,7 +49,7 @@ def ours(sizes: dict) -> Checkpoint:
 
 def theirs(sizes: dict, like: RecapPI0Policy) -> modeling_pi0.PI0Policy:
     """lerobot's class, with its size tables set to these numbers, and the same weights."""
-    spec = importlib.util.spec_from_file_location("stock_lerobot", ROOT / "tests/stock_lerobot.py")
+    spec = importlib.util.spec_from_file_location("stock_lerobot", ROOT / "bench/stock_lerobot.py")
     assert spec
     assert spec.loader
     stock = importlib.util.module_from_spec(spec)

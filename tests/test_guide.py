@@ -10,12 +10,13 @@ import pytest
 from test_config import ROOT, load
 
 from recap.config import Config, StageKind
+from recap.data.config import Outcomes
 from recap.method.config import Normalization, Threshold
 from recap.pipeline.graph import train_node
 from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config
 from recap.policies.value.modeling_value import RecapValueConfig
-from recap.training.config import IndicatorMode, Outcomes
+from recap.training.config import IndicatorMode
 
 EXPERIMENT = ("experiment=libero_moka",)
 TEN = list(range(10))

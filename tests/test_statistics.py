@@ -15,12 +15,13 @@ from policy_helpers import ACTION, new_pi0, new_value, observation, training_bat
 from safetensors.torch import load_file, save_file
 from tiny_run import run
 
+from recap.data.config import Outcomes
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.statistics import STILL, adopted, bounded, listed
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import adopt
-from recap.training.config import IndicatorMode, Outcomes, PolicyTrainConfig
+from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import ABSURD, train
 from recap.utils import progress
 from recap.utils.errors import RecapError

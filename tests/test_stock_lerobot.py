@@ -85,7 +85,7 @@ def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, reposit
         "evaluate": [*EVALUATE, f"--output_dir={tmp_path / 'eval'}"],
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    python("-I", str(repository / "tests/stock_lerobot.py"), "job.json", cwd=tmp_path)
+    python("-I", str(repository / "bench/stock_lerobot.py"), "job.json", cwd=tmp_path)
 
     theirs = torch.load(tmp_path / "actions.pt", weights_only=True)
     inputs = as_full_size.prepare(batch())

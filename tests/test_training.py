@@ -20,6 +20,7 @@ from data_helpers import EPISODES, make_episode
 from policy_helpers import CHUNK, new_pi0, new_value, pi0_size, weights
 
 from recap.data.augment import shift_images
+from recap.data.config import Outcomes
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import assemble, write_episode
 from recap.data.mixture import Mixture
@@ -30,7 +31,7 @@ from recap.policies.pi0.batches import policy_batches
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.value.batches import value_batches
 from recap.tracking import Tracker
-from recap.training.config import OPTIMIZER, IndicatorMode, Outcomes, PolicyTrainConfig, TrainConfig
+from recap.training.config import OPTIMIZER, IndicatorMode, PolicyTrainConfig, TrainConfig
 from recap.training.loop import train
 from recap.training.optim import learning_rate
 from recap.utils.errors import RecapError

@@ -6,7 +6,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Annotated
 
-from recap.data.config import DataConfig
+from recap.data.config import DataConfig, Outcomes
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
 from recap.method.config import AdvantageConfig, GateConfig, SourceKind
@@ -16,7 +16,7 @@ from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
 from recap.rollout.config import EvalConfig, Prompt, RolloutConfig, WorkersConfig
 from recap.tracking.config import TrackingConfig
-from recap.training.config import IndicatorMode, Outcomes, Sharding
+from recap.training.config import IndicatorMode, Sharding
 from recap.utils.device import Device
 from recap.utils.typed import Amount, Count, Fraction, Index, Positive, Whole, must, part
 

@@ -17,6 +17,11 @@ class Resample(Enum):
     linear = "linear"
 
 
+class Outcomes(Enum):
+    all = "all"
+    success = "success"
+
+
 class ImageResample(Enum):
     nearest = "nearest"
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from recap.data.cameras import choice
-from recap.data.config import reserved
+from recap.data.config import Outcomes, reserved
 from recap.data.frames import Frames
 from recap.method.config import SourceKind
-from recap.training.config import Outcomes
 from recap.utils.errors import RecapError
 
 

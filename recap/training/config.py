@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
+from recap.data.config import Outcomes
 from recap.utils.typed import Amount, Count, Fraction, Index, Positive, part
 
 OPTIMIZER = "training_state.pt"  # of an unfinished training; read as numbers alone
@@ -36,11 +37,6 @@ class IndicatorMode(Enum):
     def labelled(self) -> bool:
         """Whether it reads the labels of the advantage stage."""
         return self in (IndicatorMode.use, IndicatorMode.positive_only)
-
-
-class Outcomes(Enum):
-    all = "all"
-    success = "success"
 
 
 @part

@@ -1,6 +1,6 @@
 """By hand: π0 at full size with random weights, ours against lerobot's own in a process without this package.
 
-python scripts/full_size.py FOLDER      9 GB on disk, 11 GB of memory, minutes; prints what docs/full_size.md reports
+python bench/checkpoint_full_size.py FOLDER      9 GB on disk, 11 GB of memory, minutes; prints what docs/full_size.md reports
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     say("exported")
     job = {"checkpoint": str(out), "batch": str(folder / "batch.pt"), "actions": str(folder / "actions.pt")}
     (folder / "job.json").write_text(json.dumps({**job, "numbers": None, "evaluate": []}))
-    subprocess.run([sys.executable, "-I", ROOT / "tests/stock_lerobot.py", folder / "job.json"], check=True)
+    subprocess.run([sys.executable, "-I", ROOT / "bench/stock_lerobot.py", folder / "job.json"], check=True)
     theirs = torch.load(folder / "actions.pt", weights_only=True)["actions"]
     say("lerobot's own has acted")
     for indicator, ours in actions.items():
