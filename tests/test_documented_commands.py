@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from small_size import COMPLETED, arguments, entry
 from test_config import CONF, GROUPS, SCHEMAS, load
 
-from recap.config import LoopJob, keys, typed
+from recap.config import ConfigError, LoopJob, keys, typed
 
 # Commands that no rule takes, each with the reason.
 SPECIAL = {
@@ -44,19 +44,15 @@ REFUSED = {
     "python -m recap.export CHECKPOINT --push USER/NAME": ("Fix: a network", "no hub"),
     "python -m recap.export DATASET --push USER/NAME": ("Fix: a network", "no hub"),
 }
-# Inline overrides that are no configuration as they stand, each with the reason.
-NO_OVERRIDE = {
-    "dtype=bfloat16": "an argument of lerobot's PI0Policy",
-    "launcher=…": "any of them",
-    "pi0.pretrained=": "any folder or hub id",
-    "checkpoint=": "any folder",
-}
+# Inline overrides that are none of ours, each with the reason.
+NO_OVERRIDE = {"dtype=bfloat16": "an argument of lerobot's PI0Policy"}
+NAMED = ("", "…")  # values of an override that only names its key
 BESIDE = {  # what an inline override needs beside it
     "env=pusht": ["data.action_freq=10"],
     "env.type=metaworld": ["env.suite=null"],
     "pi0.trains=lora": ["pi0.pretrained=lerobot/pi0_base"],
-    "sharding=fsdp": [],  # alone: moments of 8 bits cannot be shared out
 }
+APART = {"sharding": "pi0.sft.optimizer"}  # keys whose values contradict those of another
 FIRST = {"make", "torchrun", "accelerate", "lerobot-eval", "wandb", "pip", "tensorboard", "pytest", "cp", "eval"}
 
 
@@ -125,28 +121,38 @@ def _unknown(command: Command) -> list[str]:
 
 def _is_known(word: str, own: list[str]) -> bool:
     key, _, value = word.lstrip("+").partition("=")
-    if key in GROUPS:
+    if key in GROUPS and value not in NAMED:
         return all((CONF / key / f"{choice}.yaml").is_file() for choice in value.split(","))
-    return key in own or re.sub(r"^(arms|data\.sources)\.\w+", r"\1.<name>", key) in own
+    return key in (*own, *GROUPS) or re.sub(r"^(arms|data\.sources)\.\w+", r"\1.<name>", key) in own
 
 
 def test_every_inline_override_composes() -> None:
-    """With its value; together, as far as no key comes twice. Choices of a group: test_config.py composes each."""
+    """With its value; together, as far as no key comes twice, and alone where together they contradict each other."""
     offered: dict[str, list[list[str]]] = {}
     for text, where in overrides().items():
-        words = [word.replace("<name>", "mine").replace("…", "there") for word in text.split()]
+        words = text.split()
         known = text in NO_OVERRIDE or any(all(_is_known(w, keys(of)) for w in words) for of in SCHEMAS.values())
         assert known, f"{where}: {text}: no such key or choice"
-        first = words[0].lstrip("+").partition("=")[0]
+        first, _, value = words[0].lstrip("+").partition("=")
         if text in BESIDE:
-            offered[text] = [words + BESIDE[text]]
-        elif text not in NO_OVERRIDE and first not in (*GROUPS, "iterations", "iteration"):
-            offered.setdefault(first, []).append(words)
-    alone = [row for text in BESIDE for row in offered.pop(text)]
-    together = [[word for words in row if words for word in words] for row in zip_longest(*offered.values())]
-    assert sum(map(len, together)) > 10
-    for words in [*(["experiment=demo", *row] for row in together), *alone]:
-        assert isinstance(load("loop", "iterations=1", *words), LoopJob)
+            assert _composes(*words, *BESIDE[text]) is None
+        elif text not in NO_OVERRIDE and value not in NAMED and first not in (*GROUPS, "iterations", "iteration"):
+            offered.setdefault(APART.get(first, first), []).append(words)
+    rows = [[words for words in row if words] for row in zip_longest(*offered.values())]
+    assert sum(map(len, rows)) > 10
+    contrary = [row for row in rows if _composes(*(word for words in row for word in words))]
+    wrong = [said for row in contrary for words in row if (said := _composes(*words))]
+    assert not wrong, "\n".join(wrong)
+    assert "gate.action=wran" in str(_composes("gate.action=wran"))
+
+
+def _composes(*words: str) -> str | None:
+    """What is wrong with them, if anything. Choices of a group by themselves: test_config.py composes each."""
+    try:
+        load("loop", "iterations=1", *words)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def test_the_site_file_is_written_as_the_readme_says(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from policy_helpers import numbers_of
 from small_size import entry, filled, make_world, small
 from test_config import load
 from test_documented_commands import REFUSED, rule, taken
-from tiny_run import Outcome, call, run
+from tiny_run import RUN, Outcome, call, read, run, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -165,3 +165,14 @@ def test_a_policy_of_lerobots(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with as_lerobots_size(world / "outputs/libero_moka/iter_01/policy/checkpoints/last"):
         seen = typed(command, world)
     assert seen.code == 0, seen.err
+
+
+@pytest.mark.xfail(reason="eval.py looks for whole weights beside the adapters", strict=True)
+def test_adapters_of_ours(work: Path) -> None:
+    (work / RUN).rename(work / "outputs/demo")
+    lora = ["pi0.trains=lora", "pi0.pretrained=outputs/demo/sft/checkpoints/last", "name=lora"]
+    trained = tiny("train", "policy=pi0", "stage=sft", *lora, cwd=work)
+    assert trained.code == 0, trained.err
+    seen = tiny("eval", "checkpoint=outputs/lora/sft/checkpoints/last", *lora, cwd=work)
+    assert seen.code == 0, seen.err
+    assert read(work / "outputs/lora/sft/eval/result.json")["n"] == 4
