@@ -1,6 +1,6 @@
 """By hand: π0 at full size with random weights, ours against lerobot's own in a process without this package.
 
-python bench/checkpoint_full_size.py FOLDER      9 GB on disk, 11 GB of memory, minutes; prints what docs/full_size.md reports
+python bench/checkpoint_full_size.py FOLDER   9 GB on disk, 11 GB of memory, minutes; for docs/full_size.md
 """
 
 from __future__ import annotations

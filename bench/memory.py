@@ -1,4 +1,7 @@
-"""Prints the table of docs/full_size.md: the memory that full-size π0 trains in, as recap.policies.memory counts it."""
+"""The table of docs/full_size.md: the memory that full-size π0 trains in, as recap.policies.memory counts it.
+
+python bench/memory.py
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """lerobot's own π0 with small numbers in the place of those written into its code; also a program that runs it.
 
-python stock_lerobot.py job.json: in a process that cannot import recap, loads a checkpoint strictly, computes the
+Given a job.json, in a process that cannot import recap, loads a checkpoint strictly, computes the
 actions of a batch, and gives the checkpoint to lerobot-eval. Nothing here may import recap.
 """
 

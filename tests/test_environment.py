@@ -10,11 +10,13 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import wandb
+from demo_keys import demo
 from tiny_run import ROOT, RUN, TINY, _main, tiny
 
 from recap import export, study
@@ -88,7 +90,7 @@ def test_they_are_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def wanted(mode: TrackingMode = TrackingMode.auto, kind: TrackingKind = TrackingKind.wandb) -> TrackingConfig:
-    return TrackingConfig(kind=kind, mode=mode)
+    return replace(demo().tracking, kind=kind, mode=mode)
 
 
 def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_training_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys
     from accelerate.state import AcceleratorState, PartialState
 
     from recap.training import distributed as sharding
-    from recap.training.config import Sharding, TrainConfig
+    from recap.training.config import Sharding
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -159,7 +161,7 @@ def test_training_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with pytest.raises(RecapError, match=r"waits for the other process to begin training, and no sign of it\. Fix"):
-            sharding.make_accelerator(Sharding.none, "cpu", TrainConfig())
+            sharding.make_accelerator(Sharding.none, "cpu", demo().pi0.sft)
     finally:
         PartialState._shared_state.clear()
         PartialState._shared_state.update(states[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, make_episode
+from demo_keys import demo
 from policy_helpers import new_value
 from report_run import evaluate, finish, outcomes
 
-from recap.config import Config
 from recap.data import frames as frames_module
 from recap.data import lerobot_writer as recorder
 from recap.data import video as videos
@@ -216,7 +217,7 @@ def test_values_in_many_blocks_are_those_of_one(mixed: Path, tmp_path: Path, mon
     checkpoint.save(tmp_path / "value")
     for index in (2, 0, 1):
         values_module._infer(
-            Config(device=Device.cpu), tmp_path / "value", [frames], tmp_path / "blocks", Share(index, 3)
+            replace(demo(), device=Device.cpu), tmp_path / "value", [frames], tmp_path / "blocks", Share(index, 3)
         )
     sizes = [len(np.load(path)) for path in sorted((tmp_path / "blocks").glob("*.npy"))]
     assert sizes == [10, 10, 10, 5]
