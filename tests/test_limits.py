@@ -128,11 +128,11 @@ def constant(normalizer: float, **more: Any) -> LoopJob:
 
 def test_returns_reach_below_the_bins(made: Made) -> None:
     slow = made(400, 380, tasks=("open the drawer",))
-    (text,) = said(constant(150), slow)
+    (text,) = said(constant(150, advantage__c_fail=351.0), slow)
     assert text.startswith("advantage.normalizer=150: the returns of 100% of 2 episodes")
     assert "down to -399 steps (the longest episode has 400)" in text
-    assert "Fix: advantage.normalizer=399, or advantage.normalization=per_task advantage.normalizer=null" in text
-    assert said(constant(399), slow) == said(loop(), slow) == []
+    assert "Fix: advantage.normalizer=401, or advantage.normalization=per_task advantage.normalizer=null" in text
+    assert said(constant(401, advantage__c_fail=351.0), slow) == said(loop({"advantage.c_fail": 351.0}), slow) == []
     failed = made(-400, 380, tasks=("open the drawer",))
     assert "Fix: advantage.normalizer=449" in said(constant(400), failed)[0], "399 steps and C_fail = 50"
     assert said(constant(449), failed) == []
@@ -140,7 +140,7 @@ def test_returns_reach_below_the_bins(made: Made) -> None:
 
 def test_a_few_episodes_may_lie_outside_as_the_gate_allows(made: Made) -> None:
     data = made(*[3] * 10, 120, tasks=("open the drawer",))
-    assert "9% of 11 episodes" in said(constant(100), data)[0]
+    assert "9% of 11 episodes" in said(constant(100, advantage__c_fail=71.0), data)[0]
     assert said(constant(100, gate__max_misplaced=0.1), data) == []
 
 
@@ -161,7 +161,9 @@ def test_c_fail_against_the_time_out(made: Made) -> None:
     assert text.endswith("Fix: advantage.c_fail=111")
     assert said(loop({"advantage.c_fail": 111.0}), slow) == []
     assert said(loop({"env.max_steps": 160}), slow) == []
-    assert said(loop(), made(160, 150, tasks=("open the drawer",))) == [], "nobody acts on that task"
+    assert said(loop(), made(160, 150, tasks=("open the drawer",))) == [
+        text.replace("put the moka pot on the stove", "open the drawer")
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- labels

@@ -56,7 +56,7 @@ def limits(
     absent: keys of networks and tokenizers that are not here.
     """
     yield from _sizes(cfg, nodes, data, env)
-    yield from _lengths(cfg, data, env)
+    yield from _lengths(cfg, data)
     yield from _outcomes(cfg, nodes, data)
     yield from _fractions(cfg, nodes, data, env)
     yield from _left_out(cfg, nodes, data)
@@ -87,12 +87,12 @@ def _sizes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env 
 
 
 # ---------------------------------------------------------------------------------------------------- returns
-def _lengths(cfg: Config, data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+def _lengths(cfg: Config, data: Sequence[Frames]) -> Iterator[str]:
     """Returns of the data lie within the bins, and failures below successes, but for the gate's `max_misplaced`."""
     if not data:
         return
     settings, allowed = cfg.advantage, cfg.gate.max_misplaced
-    found = [_c_fail(cfg, task, data, env) for task in _tasks_of(data)]
+    found = [_c_fail(cfg, task, data) for task in _tasks_of(data)]
     needed, _, text = max((one for one in found if one[1] > allowed), key=lambda one: one[0], default=(0, 0.0, ""))
     c_fail = max(settings.c_fail, float(needed))
     length, success = (np.concatenate([getattr(one, key) for one in data]) for key in ("length", "success"))
@@ -114,19 +114,19 @@ def _lengths(cfg: Config, data: Sequence[Frames], env: Env | None) -> Iterator[s
     )
 
 
-def _c_fail(cfg: Config, task: str, data: Sequence[Frames], env: Env | None) -> tuple[int, float, str]:
+def _c_fail(cfg: Config, task: str, data: Sequence[Frames]) -> tuple[int, float, str]:
     """The C_fail that a task needs, the share of misplaced pairs of a success and a failure with the one given, words.
 
-    A policy that is still to act fails at the time-out.
+    Where no failure is known yet, a policy will fail at the time-out.
     """
     rows = [(one, one.task == i) for one in data for i, name in enumerate(one.tasks) if name == task]
     length = np.concatenate([one.length[chosen] for one, chosen in rows])
     success = np.concatenate([one.success[chosen] for one, chosen in rows])
     won, lost = length[success], length[~success]
     what = f"the fastest failure of the data ({min(lost, default=0)} steps)"
-    if not len(lost) and env is not None and task in env.tasks:
+    if not len(lost):
         lost, what = np.array([cfg.env.max_steps]), f"a time-out of env.max_steps={cfg.env.max_steps}"
-    if not len(won) or not len(lost):
+    if not len(won):
         return 0, 0.0, ""
     share = float((won[:, None] >= lost + cfg.advantage.c_fail).mean())
     floor = c_fail_floor([*won, *lost], [True] * len(won) + [False] * len(lost))
