@@ -145,7 +145,7 @@ def test_processes_by_hand() -> None:
 # ---------------------------------------------------------------------------------------------------- the pages
 def test_the_readme(world: Path) -> None:
     made = {str(path.parent.relative_to(world / "outputs")) for path in world.glob("outputs/**/summary.json")}
-    assert {"demo", "demo/seed=1", "wide/advantage.positive_fraction=0.3", "guided", "two_pots", "paper"} <= made
+    assert {"demo", "demo/seed=1", "wide/advantage.positive_fraction=0.2", "guided", "two_pots", "paper"} <= made
     assert (world / "moka_pi0/config.json").is_file()
 
 
