@@ -63,7 +63,7 @@ def small(command: Command) -> list[str]:
         behind += [f"{key}=moka" for key in ("env", "data") if key not in keys]
         behind += ["name=libero"] if not keys.keys() & {"experiment", "name"} else []
     many = keys.get("experiment", "").startswith(("study", "ablation/settings"))
-    behind += ["controls=[awr,guided]"] if many else []  # of nine arms, which test_arms.py has
+    behind += ["controls=[awr,guided]"] if many else []  # of nine; test_arms.py is about arms
     behind += [
         f"output='outputs/${{name}}/{word}'" for word, long in zip(words, given, strict=True) if _cut(long, word)
     ]
