@@ -10,8 +10,9 @@ from pathlib import Path
 from documented import ENTRIES, Command
 from tiny_run import RUN, TINY
 
-# What the tiny run adds to experiment=demo; the demo's own arms stay.
-SHORT = [override for override in TINY if not override.startswith(("experiment=", "controls="))] + ["gate.action=warn"]
+# What the tiny run adds to experiment=demo; the demo's own arms stay. Most of the time simulators take to start.
+SHORT = [override for override in TINY if not override.startswith(("experiment=", "controls="))]
+SHORT += ["gate.action=warn", "workers.processes=1"]
 # π0 at full size on LIBERO becomes a tiny one on the embedded task; data= and env= are changed in the command itself.
 EMBEDDED = ["size=tiny", "env.suite=null", "env.tasks=[put both moka pots on the stove]", "pi0.pretrained=null"]
 EMBEDDED += ["env.fps=10", "data.action_freq=null"]
@@ -53,14 +54,16 @@ def small(command: Command) -> list[str]:
     given = arguments(command)
     keys = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in given}
     libero = keys.get("experiment", "") in LIBERO and not keys.get("data", "").startswith("moka")
-    words = [_fewer(word, keys.get("experiment", "demo"), 300 if libero else 150) for word in given]
+    again = command.page == "README.md" and keys.get("experiment", "demo") == "demo"
+    words = [_fewer(word, 2 if again else 1, 300 if libero else 150) for word in given]
     behind = [override for override in SHORT if override.partition("=")[0] not in keys]
     if libero:
         words = [re.sub(r"^(data|env)=libero", r"\1=moka", word) for word in words]
         behind = [*EMBEDDED, *behind]
         behind += [f"{key}=moka" for key in ("env", "data") if key not in keys]
         behind += ["name=libero"] if not keys.keys() & {"experiment", "name"} else []
-    behind += ["controls=[awr,guided]"] if keys.get("experiment", "").startswith("study") else []
+    many = keys.get("experiment", "").startswith(("study", "ablation/settings"))
+    behind += ["controls=[awr,guided]"] if many else []  # of nine; test_arms.py is about arms
     behind += [
         f"output='outputs/${{name}}/{word}'" for word, long in zip(words, given, strict=True) if _cut(long, word)
     ]
@@ -68,11 +71,11 @@ def small(command: Command) -> list[str]:
     return words[: len(words) - len(ending)] + behind + ending
 
 
-def _fewer(word: str, experiment: str, usual: int) -> str:
+def _fewer(word: str, iterations: int, usual: int) -> str:
     """Less of what takes long: iterations, values of a sweep, and episodes in proportion to what `usual` becomes."""
     key, _, value = word.partition("=")
     if key.lstrip("+") == "iterations":
-        return f"{key}={min(int(value), 2 if experiment == 'demo' else 1)}"
+        return f"{key}={min(int(value), iterations)}"
     if key == "episodes":
         return f"{key}={max(1, 4 * int(value) // usual)}"
     if key.endswith(".steps"):
@@ -90,7 +93,8 @@ def _cut(long: str, word: str) -> bool:
 def make_world(finished: Path, world: Path) -> None:
     """A working directory where the demo has run at small size, and a data set of the reader's is."""
     demo = world / "outputs/demo"
-    shutil.copytree(finished / RUN, demo, symlinks=True)
+    for copy in (world / RUN, demo):
+        shutil.copytree(finished / RUN, copy, symlinks=True)
     config = demo / "config.yaml"
     config.write_text(config.read_text().replace("name: demo_small", "name: demo"))
     shutil.copytree(demo / "demonstrations/dataset", world / "my_data")
