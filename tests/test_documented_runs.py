@@ -158,7 +158,6 @@ def test_a_page(page: str, world: Path, tmp_path: Path) -> None:
     assert not said, said
 
 
-@pytest.mark.xfail(reason="eval.py reads our own kind of π0 only", strict=True)
 def test_a_policy_of_lerobots(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `python -m recap.export` wrote is one."""
     (command,) = [command for command in taken("entrypoint") if command.text in PENDING]
@@ -167,7 +166,6 @@ def test_a_policy_of_lerobots(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert seen.code == 0, seen.err
 
 
-@pytest.mark.xfail(reason="eval.py looks for whole weights beside the adapters", strict=True)
 def test_adapters_of_ours(work: Path) -> None:
     (work / RUN).rename(work / "outputs/demo")
     lora = ["pi0.trains=lora", "pi0.pretrained=outputs/demo/sft/checkpoints/last", "name=lora"]
