@@ -25,6 +25,7 @@ FILLED = {  # what a reader puts in
     "CHECKPOINT": "outputs/libero/sft/checkpoints/last",
     "DATASET": "outputs/libero/iter_01/rollout/dataset",
     "FOLDER": "plain_pi0",
+    "theirs": "outputs/demo/sft/checkpoints/last",
     "env.type=…": "env.type=libero",
 }
 COMPLETED = {  # what the words beside a command say of it

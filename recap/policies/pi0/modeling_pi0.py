@@ -228,7 +228,7 @@ class RecapPI0Policy(PI0Policy):
     ) -> RecapPI0Policy:
         """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors.
 
-        lerobot-eval comes here before it builds the processors of the folder, which may hold what is not allowed.
+        A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
         """
         if (folder := Path(pretrained_name_or_path)).is_dir():
             held(folder, PolicyKind.pi0, str(folder))
