@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["cluster"]
+pytest_plugins = ["cluster", "recorded"]
 
 # Before anything imports torch, transformers or wandb, which read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,29 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import CAMERAS, EPISODES, TASKS
+from data_helpers import CAMERAS, TASKS
 
 from recap.data import frames as frames_module
 from recap.data.frames import Frames, load_frames
-from recap.data.lerobot_writer import assemble, write_episode
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
 DATA, META = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X" + bytes(100)
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recorded")
-    for episode in EPISODES:
-        write_episode(folder / "episodes", episode)
-    return assemble(folder / "episodes", folder / "dataset", fps=10, source="rollout")
-
-
-@pytest.fixture
-def copy(data_set: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(data_set, tmp_path / "copy"))
 
 
 def load(root: Path) -> Frames:

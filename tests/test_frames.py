@@ -15,22 +15,8 @@ from data_helpers import CAMERAS, EPISODES, TASKS
 
 from recap.data.frames import UNKNOWN, Taken, load_frames
 from recap.data.images import encode_png
-from recap.data.lerobot_writer import assemble, write_episode
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recorded")
-    for episode in EPISODES:
-        write_episode(folder / "episodes", episode)
-    return assemble(folder / "episodes", folder / "dataset", fps=10, source="rollout")
-
-
-@pytest.fixture
-def copy(data_set: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(data_set, tmp_path / "copy"))
 
 
 def test_frames_hold_what_was_recorded(data_set: Path) -> None:
