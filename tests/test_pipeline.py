@@ -267,3 +267,10 @@ def test_epsilon_goes_by_file(work: Path, name: str) -> None:
     assert "iter_01/policy needs iter_01/advantage" in seen.err
     assert "`python advantage.py iteration=1`" in seen.err
     assert snapshot(work) == before
+
+
+def test_a_stage_inside_that_is_in_the_queue_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "eval/job").mkdir(parents=True)
+    (tmp_path / "eval/job/jobs.jsonl").write_text("{}")
+    assert own_files(tmp_path) == [tmp_path / "result.json"]

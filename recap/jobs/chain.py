@@ -15,7 +15,6 @@ from typing import Protocol
 from recap.config import Config
 from recap.jobs import slurm
 from recap.jobs.job import (
-    JOBS,
     Run,
     StageJob,
     error_of,
@@ -30,7 +29,7 @@ from recap.jobs.job import (
 from recap.jobs.slurm import NEVER, Row
 from recap.jobs.snapshot import snapshot
 from recap.stages.base import Node
-from recap.storage.manifest import difference, finished, lock
+from recap.storage.manifest import JOB, difference, finished, lock
 from recap.utils.errors import RecapError
 
 SETTLE_SECONDS = 30.0  # until a job that is gone counts as failed: a network file system may show its results later
@@ -169,7 +168,7 @@ class OnSlurm:
 
     @staticmethod
     def _submit(chain: Chain, node: Node, after: list[str]) -> str:
-        folder, jobs = (chain.out(node) / JOBS).absolute(), chain.jobs(node)
+        folder, jobs = (chain.out(node) / JOB).absolute(), chain.jobs(node)
         folder.mkdir(parents=True, exist_ok=True)
         with slurm.clean_environment():
             job = slurm.submit(

@@ -23,13 +23,13 @@ from recap.jobs import slurm
 from recap.jobs.config import LauncherKind, Resources
 from recap.jobs.preemption import heed, restarts
 from recap.stages.base import Node
+from recap.storage.manifest import JOB
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
 from recap.utils.notice import NOTICE
 from recap.utils.ranks import WHOLE, Share, process
 
 Run = Callable[[Config, Node, Share], None]
-JOBS = "job"  # the folder of a stage that holds what its jobs read and write
 ERROR, SUBMITTED = "error.txt", "jobs.jsonl"
 LETTERS = ("PYTHONUTF8=1", "PYTHONIOENCODING=utf-8")  # whatever locale the node has: what a job writes is read here
 
@@ -101,7 +101,7 @@ class StageJob:
 def error_of(stage: Path, job: str) -> tuple[str, bool]:
     """What a job reported as its error, and whether that says it all; "" if it did not, or an older job did."""
     with suppress(OSError):
-        head, _, text = (stage / JOBS / ERROR).read_text(encoding="utf-8").partition("\n")
+        head, _, text = (stage / JOB / ERROR).read_text(encoding="utf-8").partition("\n")
         if head.partition(" ")[0] == job:
             return text.strip(), head.endswith(RecapError.__name__)
     return "", False
@@ -170,7 +170,7 @@ def ordered(cfg: Config, node: Node) -> dict[str, Any]:
 
 def note_submitted(stage: Path, job: str, shards: int, code: Path, order: dict[str, Any]) -> None:
     """One line for each job of the stage that is wholly submitted: which, in how many shards, whose, with what."""
-    with (stage / JOBS / SUBMITTED).open("a+", encoding="utf-8") as file:
+    with (stage / JOB / SUBMITTED).open("a+", encoding="utf-8") as file:
         file.seek(0)
         if not (file.read() or "\n").endswith("\n"):  # a line that somebody was killed at
             file.write("\n")
@@ -184,7 +184,7 @@ def submitted(stage: Path) -> dict[str, dict[str, Any]]:
     """{job: its line} of all submissions of the stage, in order."""
     found: dict[str, dict[str, Any]] = {}
     with suppress(OSError):
-        for line in (stage / JOBS / SUBMITTED).read_text(encoding="utf-8").splitlines():
+        for line in (stage / JOB / SUBMITTED).read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a torn line
                 record = json.loads(line)
                 found[record["job"]] = record

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from recap.jobs.chain import Chain, Seen, State
-from recap.jobs.job import JOBS, error_of, python, resources
+from recap.jobs.job import error_of, python, resources
 from recap.jobs.slurm import clean_environment
 from recap.stages.base import Node
-from recap.storage.manifest import finished
+from recap.storage.manifest import JOB, finished
 
 MINUTES = 7 * 24 * 60
 CANCEL_SECONDS = 15.0  # for a cancelled job to end
@@ -73,7 +73,7 @@ class OnThisMachine:
     def _start(self, chain: Chain, node: Node) -> None:
         import submitit
 
-        folder = (chain.out(node) / JOBS).absolute()
+        folder = (chain.out(node) / JOB).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.alive = (folder / ".alive").open("w")
         fcntl.flock(self.alive, fcntl.LOCK_EX)

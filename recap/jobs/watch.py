@@ -18,11 +18,11 @@ from rich.text import Text
 from recap.config import Action
 from recap.jobs.chain import Chain, Executor, OnSlurm, Seen, State, cancel
 from recap.jobs.config import LauncherKind
-from recap.jobs.job import JOBS, launcher, resources
+from recap.jobs.job import launcher, resources
 from recap.jobs.local import OnThisMachine
 from recap.rollout.collect import journals
 from recap.stages.base import Node
-from recap.storage.manifest import finished
+from recap.storage.manifest import JOB, finished
 from recap.utils.errors import RecapError
 
 WIDE = 120  # columns from which the logs fit into the table
@@ -138,7 +138,7 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
             shown.add_row(*cells, *([_log(chain, node)] if width >= WIDE else []))
         rows.append(shown)
     if width < WIDE:
-        rows.append(Text(f"logs: {chains[0].directory}/<stage>/{JOBS}/<job>_0_log.err", "dim", overflow="fold"))
+        rows.append(Text(f"logs: {chains[0].directory}/<stage>/{JOB}/<job>_0_log.err", "dim", overflow="fold"))
     if not answered:
         rows.append(Text("SLURM does not answer; asking again. The jobs go on.", "yellow"))
     return Group(*rows)
@@ -148,15 +148,13 @@ def _log(chain: Chain, node: Node) -> str:
     """Where the first process of the stage's job writes; found without a look at the disk."""
     job = chain.seen[node.path].job if node.path in chain.seen else ""
     shard = "_0" if resources(chain.cfg, node).shards > 1 else ""
-    return os.path.relpath(chain.out(node) / JOBS / f"{job}{shard}_0_log.err") if job else ""
+    return os.path.relpath(chain.out(node) / JOB / f"{job}{shard}_0_log.err") if job else ""
 
 
 def _logs(chain: Chain, node: Node) -> list[Path]:
     """What the stage's job wrote to the console, the file written last at the end."""
     job = chain.seen[node.path].job if node.path in chain.seen else ""
-    return (
-        sorted((chain.out(node) / JOBS).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
-    )
+    return sorted((chain.out(node) / JOB).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
 
 
 def _progress(chain: Chain, node: Node) -> str:

@@ -30,10 +30,11 @@ from recap.utils.files import write_text
 from recap.utils.ranks import Share, process
 
 MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock", ".shares", "COMMIT"
+JOB = "job"  # of a stage: what its jobs on a cluster read and write
 INPUTS = ".inputs.json"  # of a stage that has begun: role -> digest of what it reads
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 # What says how a stage went. It is no result: no stage reads it, and it differs between two runs that did the same.
-RECORDS = {MANIFEST, CONFIG, "log.txt", "metrics.jsonl", "episodes.jsonl", "first_batch", "tensorboard", "job"}
+RECORDS = {MANIFEST, CONFIG, "log.txt", "metrics.jsonl", "episodes.jsonl", "first_batch", "tensorboard", JOB}
 FOUND = (".safetensors", ".parquet", ".json")  # what readers find by its name's pattern, so that none may be added
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
 LOCK_SECONDS = 2.0  # what a killed process may take to go
@@ -191,9 +192,14 @@ def _walk(stage: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     for here, folders, files in os.walk(stage):
         folder = Path(here)
         links = [name for name in folders if (folder / name).is_symlink()]
-        found = [name for name in folders if name not in links and not (folder / name / CONFIG).is_file()]
+        found = [name for name in folders if name not in links and not _is_stage(folder / name)]
         folders[:] = [name for name in found if not name.endswith(".tmp")]
         yield folder, found, files + links
+
+
+def _is_stage(folder: Path) -> bool:
+    """Also one that is still in a cluster's queue: of that there is what its job will read."""
+    return (folder / CONFIG).is_file() or (folder / JOB).is_dir()
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
