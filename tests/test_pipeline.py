@@ -16,6 +16,8 @@ import pytest
 import yaml
 from tiny_run import ROOT, RUN, STAGES, TINY, read, results, run, snapshot, summary, tiny
 
+from recap.storage.manifest import own_files
+
 BY_HAND = {  # every stage of the loop but demonstrations, values and gate, which train.py and advantage.py see to
     "sft": ("train", "policy=pi0", "stage=sft"),
     "sft/eval": ("eval", f"checkpoint={RUN}/sft/checkpoints/last"),
