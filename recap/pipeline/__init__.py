@@ -1,0 +1,1 @@
+"""A run: its graph, what is missing before it starts, its stages in order."""

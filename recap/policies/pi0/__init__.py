@@ -1,0 +1,1 @@
+"""π0: configuration, network, batches."""

@@ -1,0 +1,1 @@
+"""The value function: configuration, network, batches, which episodes it leaves out."""

@@ -1,0 +1,1 @@
+"""report.html and comparison.html, section by section."""
