@@ -3,7 +3,7 @@
     python train.py policy=pi0 data=libero stage=sft
     python train.py policy=value data=moka stage=sft
     python train.py policy=value data=libero+rollouts stage=finetune iteration=2
-    python train.py experiment=demo policy=pi0 stage=sft pi0.sft.steps=500 name=longer seed=0,1,2 -m
+    python train.py experiment=demo policy=pi0 stage=sft policy.sft.steps=500 name=longer seed=0,1,2 -m
 
 Started again, it continues from the last checkpoint. Every key: python train.py --cfg job
 """

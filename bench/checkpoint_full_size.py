@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         print(f"{time.perf_counter() - began:4.0f} s  {memory:4.1f} GB at most  {text}", flush=True)
 
     if not (folder / "ours").exists():
-        numbers = yaml.safe_load((ROOT / "conf/size/full.yaml").read_text())["pi0"]
+        numbers = yaml.safe_load((ROOT / "conf/policy/pi0/full.yaml").read_text())
         make(folder / "ours", numbers, ["observation.images.image"])
         say("random weights, saved")
     batch = {

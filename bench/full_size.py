@@ -46,7 +46,7 @@ from recap.training.optim import make_optimizer
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ("observation.images.image", "observation.images.image2")
 WARM, STEPS = 3, 8
-PRECISION = {"cuda": Precision.bf16, "cpu": Precision.no}  # a processor only emulates bfloat16
+PRECISION = {"cuda": Precision.bfloat16, "cpu": Precision.float32}  # a processor only emulates bfloat16
 TRAININGS = [
     (Trained.all, Optimizer.adamw, 32),
     (Trained.all, Optimizer.adamw, 16),
@@ -114,7 +114,7 @@ def free() -> None:
 
 def training_step(policy: Any, batch: Callable[[], Any], device: str, optimizer: Optimizer) -> Callable[[], None]:
     """One step as `recap.training.loop.train` takes it."""
-    config = replace(full().pi0.sft, optimizer=optimizer)
+    config = replace(full().policy.sft, optimizer=optimizer)
     policy.run_with(gradient_checkpointing=True)
     policy.train()
     accelerator = make_accelerator(Sharding.none, device, config)
@@ -154,17 +154,19 @@ def half(device: str) -> torch.autocast:
 # ---------------------------------------------------------------------------------------------------- parts
 def training(folder: Path, device: str, size: PI0Config) -> None:
     """Of every choice, from arrays on the processor on."""
-    print("\n| pi0.trains | optimizer | batch | a step | memory |\n|---|---|---|---|---|")
-    for trains, optimizer, batch in TRAININGS:
-        one_training(folder, device, size, trains, optimizer, batch)
+    print("\n| policy.trainable | optimizer | batch | a step | memory |\n|---|---|---|---|---|")
+    for trainable, optimizer, batch in TRAININGS:
+        one_training(folder, device, size, trainable, optimizer, batch)
         free()
 
 
-def one_training(folder: Path, device: str, size: PI0Config, trains: Trained, optimizer: Optimizer, batch: int) -> None:
-    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device], trains, size.lora_rank)
+def one_training(
+    folder: Path, device: str, size: PI0Config, trainable: Trained, optimizer: Optimizer, batch: int
+) -> None:
+    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device], trainable, size.lora_rank)
     data = raw(batch, size.chunk_size)
     step = training_step(checkpoint.policy, lambda: checkpoint.prepare(tensors(data)), device, optimizer)
-    say(trains.name, optimizer.name, batch, measured(step, device))
+    say(trainable.name, optimizer.name, batch, measured(step, device))
 
 
 def beside_lerobot(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> None:
@@ -227,7 +229,7 @@ def theirs(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] |
 
 
 def compiled(folder: Path, device: str, size: PI0Config) -> None:
-    """What `pi0.compile=true` gives."""
+    """What `policy.compile=true` gives."""
     print("\n| | | a time | memory |\n|---|---|---|---|")
     checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device])
     checkpoint.policy.run_with(gradient_checkpointing=False, compiled=True)
@@ -261,7 +263,9 @@ def one_value(device: str, size: ValueConfig, batch: int) -> None:
 
 
 def main(folder: Path, parts: list[str]) -> None:
-    numbers = yaml.safe_load((ROOT / "conf/size/full.yaml").read_text())
+    conf = {"policy": "policy/pi0/full.yaml", "value": "size/full.yaml"}
+    numbers = {role: yaml.safe_load((ROOT / "conf" / file).read_text()) for role, file in conf.items()}
+    numbers["value"] = numbers["value"]["value"]
     if small := "small" in parts:
         shrink(numbers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -269,11 +273,11 @@ def main(folder: Path, parts: list[str]) -> None:
     pi0, of_value = sizes(numbers)
     weights = folder / "ours"
     if not weights.exists():
-        script("bench/checkpoint_full_size.py").make(weights, numbers["pi0"], CAMERAS, device)
+        script("bench/checkpoint_full_size.py").make(weights, numbers["policy"], CAMERAS, device)
     began = time.perf_counter()
     vocabulary = Checkpoint.load(weights, RecapPI0Policy, device).policy.config.vocab_size
     print(f"loaded strictly in {time.perf_counter() - began:.1f} s")
-    stock = {key: numbers["pi0"][key] for key in ("vision", "vlm", "expert")} | {"vocab_size": vocabulary}
+    stock = {key: numbers["policy"][key] for key in ("vision", "vlm", "expert")} | {"vocab_size": vocabulary}
     works: dict[str, Callable[[], None]] = {
         "training": lambda: training(weights, device, pi0),
         "lerobot": lambda: beside_lerobot(weights, device, pi0, stock if small else None),
@@ -297,15 +301,15 @@ def sizes(numbers: dict[str, Any]) -> tuple[PI0Config, ValueConfig]:
     """Those of conf/size, with random weights and the tokenizer that needs no licence."""
     own = {"tokenizer": BUILTIN, "pretrained": None}
     value = plain(full().value) | numbers["value"] | own | {"pretrained_vision": None, "pretrained_text": None}
-    return PI0Config(**plain(full().pi0) | numbers["pi0"] | own), ValueConfig(**value)
+    return PI0Config(**plain(full().policy) | numbers["policy"] | own), ValueConfig(**value)
 
 
 def shrink(numbers: dict[str, Any]) -> None:
     global WARM, STEPS
     bench = script("bench/pi0.py")
-    numbers["pi0"] |= {"vision": bench.VISION, "vlm": bench.VLM, "expert": bench.EXPERT}
+    numbers["policy"] |= {"vision": bench.VISION, "vlm": bench.VLM, "expert": bench.EXPERT}
     numbers["value"] |= {"vision": bench.VISION, "text": bench.VLM}
-    WARM, STEPS, TRAININGS[:] = 0, 1, [(trains, optimizer, 2) for trains, optimizer, _ in TRAININGS]
+    WARM, STEPS, TRAININGS[:] = 0, 1, [(trainable, optimizer, 2) for trainable, optimizer, _ in TRAININGS]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of docs/full_size.md: the memory that full-size π0 trains in, as recap.policies.memory counts it.
+"""The table of docs/full_size.md: the memory that full-size π0 trainable in, as recap.policies.memory counts it.
 
 python bench/memory.py
 """
@@ -19,15 +19,15 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def main() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        size = typed(compose("train"), TrainJob).pi0
+        size = typed(compose("train"), TrainJob).policy
     print("weights (M): " + ", ".join(f"{name} {count / 1e6:.0f}" for name, count in pi0_weights(size).items()))
-    print("| pi0.trains | optimizer | batch | weights | gradients | moments | activations | together |")
+    print("| policy.trainable | optimizer | batch | weights | gradients | moments | activations | together |")
     print("|---|---|---|---|---|---|---|---|")
-    for trains in Trained:
+    for trainable in Trained:
         for optimizer, batch in ((Optimizer.adamw, 32), (Optimizer.adamw8bit, 32), (Optimizer.adamw, 8)):
-            found = training_bytes(size, trains, optimizer, batch)
+            found = training_bytes(size, trainable, optimizer, batch)
             numbers = " | ".join(f"{value / 1e9:.1f}" for value in (*found.values(), sum(found.values())))
-            print(f"| {trains.name} | {optimizer.name} | {batch} | {numbers} |")
+            print(f"| {trainable.name} | {optimizer.name} | {batch} | {numbers} |")
 
 
 if __name__ == "__main__":

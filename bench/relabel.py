@@ -61,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         length = data_set(root / "data", frames)
-        (root / "values").mkdir()
+        (root / "value_inference").mkdir()
         rng = np.random.default_rng(1)
         value = np.concatenate([np.linspace(-0.4, -0.01, n) + 0.02 * rng.standard_normal(n) for n in length])
         np.save(root / "values/libero.npy", value[None].clip(-1, 0))
@@ -71,7 +71,9 @@ def main() -> None:
         cfg = typed(composed, AdvantageJob)
         (root / "out").mkdir()
         began = time.perf_counter()
-        advantage(cfg, {"values": root / "values"}, root / "out", lambda _: None, stage=StageKind.finetune)
+        advantage(
+            cfg, {"value_inference": root / "value_inference"}, root / "out", lambda _: None, stage=StageKind.finetune
+        )
         print(f"{length.sum()} frames labelled in {time.perf_counter() - began:.1f} s")
 
 

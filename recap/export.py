@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.rollout.config import Prompt
 from recap.utils import home
 from recap.utils.console import spell
@@ -142,7 +142,7 @@ def push(source: Path, name: str, prompt: Prompt = Prompt.positive) -> str:
             return f"https://huggingface.co/datasets/{name}"
         api = HfApi()
         with tempfile.TemporaryDirectory(dir=source.resolve().parent, prefix=".push.", suffix=".tmp") as folder:
-            policy = held(source, None, f"checkpoint {source}").type in TYPES[PolicyKind.pi0]
+            policy = held(source, None, f"checkpoint {source}").type in TYPES[Role.policy]
             known = policy and read_config(source, RecapPI0Policy).plain() is not None
             upload = export(source, Path(folder) / "policy", prompt, name) if known else source
             api.create_repo(name, exist_ok=True)

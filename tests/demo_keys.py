@@ -14,6 +14,6 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @cache
 def demo() -> LoopJob:
-    """Not to be changed in place: `replace(demo().pi0, …)`."""
+    """Not to be changed in place: `replace(demo().policy, …)`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return typed(compose("loop", ["experiment=demo", "iterations=1"]), LoopJob)

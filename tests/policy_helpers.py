@@ -52,7 +52,7 @@ def pi0_size(**changes: Any) -> PI0Config:
         "flow_samples": 2,
         "indicator_dropout": 0.0,
     }
-    return replace(demo().pi0, **{**size, **changes})
+    return replace(demo().policy, **{**size, **changes})
 
 
 def value_size(**changes: Any) -> ValueConfig:
@@ -69,7 +69,7 @@ def value_size(**changes: Any) -> ValueConfig:
 
 
 def new_pi0(
-    seed: int = 0, image: tuple[int, int] = (24, 24), precision: Precision = Precision.no, **changes: Any
+    seed: int = 0, image: tuple[int, int] = (24, 24), precision: Precision = Precision.float32, **changes: Any
 ) -> Checkpoint:
     torch.manual_seed(seed)
     spec = features(dict.fromkeys(CAMERAS, image), STATE, ACTION)
@@ -78,7 +78,7 @@ def new_pi0(
     return checkpoint
 
 
-def new_value(seed: int = 0, precision: Precision = Precision.no, **changes: Any) -> Checkpoint:
+def new_value(seed: int = 0, precision: Precision = Precision.float32, **changes: Any) -> Checkpoint:
     torch.manual_seed(seed)
     spec = features(dict.fromkeys(CAMERAS, (24, 24)), STATE, ACTION)
     checkpoint = Checkpoint.new(build_value(value_size(**changes), spec, "cpu", precision), STATS)

@@ -12,9 +12,9 @@ from tiny_run import RUN, TINY
 
 # What the tiny run adds to experiment=demo; the demo's own arms stay. Most of the time simulators take to start.
 SHORT = [override for override in TINY if not override.startswith(("experiment=", "controls="))]
-SHORT += ["gate.action=warn", "workers.processes=1"]
+SHORT += ["gate.action=warn", "workers.num_workers=1"]
 # π0 at full size on LIBERO becomes a tiny one on the embedded task; data= and env= are changed in the command itself.
-EMBEDDED = ["size=tiny", "env.suite=null", "env.tasks=[put both moka pots on the stove]", "pi0.pretrained=null"]
+EMBEDDED = ["size=tiny", "env.suite=null", "env.tasks=[put both moka pots on the stove]", "policy.pretrained=null"]
 EMBEDDED += ["env.fps=10", "data.action_freq=null"]
 LIBERO = ("libero_moka", "paper", "libero_small", "")  # experiments; "": none
 FILLED = {  # what a reader puts in

@@ -79,7 +79,7 @@ def test_agrees_with_a_plain_loop(success, n):
         ([-1.0, 0.0], [-0.5], 2, "2 rewards but 1 values"),
         ([-1.0, 0.0], [-0.5, float("nan")], 2, r"values holds 1 NaN.*\[1\]"),
         ([[-1.0]], [[-0.5]], 2, "dimension"),
-        ([-1.0, 0.0], [-0.5, -0.5], 0, "look_ahead is 0"),
+        ([-1.0, 0.0], [-0.5, -0.5], 0, "n_step is 0"),
     ],
 )
 def test_advantages_refuse(r, v, n, message):

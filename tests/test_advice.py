@@ -18,16 +18,16 @@ from recap.report.advice import advise, best_policy, got_worse
 Summary = dict[str, Any]
 N = 200
 SETTINGS = {
-    "pi0.sft.indicator": "ignore",
-    "pi0.indicator_dropout": 0.3,
-    "pi0.finetune.steps": 1200,
-    "pi0.finetune.learning_rate": 0.002,
-    "pi0.finetune.indicator": "use",
-    "pi0.finetune.outcomes": "all",
-    "pi0.finetune.demonstration_share": 0.5,
+    "policy.sft.indicator": "ignore",
+    "policy.indicator_dropout": 0.3,
+    "policy.finetune.steps": 1200,
+    "policy.finetune.learning_rate": 0.002,
+    "policy.finetune.indicator": "use",
+    "policy.finetune.episode_filter": "all",
+    "policy.finetune.demo_fraction": 0.5,
     "value.finetune.steps": 500,
-    "value.finetune.demonstration_share": 0.3,
-    "advantage.look_ahead": 5,
+    "value.finetune.demo_fraction": 0.3,
+    "advantage.n_step": 5,
     "advantage.positive_fraction": 0.3,
     "advantage.force_positive": [],
     "rollout.episodes": 300,
@@ -132,7 +132,7 @@ def test_a_healthy_run_hears_nothing() -> None:
     assert advise(healthy()) == []
     crowded = healthy()
     crowded["policies"][-1]["data"]["rollouts"] = 900
-    crowded["settings"]["pi0.finetune.demonstration_share"] = 0.1
+    crowded["settings"]["policy.finetune.demo_fraction"] = 0.1
     crowded["policies"][-1]["eval"] |= {"beta": 2.5}
     assert advise(crowded) == []  # what works is not talked out of
 
@@ -148,7 +148,7 @@ def gate(summary: Summary, action: str = "warn") -> Summary:
         "value": 0.05,
         "limit": "at least 0.3",
         "passed": False,
-        "knob": "value.finetune.steps (more, or fewer), value.members=5",
+        "knob": "value.finetune.steps (more, or fewer), value.ensemble_size=5",
     }
     passed = {"name": "AUC", "value": 0.9, "limit": "at least 0.7", "passed": True, "text": "fine", "knob": "x"}
     failed = check | {"name": "rank", "text": "the value function does not rank states"}
@@ -161,7 +161,7 @@ def test_a_failed_gate_names_its_knob() -> None:
         found = advise(summary)[0]
         assert found["problem"] == "The value function does not rank states."
         assert found["evidence"] == "value gate of iteration 1: rank 0.05, wanted at least 0.3"
-        assert found["try"] == ["value.finetune.steps (more, or fewer)", "value.members=5"]
+        assert found["try"] == ["value.finetune.steps (more, or fewer)", "value.ensemble_size=5"]
         assert "fine" not in problems(summary)
     assert advise(gate(run(70))) == []  # it only warned, and nothing is known of the policy yet
 
@@ -178,7 +178,7 @@ def shares(**achieved: float) -> Callable[[], Summary]:
 def crowded() -> Summary:
     summary = worse()
     summary["policies"][-1]["data"] = {"demonstrations": 80, "rollouts": 900}
-    summary["settings"]["pi0.finetune.demonstration_share"] = 0.2
+    summary["settings"]["policy.finetune.demo_fraction"] = 0.2
     return summary
 
 
@@ -207,38 +207,38 @@ def too_few() -> Summary:
 
 
 TROUBLES = {
-    "positive share is off": (shares(all=0.96), ["value.finetune.steps=1000", "advantage.look_ahead=10"]),
+    "positive share is off": (shares(all=0.96), ["value.finetune.steps=1000", "advantage.n_step=10"]),
     "Failures are labelled positive": (
         shares(success=0.2, failure=0.4),
-        ["value.finetune.steps=1000", "value.finetune.demonstration_share=0.15", "rollout.episodes=600"],
+        ["value.finetune.steps=1000", "value.finetune.demo_fraction=0.15", "rollout.episodes=600"],
     ),
     "crowd the demonstrations out": (
         crowded,
-        ["pi0.finetune.demonstration_share=0.5", "pi0.finetune.outcomes=success"],
+        ["policy.finetune.demo_fraction=0.5", "policy.finetune.episode_filter=success"],
     ),
     "Guidance may be too strong": (guided, ["eval.beta=1.0"]),
-    "run out of time": (hesitant, ["pi0.finetune.outcomes=success", "advantage.positive_fraction=0.1"]),
-    "are forgotten": (forgetful, ["pi0.finetune.demonstration_share=0.7", "rollout.tasks=null"]),
+    "run out of time": (hesitant, ["policy.finetune.episode_filter=success", "advantage.positive_fraction=0.1"]),
+    "are forgotten": (forgetful, ["policy.finetune.demo_fraction=0.7", "rollout.tasks=null"]),
     "does not read the indicator": (
         lambda: with_arm(worse(), "negative_prompt", 92, 10, 12),
-        ["pi0.indicator_dropout=0.1", "pi0.finetune.steps=2400"],
+        ["policy.indicator_dropout=0.1", "policy.finetune.steps=2400"],
     ),
     "“RECAP, only positive is named” did better": (
-        lambda: with_arm(worse(), "positive_only", 140, 5, 55, **{"pi0.finetune.indicator": "positive_only"}),
-        ["pi0.finetune.indicator=positive_only"],
+        lambda: with_arm(worse(), "positive_only", 140, 5, 55, **{"policy.finetune.indicator": "positive_only"}),
+        ["policy.finetune.indicator=positive_only"],
     ),
     "“RECAP, demonstrations forced positive” did better": (
         lambda: with_arm(
             *(worse(), "forced_demonstrations", 140, 5, 55),
-            **{"advantage.force_positive": ["demonstration", "correction"], "advantage.look_ahead": None},
+            **{"advantage.force_positive": ["demonstration", "correction"], "advantage.n_step": None},
         ),
-        ["advantage.force_positive=[demonstration,correction]", "advantage.look_ahead=null"],
+        ["advantage.force_positive=[demonstration,correction]", "advantage.n_step=null"],
     ),
     "Training on is harmful": (
         lambda: with_arm(worse(), "continued_sft", 100, 0, 10),
-        ["pi0.finetune.learning_rate=0.001", "pi0.finetune.steps=600"],
+        ["policy.finetune.learning_rate=0.001", "policy.finetune.steps=600"],
     ),
-    "Below half success": (worse, ["pi0.finetune.indicator=positive_only"]),
+    "Below half success": (worse, ["policy.finetune.indicator=positive_only"]),
     "too few episodes": (too_few, ["eval.episodes=1500"]),
 }
 

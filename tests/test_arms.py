@@ -13,7 +13,7 @@ from tiny_run import RUN, read, results, tiny
 from recap.data.frames import load_frames
 from recap.data.labels import read_labels, read_thresholds
 from recap.method.config import SourceKind
-from recap.policies.value.config import ReadValue
+from recap.policies.value.config import Aggregation
 from recap.policies.value.splits import held_out, left_out
 
 ARMS = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstrations", "forced_demonstrations"]
@@ -68,8 +68,8 @@ def test_an_arm_of_ones_own(work: Path) -> None:
     assert "controls=[filtered_bcc]: there is no such arm. Nearest: filtered_bc" in refused.err
     empty = tiny("loop", "+iterations=1", "+arms.same.trains=true", "controls=[same]", cwd=work)
     assert "arms.same={}: differs from RECAP in nothing" in empty.err
-    both = tiny("loop", "+iterations=1", "+arms.x={trains: false, outcomes: all}", "controls=[x]", cwd=work)
-    assert "arms.x.outcomes: trains=false" in both.err
+    both = tiny("loop", "+iterations=1", "+arms.x={trains: false, episode_filter: all}", "controls=[x]", cwd=work)
+    assert "arms.x.episode_filter: trains=false" in both.err
     weighed = tiny("loop", "+iterations=1", "+arms.x.awr_temperature=0.1", "controls=[x]", cwd=work)
     assert "weighs frames instead of naming them" in weighed.err
 
@@ -77,15 +77,20 @@ def test_an_arm_of_ones_own(work: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- the method
 def test_pre_training_reads_labels_where_it_is_conditioned(tmp_path: Path) -> None:
     """The paper's order: value function, labels of the demonstrations, SFT; and several members, restarts, the best."""
-    method = ["pi0.sft.indicator=use", "value.members=2", "value.read=out_of_fold", "rollout.policy=best"]
-    method += ["pi0.finetune.restart=last", "value.finetune.restart=last", "advantage.sft.positive_fraction=0.4"]
+    method = [
+        "policy.sft.indicator=use",
+        "value.ensemble_size=2",
+        "value.aggregation=out_of_fold",
+        "rollout.policy=best",
+    ]
+    method += ["policy.finetune.restart=last", "value.finetune.restart=last", "advantage.sft.positive_fraction=0.4"]
     seen = tiny("loop", "+iterations=2", *method, cwd=tmp_path)
     assert seen.code == 0, seen.err
     run_dir = tmp_path / RUN
     inputs = {stage: set(read(run_dir / stage / "manifest.json")["inputs"]) for stage in manifests(run_dir)}
     assert inputs["sft"] == {"demonstrations", "labels"}
-    assert inputs["values"] == {"value", "value_1", "demonstrations"}
-    assert inputs["iter_02/values"] == {"value", "value_1", "demonstrations", "rollouts_01", "rollouts_02"}
+    assert inputs["value_inference"] == {"value", "value_1", "demonstrations"}
+    assert inputs["iter_02/value_inference"] == {"value", "value_1", "demonstrations", "rollouts_01", "rollouts_02"}
     starts = {
         stage: read(run_dir / stage / "manifest.json")["inputs"]["pretrained"]["path"]
         for stage in ("iter_02/policy", "iter_02/value_1", "iter_01/value_1")
@@ -96,7 +101,7 @@ def test_pre_training_reads_labels_where_it_is_conditioned(tmp_path: Path) -> No
         "iter_01/value_1": "../../value_1",
     }
     before, after = read_thresholds(run_dir / "advantage"), read_thresholds(run_dir / "iter_02/advantage")
-    assert (before.look_ahead, before.wanted_positive, after.look_ahead) == (5, 0.4, 5)
+    assert (before.n_step, before.wanted_positive, after.n_step) == (5, 0.4, 5)
     assert read_labels(run_dir / "iter_02/advantage/rollouts_02")["held_out"].all(), "out of fold: all are unseen"
     collected = (run_dir / "iter_02/rollout/log.txt").read_text()
     rates = [read(run_dir / stage / "result.json")["success_rate"] for stage in ("sft/eval", "iter_01/eval")]
@@ -107,9 +112,9 @@ def test_pre_training_reads_labels_where_it_is_conditioned(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "given",
     [
-        (["value.read=out_of_fold"], "value.members=5"),
-        (["pi0.sft.restart=last"], "pi0.finetune.restart"),
-        (["pi0.finetune.awr_temperature=0.1"], "pi0.finetune.indicator=ignore"),
+        (["value.aggregation=out_of_fold"], "value.ensemble_size=5"),
+        (["policy.sft.restart=last"], "policy.finetune.restart"),
+        (["policy.finetune.awr_temperature=0.1"], "policy.finetune.indicator=ignore"),
         (["rollout.tasks=[turn on the stove]"], "is none of env.tasks"),
         (["advantage.threshold=all", "+advantage.positive_fraction_by_task.put=0.1"], "advantage.threshold=per_task"),
         (["value.held_out=1"], "below 1"),
@@ -124,11 +129,15 @@ def test_contradictions_are_told(given: tuple[list[str], str], tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------------- held out
 def test_held_out_episodes(finished_run: Path) -> None:
     demos = load_frames(finished_run / RUN / "demonstrations/dataset", "demonstrations", SourceKind.demonstration)
-    folds = replace(demo().value, members=3, read=ReadValue.out_of_fold, held_out=0.1, interventions=True)
+    folds = replace(
+        demo().value, ensemble_size=3, aggregation=Aggregation.out_of_fold, held_out=0.1, interventions=True
+    )
     out = np.stack([held_out(demos, folds, 0, member) for member in range(3)])
     assert (out.sum(0) == 1).all(), "each episode is left out once"
     assert (out.sum(1) == 1).all(), "three episodes, three folds"
-    third = replace(demo().value, members=1, read=ReadValue.mean, held_out=1 / 3, interventions=True)
+    third = replace(demo().value, ensemble_size=1, aggregation=Aggregation.mean, held_out=1 / 3, interventions=True)
     assert held_out(demos, third, 0).sum() == 1
-    assert not held_out(demos, replace(demo().value, members=1, read=ReadValue.mean, held_out=0.0), 0).any()
+    assert not held_out(
+        demos, replace(demo().value, ensemble_size=1, aggregation=Aggregation.mean, held_out=0.0), 0
+    ).any()
     assert (left_out(demos, third, 0, 0) == held_out(demos, third, 0)[demos.episode]).all()

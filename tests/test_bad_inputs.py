@@ -44,8 +44,8 @@ def check(seen: Outcome, code: int, *says: str) -> None:
         ("loop experiment=demo +iterations=two", ["iterations=two", "whole number"]),
         ("loop experiment=demo +iterations=1 +typo=1", ["typo=1", "no such key"]),
         ("loop experiment=demo +iterations=1 sede=1", ["sede=1", "seed"]),
-        ("loop experiment=demo +iterations=1 pi0.sft.learning_rat=1e-3", ["pi0.sft.learning_rate"]),
-        ("loop experiment=demo +iterations=1 pi0.sft.steps=many", ["pi0.sft.steps=many", "whole number"]),
+        ("loop experiment=demo +iterations=1 policy.sft.learning_rat=1e-3", ["policy.sft.learning_rate"]),
+        ("loop experiment=demo +iterations=1 policy.sft.steps=many", ["policy.sft.steps=many", "whole number"]),
         ("loop experiment=demo +iterations=1 advantage.threshold=tasks", ["threshold=tasks", "per_task, all"]),
         ("loop experiment=demo +iterations=1 advantage.positive_fraction=1.3", ["positive_fraction=1.3"]),
         ("loop experiment=demo +iterations=1 env=libero", ["env=libero", "data=libero"]),
@@ -57,7 +57,7 @@ def check(seen: Outcome, code: int, *says: str) -> None:
         ("eval experiment=demo checkpoint=x policy=value", ["policy=value", "advantage.py"]),
         ("train experiment=demo stage=sft data=moka+rollouts", ["stage=sft", "stage=finetune"]),
         ("train experiment=demo device=tpu", ["device=tpu", "auto, cpu, cuda, mps"]),
-        ("advantage experiment=demo advantage.look_ahead=0.5", ["advantage.look_ahead=0.5", "whole number"]),
+        ("advantage experiment=demo advantage.n_step=0.5", ["advantage.n_step=0.5", "whole number"]),
     ],
 )
 def test_a_wrong_command_line_starts_nothing(command: str, says: list[str], tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_wrong_command_line_starts_nothing(command: str, says: list[str], tmp_
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
-        (["loop.py", "experiment=demo", "+iterations=1", "pi0.stf.steps=3"], 2, "pi0.sft.steps"),
+        (["loop.py", "experiment=demo", "+iterations=1", "policy.stf.steps=3"], 2, "policy.sft.steps"),
         (["eval.py", "experiment=demo", "checkpoint=outputs/none"], 1, "outputs/none: there is no such folder"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_busy_run_directory(work: Path) -> None:
 
 def test_a_missing_stage_names_its_command(work: Path) -> None:
     shutil.rmtree(work / RUN / "iter_01")
-    says = ["iter_01/values needs iter_01/value", "`python train.py policy=value stage=finetune iteration=1`"]
+    says = ["iter_01/value_inference needs iter_01/value", "`python train.py policy=value stage=finetune iteration=1`"]
     refuses(work, "advantage", "data=moka+rollouts", says=says)
     says = ["iter_01/value needs iter_01/rollout", "`python eval.py record=true checkpoint=…/sft/checkpoints/last`"]
     refuses(work, "train", "policy=value", "data=moka+rollouts", "stage=finetune", says=says)
@@ -302,8 +302,8 @@ def test_broken_images(work: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- training
 @pytest.mark.parametrize("policy", ["pi0", "value"])
 def test_a_loss_that_is_not_finite(work: Path, policy: str) -> None:
-    rate = f"{policy}.sft.learning_rate=1e30"
-    own = work / "outputs/diverges" / ("sft" if policy == "pi0" else "value")
+    role, stage = ("policy", "sft") if policy == "pi0" else ("value", "value")
+    rate, own = f"{role}.sft.learning_rate=1e30", work / "outputs/diverges" / stage
     shutil.copytree(work / RUN / "demonstrations", own.parent / "demonstrations")
     refuses(work, "train", f"policy={policy}", "name=diverges", rate, says=["at step", "learning_rate (1e+30)"])
     assert "RecapError" in (own / "log.txt").read_text(), "the log has the traceback"
@@ -318,10 +318,10 @@ def test_a_device_that_is_not_there(work: Path) -> None:
 
 def test_weights_that_are_not_there(work: Path) -> None:
     (work / "empty").mkdir()
-    says = ["pi0.pretrained=empty: config.json and model.safetensors missing"]
-    refuses(work, "train", "name=other", "pi0.pretrained=empty", says=says)
-    says = ["pi0.pretrained=nobody/nothing: not on this machine", "hf download nobody/nothing"]
-    refuses(work, "train", "name=other", "pi0.pretrained=nobody/nothing", says=says)
+    says = ["policy.pretrained=empty: config.json and model.safetensors missing"]
+    refuses(work, "train", "name=other", "policy.pretrained=empty", says=says)
+    says = ["policy.pretrained=nobody/nothing: not on this machine", "hf download nobody/nothing"]
+    refuses(work, "train", "name=other", "policy.pretrained=nobody/nothing", says=says)
 
 
 def test_an_unknown_task(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_each_error_names_what_makes_the_command_work(recorded: dict[str, Path],
     """A depth camera in one source, another pace in the other: both are refused before any work."""
     roots = {"deep": recorded["depth"], "fast": recorded["twenty"]}
     command = [*SFT, *(f"+data.sources.{name}.root={root}" for name, root in roots.items())]
-    command += ["pi0.sft.steps=1", "pi0.sft.warmup_steps=0", "pi0.sft.batch_size=2"]
+    command += ["policy.sft.steps=1", "policy.sft.warmup_steps=0", "policy.sft.batch_size=2"]
     for says, fix in (
         (f"{DEPTH} (a depth map): not read", f"++data.sources.deep.cameras=[{COLOUR},{OTHER}]"),
         ("do not mix: fps 10 and 20. Fix: data.action_freq=10 brings both to one pace.", "data.action_freq=10"),

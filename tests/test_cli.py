@@ -93,7 +93,7 @@ def test_each_run_has_its_directory(run: Run, overrides: list[str], outputs: lis
 
 def test_stages_of_one_run_share_its_directory(run: Run) -> None:
     seen = run("train", "experiment=demo", "policy=pi0,value")
-    assert [(job.policy.name, job.output) for job in seen.jobs] == [("pi0", "outputs/demo"), ("value", "outputs/demo")]
+    assert [(job.role.name, job.output) for job in seen.jobs] == [("policy", "outputs/demo"), ("value", "outputs/demo")]
 
 
 def test_experiments_sweep(run: Run) -> None:
@@ -102,9 +102,9 @@ def test_experiments_sweep(run: Run) -> None:
 
 
 def test_one_bad_run_stops_all_before_any_work(run: Run) -> None:
-    seen = run("loop", "experiment=demo", "iterations=1", "pi0.n_action_steps=5,50")
+    seen = run("loop", "experiment=demo", "iterations=1", "policy.n_action_steps=5,50")
     assert (seen.code, seen.jobs) == (2, [])
-    assert "pi0.n_action_steps=50" in seen.err
+    assert "policy.n_action_steps=50" in seen.err
     assert "Traceback" not in seen.err
 
 
@@ -168,7 +168,7 @@ def test_the_error_is_the_last_line(run: Run) -> None:
         *("", "error: outputs/demo: the disk is full", ""),
     ]
     seen = run("train", "experiment=demo", "policy=pi0,value", work=work)
-    assert (seen.code, [job.policy.name for job in seen.jobs]) == (1, ["pi0"])
+    assert (seen.code, [job.role.name for job in seen.jobs]) == (1, ["policy"])
     assert "outputs/demo: policy=value skipped, because an earlier one failed" in seen.err
     assert seen.err.splitlines()[-1] == "error: 1 of 1 runs failed: outputs/demo"
 
@@ -200,13 +200,13 @@ def test_home_in_every_path(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
     """Bare, where the shell leaves it alone; in quotes; in a list; in a file."""
     monkeypatch.setenv("HOME", "/home/my robot")
     (tmp_path / "experiment").mkdir()
-    own = "# @package _global_\ndefaults: [demo]\npi0: {pretrained: ~/weights}\nvalue: {pretrained: owner/name}\n"
+    own = "# @package _global_\ndefaults: [demo]\npolicy: {pretrained: ~/weights}\nvalue: {pretrained: owner/name}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(own)
     typed = [
         "output=~/runs/x",
         "+data.sources.mine.root='~/data set'",
         "value.pretrained_text=~",
-        "pi0.tokenizer=~/tokens",
+        "policy.tokenizer=~/tokens",
     ]
     typed += ["launcher.python='apptainer exec --bind ~/x:/x ~/r.sif python'"]
     typed += ["launcher.options=['container-image=~/r.sqsh',exclusive]", "env.tasks=['turn ~ on']"]
@@ -216,7 +216,7 @@ def test_home_in_every_path(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert job.output == "/home/my robot/runs/x"
     assert job.data.sources["mine"].root == "/home/my robot/data set"
     assert (job.value.pretrained, job.value.pretrained_text) == ("owner/name", "/home/my robot")
-    assert (job.pi0.pretrained, job.pi0.tokenizer) == ("/home/my robot/weights", "/home/my robot/tokens")
+    assert (job.policy.pretrained, job.policy.tokenizer) == ("/home/my robot/weights", "/home/my robot/tokens")
     assert job.launcher.python == "apptainer exec --bind '/home/my robot'/x:/x '/home/my robot'/r.sif python"
     assert job.launcher.options == ["container-image=/home/my robot/r.sqsh", "exclusive"]
     assert job.env.tasks == ["turn ~ on"]
@@ -249,7 +249,7 @@ def test_interrupted(run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
-        (["train.py", "pi0.lr=abc"], 2, "pi0.sft.learning_rate"),
+        (["train.py", "policy.lr=abc"], 2, "policy.sft.learning_rate"),
         (["loop.py", "experiment=demo"], 2, "+iterations="),
         (["eval.py", "--cfg", "job", "experiment=demo"], 0, "n_action_steps: 5"),
     ],

@@ -7,6 +7,7 @@ import functools
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -32,7 +33,7 @@ from recap.data.config import SourceConfig
 from recap.envs.config import EnvKind
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.rollout.config import Prompt
 from recap.storage.manifest import difference
 from recap.training.config import IndicatorMode
@@ -58,7 +59,8 @@ def complaint(entry: str, *overrides: str) -> str:
     """What the command line would say."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  Hydra's, OmegaConf's and ours; `explain` tells them apart
         load(entry, *overrides)
-    return cli.explain(caught.value, SCHEMAS[entry])
+    with mock.patch("sys.argv", [f"{entry}.py", *overrides]):
+        return cli.explain(caught.value, SCHEMAS[entry])
 
 
 # -------------------------------------------------------------------------------- what is there composes
@@ -66,16 +68,19 @@ def complaint(entry: str, *overrides: str) -> str:
 def test_the_default_is_the_guide(entry: str) -> None:
     cfg = load(entry, *REQUIRED.get(entry, []))
     assert (cfg.size, cfg.env.type, cfg.name, cfg.output) == ("full", EnvKind.libero, "libero", "outputs/libero")
-    assert (cfg.advantage.look_ahead, cfg.value.bins, cfg.advantage.c_fail, cfg.advantage.normalizer) == (
+    assert (cfg.advantage.n_step, cfg.value.bins, cfg.advantage.c_fail, cfg.advantage.normalizer) == (
         50,
         201,
         1000,
         1600,
     )
     assert (cfg.advantage.positive_fraction, cfg.advantage.threshold.name) == (0.3, "all")
-    assert (cfg.pi0.sft.indicator, cfg.pi0.finetune.indicator) == (IndicatorMode.on, IndicatorMode.use)
-    assert (cfg.pi0.indicator_dropout, cfg.rollout.beta, cfg.rollout.episodes) == (0, 1, 300)
-    assert cfg.pi0.finetune.demonstration_share == 0.5
+    assert (cfg.policy.sft.indicator, cfg.policy.finetune.indicator) == (
+        IndicatorMode.always_positive,
+        IndicatorMode.use,
+    )
+    assert (cfg.policy.indicator_dropout, cfg.rollout.beta, cfg.rollout.episodes) == (0, 1, 300)
+    assert cfg.policy.finetune.demo_fraction == 0.5
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -111,10 +116,10 @@ def test_every_value_says_what_it_does() -> None:
 
 def test_data_brings_its_environment_and_size() -> None:
     cfg = load("train", "policy=value", "data=moka", "stage=sft")
-    assert (cfg.policy, cfg.stage) == (PolicyKind.value, StageKind.sft)
-    assert (cfg.env.type, cfg.size, cfg.pi0.vision.width, cfg.name) == (EnvKind.moka, "tiny", 64, "moka")
+    assert (cfg.role, cfg.stage) == (Role.value, StageKind.sft)
+    assert (cfg.env.type, cfg.size, cfg.policy.vision.width, cfg.name) == (EnvKind.moka, "tiny", 64, "moka")
     assert cfg.advantage.normalization is Normalization.per_task
-    assert load("train", "data=moka", "size=full").pi0.vision.width == 1152, "the command line wins"
+    assert load("train", "data=moka", "size=full").policy.vision.width == 1152, "the command line wins"
     assert load("train", "data=moka+rollouts", "stage=finetune").data.rollouts
     assert load("train", "data=moka+rollouts", "stage=finetune").env.type is EnvKind.moka
 
@@ -133,7 +138,7 @@ def test_lists_and_nulls() -> None:
 
 
 def test_full_size_is_lerobots() -> None:
-    cfg = load("train").pi0
+    cfg = load("train").policy
     assert (cfg.vlm.width, cfg.vlm.depth, cfg.vlm.mlp_dim, cfg.vlm.head_dim) == (2048, 18, 16384, 256)
     assert (cfg.expert.width, cfg.expert.depth, cfg.expert.mlp_dim, cfg.expert.head_dim) == (1024, 18, 4096, 256)
     assert (cfg.vision.width, cfg.vision.depth, cfg.vision.mlp_dim, cfg.image_size) == (1152, 27, 4304, 224)
@@ -141,7 +146,7 @@ def test_full_size_is_lerobots() -> None:
 
 def test_plain_and_back() -> None:
     cfg = load("train", "experiment=demo")
-    assert typed(OmegaConf.create(OmegaConf.to_yaml(plain(cfg))), TrainJob) == cfg  # "on" and "no" survive YAML
+    assert typed(OmegaConf.create(OmegaConf.to_yaml(plain(cfg))), TrainJob) == cfg
 
 
 def test_shared_and_difference() -> None:
@@ -159,7 +164,7 @@ def test_shared_and_difference() -> None:
 def test_leaves_and_keys_agree() -> None:
     names = [key for key, _ in leaves(load("train", "experiment=demo"))]
     assert {re.sub(r"^arms\.\w+", "arms.<name>", name) for name in names} <= set(keys(TrainJob))
-    assert "pi0.sft.learning_rate" in names
+    assert "policy.sft.learning_rate" in names
 
 
 # -------------------------------------------------------------------------------- what is wrong is named
@@ -172,33 +177,42 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     ((*DEMO, "+seeed=1"), ["seeed=1", "Nearest: seed"]),
     ((*DEMO, "++seeed=1"), ["seeed=1", "Nearest: seed"]),
     ((*DEMO, "+seed=1"), ["seed", "exists already"]),
-    ((*DEMO, "pi0.lr=1"), ["pi0.lr", "pi0.sft.learning_rate"]),
-    ((*DEMO, "+pi0.sft.lr=1"), ["pi0.sft.lr=1", "Nearest: pi0.sft.learning_rate"]),
+    ((*DEMO, "policy.lr=1"), ["policy.lr", "policy.sft.learning_rate"]),
+    ((*DEMO, "+policy.sft.lr=1"), ["policy.sft.lr=1", "Nearest: policy.sft.learning_rate"]),
     ((*DEMO, "data.demonstrator.epsiodes=3"), ["Nearest: data.demonstrator.episodes"]),
     (("loop", "experiment=demo", "itertions=3"), ["itertions", "Nearest: iterations"]),
-    ((*LOOP, "policy=value"), ["policy", "no such choice", "iterations"]),
-    ((*LOOP, "+policy=value"), ["policy=value", "no such key"]),
+    ((*LOOP, "policy=value"), ["role=value", "policy=value", "no such choice"]),
+    ((*LOOP, "+policy=value"), ["policy", "without +"]),
     ((*DEMO, "+policy=value"), ["policy", "without +"]),
     ((*DEMO, "seed"), ["seed", "key=value"]),
     ((*DEMO, "env.tasks=[put the pot, on"), ["cannot be read", "quote"]),
     # choices
     ((*DEMO, "policy=pi1"), ["policy=pi1", "pi0, value", "Nearest: pi0"]),
+    ((*DEMO, "pi0.sft.steps=3"), ["pi0.sft.steps: renamed to policy.sft.steps"]),
+    ((*DEMO, "resources.pi0.cpus=3"), ["renamed to resources.policy.cpus_per_task"]),
+    ((*DEMO, "+value.read=mean"), ["value.read=mean: renamed to value.aggregation"]),
     (("loop", "experiment=dmo"), ["experiment=dmo", "two_pots", "Nearest: demo"]),
     ((*DEMO, "data=mka"), ["data=mka", "libero+rollouts", "Nearest: moka"]),
     ((*DEMO, "size=tny"), ["size=tny", "full, tiny", "Nearest: tiny"]),
     ((*DEMO, "launcher=slrum"), ["launcher=slrum", "auto, inline, local, slurm", "Nearest: slurm"]),
-    ((*DEMO, "resources.pi0.gpu=4"), ["resources.pi0.gpu", "Nearest: resources.pi0.gpus"]),
+    (
+        (*DEMO, "resources.policy.gpu_per_node=4"),
+        ["resources.policy.gpu_per_node", "Nearest: resources.policy.gpus_per_node"],
+    ),
     ((*DEMO, "+launcher.partitoin=x"), ["Nearest: launcher.partition"]),
     ((*DEMO, "action=stop"), ["action=stop", "run, status, cancel"]),
     ((*DEMO, "launcher.setup=ls"), ["launcher.setup=ls", "list"]),
     ((*DEMO, "device=gpu"), ["device=gpu", "auto, cpu, cuda, mps"]),
-    ((*DEMO, "pi0.sft.indicator=onn"), ["pi0.sft.indicator=onn", "on, use, positive_only, ignore", "Nearest: on"]),
-    ((*DEMO, "pi0.sft.indicator=true"), ["pi0.sft.indicator=true", "quote"]),
+    (
+        (*DEMO, "policy.sft.indicator=onn"),
+        ["policy.sft.indicator=onn", "always_positive, use, positive_only, ignore"],
+    ),
+    ((*DEMO, "policy.sft.indicator=true"), ["policy.sft.indicator=true", "choose one of always_positive"]),
     ((*LOOP, "controls=[continued]"), ["controls=[continued]", "Nearest: continued_sft"]),
     ((*LOOP, "controls=continued_sft"), ["controls=continued_sft", "list"]),
     # types
-    ((*DEMO, "pi0.sft.learning_rate=abc"), ["pi0.sft.learning_rate=abc", "number"]),
-    ((*DEMO, "pi0.sft.steps=1e3"), ["pi0.sft.steps=1000.0", "whole number"]),
+    ((*DEMO, "policy.sft.learning_rate=abc"), ["policy.sft.learning_rate=abc", "number"]),
+    ((*DEMO, "policy.sft.steps=1e3"), ["policy.sft.steps=1000.0", "whole number"]),
     (("train", "data.sources.libero.all_succeed=maybe"), ["data.sources.libero.all_succeed=maybe", "true or false"]),
     ((*DEMO, "+data.sources.mine.rot=x"), ["data.sources.mine.rot=x", "Nearest: data.sources.<name>.root"]),
     ((*DEMO, "+data.sources.mine=x"), ["data.sources.mine=x", "repo_id, root"]),
@@ -211,12 +225,12 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     ((*DEMO, "++data.sources.mine.camera=[a]"), ["data.sources.mine.camera=[a]", "Nearest: data.sources.<name>.cam"]),
     ((*DEMO, "seed=null"), ["seed=null", "must not be null"]),
     ((*DEMO, "env.tasks=foo"), ["env.tasks=foo", "list"]),
-    ((*DEMO, "pi0.sft=3"), ["pi0.sft=3", "steps, batch_size"]),
+    ((*DEMO, "policy.sft=3"), ["policy.sft=3", "steps, batch_size"]),
     ((*DEMO, "output=${nme}"), ["output", "nme", "Nearest: name"]),
     # missing
     (("loop", "experiment=demo"), ["iterations: missing", "+iterations="]),
     (("eval", "experiment=demo"), ["checkpoint: missing", "checkpoint=outputs/"]),
-    ((*DEMO, "~pi0"), ["pi0: missing"]),
+    ((*DEMO, "~value"), ["value: missing"]),
     # values
     (("loop", "experiment=demo", "iterations=0"), ["iterations=0", "at least 1"]),
     (("train", "advantage.normalizer=400"), ["advantage.normalizer=400", "-1520", "Fix: advantage.normalizer=1520"]),
@@ -235,21 +249,21 @@ def test_a_bad_command(command: tuple[str, ...], says: list[str]) -> None:
 
 WRONG: list[tuple[str, Any, list[str]]] = [
     # ranges
-    ("pi0.sft.steps", 0, ["at least 1"]),
+    ("policy.sft.steps", 0, ["at least 1"]),
     ("value.finetune.batch_size", -4, ["at least 1"]),
     ("eval.episodes", 0, ["at least 1"]),
-    ("advantage.look_ahead", 0, ["at least 1"]),
+    ("advantage.n_step", 0, ["at least 1"]),
     ("value.bins", 1, ["at least 2"]),
     ("seed", -1, ["at least 0"]),
     ("rollout.beta", -1.0, ["at least 0"]),
     ("advantage.c_fail", -5.0, ["at least 0"]),
-    ("pi0.sft.learning_rate", 0.0, ["greater than 0"]),
-    ("pi0.sft.learning_rate", float("nan"), ["finite"]),
-    ("pi0.sft.grad_clip", float("inf"), ["finite"]),
+    ("policy.sft.learning_rate", 0.0, ["greater than 0"]),
+    ("policy.sft.learning_rate", float("nan"), ["finite"]),
+    ("policy.sft.grad_clip", float("inf"), ["finite"]),
     ("advantage.positive_fraction", 30.0, ["between 0 and 1"]),
     ("advantage.positive_fraction", 0.0, ["between 0 and 1"]),
-    ("pi0.indicator_dropout", 1.0, ["below 1"]),
-    ("pi0.finetune.demonstration_share", 1.5, ["between 0 and 1"]),
+    ("policy.indicator_dropout", 1.0, ["below 1"]),
+    ("policy.finetune.demo_fraction", 1.5, ["between 0 and 1"]),
     ("data.demonstrator.miss", 1.1, ["between 0 and 1"]),
     ("name", "a/b", ["directory"]),
     ("name", "..", ["directory"]),
@@ -257,27 +271,35 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("env.tasks", [], ["at least one"]),
     ("env.tasks", ["a", " "], ["at least one"]),
     ("env.tasks", ["a", "a"], ["twice"]),
-    ("resources.pi0.minutes", 0, ["at least 1"]),
-    ("resources.value.mem", 0.0, ["greater than 0"]),
-    ("launcher.requeues", -1, ["at least 0"]),
+    ("resources.policy.timeout_min", 0, ["at least 1"]),
+    ("resources.value.mem_gb", 0.0, ["greater than 0"]),
+    ("launcher.max_requeues", -1, ["at least 0"]),
     ("launcher.options", ["--nice"], ["without their dashes"]),
     # contradictions
-    ("resources.pi0", Resources(gpus=4, processes=2, cpus=1, mem=1, minutes=60), ["Fix: leave it out, or", "gpus=2"]),
-    ("resources.value.shards", 2, ["one job", "resources.value.gpus"]),
-    ("resources.demonstrations.nodes", 2, ["workers.processes"]),
+    (
+        "resources.policy",
+        Resources(gpus_per_node=4, tasks_per_node=2, cpus_per_task=1, mem_gb=1, timeout_min=60),
+        ["Fix: leave it out, or", "gpus_per_node=2"],
+    ),
+    ("resources.value.shards", 2, ["one job", "resources.value.gpus_per_node"]),
+    ("resources.demonstrations.nodes", 2, ["workers.num_workers"]),
     ("resources.eval.shards", 151, ["eval.episodes=150"]),
-    ("launcher.notice", 3600, ["resources.demonstrations.minutes=60", "Fix: a longer job, or launcher.notice=3570"]),
-    ("pi0.n_action_steps", 11, ["pi0.chunk_size=10", "Fix: pi0.n_action_steps=10"]),
-    ("pi0.image_size", 65, ["pi0.vision.patch_size=16"]),
+    (
+        "launcher.grace_period_s",
+        3600,
+        ["resources.demonstrations.timeout_min=60", "Fix: a longer job, or launcher.grace_period_s=3570"],
+    ),
+    ("policy.n_action_steps", 11, ["policy.chunk_size=10", "Fix: policy.n_action_steps=10"]),
+    ("policy.image_size", 65, ["policy.vision.patch_size=16"]),
     ("value.vision.width", 65, ["value.vision.num_heads=2"]),
     ("value.text.head_dim", 15, ["even"]),
     ("value.text.num_kv_heads", 3, ["value.text.num_heads=2"]),
-    ("pi0.expert.depth", 5, ["pi0.vlm.depth=2"]),
-    ("pi0.expert.head_dim", 16, ["pi0.vlm.head_dim=32"]),
-    ("pi0.vlm.num_heads", 8, ["pi0.expert.num_heads=2"]),
-    ("pi0.sft.warmup_steps", 9999, ["pi0.sft.steps=2500"]),
-    ("pi0.sft.demonstration_share", 0.5, ["Fix: 1, or pi0.finetune"]),
-    ("workers.processes", 99, ["workers.slots=50"]),
+    ("policy.expert.depth", 5, ["policy.vlm.depth=2"]),
+    ("policy.expert.head_dim", 16, ["policy.vlm.head_dim=32"]),
+    ("policy.vlm.num_heads", 8, ["policy.expert.num_heads=2"]),
+    ("policy.sft.warmup_steps", 9999, ["policy.sft.steps=2500"]),
+    ("policy.sft.demo_fraction", 0.5, ["Fix: 1, or policy.finetune"]),
+    ("workers.num_workers", 99, ["workers.num_envs=50"]),
     ("eval.videos", 999, ["eval.episodes=150"]),
     ("advantage.normalization", Normalization.constant, ["advantage.normalizer=null", "Fix: advantage.normalizer=150"]),
     ("advantage.normalizer", 100.0, ["per_task", "Fix: advantage.normalizer=null"]),
@@ -291,14 +313,14 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("data.sources", {"mine": {"root": "x", "cameras": []}}, ["data.sources.mine.cameras=[]", "null takes all"]),
     ("data.sources", {"mine": SourceConfig(root="x", cameras=["a", "a"])}, ["mine.cameras=[a,a]", "each once"]),
     ("rollout.prompt", Prompt.none, ["rollout.beta=1.5", "Fix: rollout.beta=1"]),
-    ("pi0.indicator_dropout", 0.0, ["rollout.beta=1.5", "pi0.indicator_dropout=0.3"]),
-    ("pi0.finetune.indicator", IndicatorMode.ignore, ["indicator=ignore", "Fix: eval.prompt=none"]),
+    ("policy.indicator_dropout", 0.0, ["rollout.beta=1.5", "policy.indicator_dropout=0.3"]),
+    ("policy.finetune.indicator", IndicatorMode.ignore, ["indicator=ignore", "Fix: eval.prompt=none"]),
 ]
 
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
-    return load("train", "experiment=demo", "rollout.beta=1.5", "pi0.sft.indicator=ignore")
+    return load("train", "experiment=demo", "rollout.beta=1.5", "policy.sft.indicator=ignore")
 
 
 @pytest.mark.parametrize(("key", "value", "says"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG])
@@ -314,9 +336,9 @@ def test_a_wrong_value(demo: Any, key: str, value: Any, says: list[str]) -> None
 
 
 def test_all_problems_at_once() -> None:
-    message = complaint("train", "experiment=demo", "+typo=1", "seed=x", "pi0.sft.steps=y")
+    message = complaint("train", "experiment=demo", "+typo=1", "seed=x", "policy.sft.steps=y")
     assert message.count("\n- ") == 3
-    for words in ("typo=1", "seed=x", "pi0.sft.steps=y"):
+    for words in ("typo=1", "seed=x", "policy.sft.steps=y"):
         assert words in message
 
 

@@ -51,9 +51,9 @@ NAMED = ("", "…")  # values of an override that only names its key
 BESIDE = {  # what an inline override needs beside it
     "env=pusht": ["data.action_freq=10"],
     "env.type=metaworld": ["env.suite=null"],
-    "pi0.trains=lora": ["pi0.pretrained=lerobot/pi0_base"],
+    "policy.trainable=lora": ["policy.pretrained=lerobot/pi0_base"],
 }
-APART = {"sharding": "pi0.sft.optimizer"}  # keys whose values contradict those of another
+APART = {"sharding": "policy.sft.optimizer"}  # keys whose values contradict those of another
 FIRST = {"make", "torchrun", "accelerate", "lerobot-eval", "wandb", "pip", "tensorboard", "pytest", "cp", "eval"}
 
 
@@ -162,7 +162,7 @@ def test_the_site_file_is_written_as_the_readme_says(tmp_path: Path) -> None:
     subprocess.run(copy.words, cwd=tmp_path, check=True)
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
         cfg = typed(compose("loop", ["iterations=3"]), LoopJob)
-    assert (cfg.launcher.partition, cfg.resources.pi0.gpus) == ("gpu", 4)
+    assert (cfg.launcher.partition, cfg.resources.policy.gpus_per_node) == ("gpu", 4)
 
 
 def test_make_has_every_target() -> None:

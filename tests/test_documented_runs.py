@@ -168,7 +168,7 @@ def test_a_policy_of_lerobots(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_adapters_of_ours(work: Path) -> None:
     (work / RUN).rename(work / "outputs/demo")
-    lora = ["pi0.trains=lora", "pi0.pretrained=outputs/demo/sft/checkpoints/last", "name=lora"]
+    lora = ["policy.trainable=lora", "policy.pretrained=outputs/demo/sft/checkpoints/last", "name=lora"]
     trained = tiny("train", "policy=pi0", "stage=sft", *lora, cwd=work)
     assert trained.code == 0, trained.err
     seen = tiny("eval", "checkpoint=outputs/lora/sft/checkpoints/last", *lora, cwd=work)

@@ -161,7 +161,7 @@ def test_training_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with pytest.raises(RecapError, match=r"waits for the other process to begin training, and no sign of it\. Fix"):
-            sharding.make_accelerator(Sharding.none, "cpu", demo().pi0.sft)
+            sharding.make_accelerator(Sharding.none, "cpu", demo().policy.sft)
     finally:
         PartialState._shared_state.clear()
         PartialState._shared_state.update(states[0])

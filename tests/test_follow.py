@@ -111,8 +111,8 @@ def test_a_bug_comes_with_the_end_of_its_log(chain: Chain) -> None:
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("TIMEOUT", "resources.pi0.minutes=…"),
-        ("OUT_OF_MEMORY", "resources.pi0.mem=…"),
+        ("TIMEOUT", "resources.policy.timeout_min=…"),
+        ("OUT_OF_MEMORY", "resources.policy.mem_gb=…"),
         ("CANCELLED", "was cancelled"),
         ("NODE_FAIL", "lost its node"),
         ("FAILED", "ended without a report (failed: killed?)"),

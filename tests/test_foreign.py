@@ -22,16 +22,16 @@ from recap.pipeline.starts import start_needs, start_problems
 from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, checkpoint_of
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.roles import Role
 from recap.policies.sizes import Trained
 from recap.rollout.config import Prompt
 from recap.rollout.worker import EnvFacts
 from recap.stages.simulate import check_robot, warn_of_prompt
 from recap.utils.errors import RecapError
 
-SMALL = ["experiment=demo_small", "name=here", "env.max_steps=6", "workers.processes=1", "workers.slots=2"]
-SMALL += ["pi0.n_action_steps=3", "pi0.num_inference_steps=2", "launcher=inline", "tracking=local"]
+SMALL = ["experiment=demo_small", "name=here", "env.max_steps=6", "workers.num_workers=1", "workers.num_envs=2"]
+SMALL += ["policy.n_action_steps=3", "policy.num_inference_steps=2", "launcher=inline", "tracking=local"]
 IMAGE = (64, 64)  # of the embedded task
 ROBOT = EnvFacts(fps=10, cameras=CAMERAS, state_dim=8, action_dim=7)
 
@@ -149,10 +149,10 @@ def test_what_cannot_act_here_says_what_can(kind: str, tmp_path: Path) -> None:
     edit(tmp_path / "config.json", lambda c: c.update(type=kind))
     says = rf"checkpoint={tmp_path}: is a '{kind}', not a 'recap_pi0' or lerobot's 'pi0'\. Fix: name a policy of a run"
     with pytest.raises(RecapError, match=says):
-        checkpoint_folder(str(tmp_path), PolicyKind.pi0)
+        checkpoint_folder(str(tmp_path), Role.policy)
     with pytest.raises(RecapError, match=rf"is a '{kind}', not a 'recap_pi0' or"):
         loaded(tmp_path)
-    with pytest.raises(RecapError, match=rf"pi0\.pretrained={tmp_path}: is a '{kind}'"):
+    with pytest.raises(RecapError, match=rf"policy\.pretrained={tmp_path}: is a '{kind}'"):
         new_pi0(pretrained=str(tmp_path))
 
 
@@ -171,7 +171,7 @@ def test_a_training_stands_for_its_newest_checkpoint(ours: Checkpoint, tmp_path:
 def lora(ours: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     """Adapters that change something, on the weights in `ours`, saved as `lora`; started from a relative name."""
     monkeypatch.chdir(tmp_path)
-    adapted = new_pi0(image=IMAGE, pretrained="ours", trains=Trained.lora, lora_rank=2)
+    adapted = new_pi0(image=IMAGE, pretrained="ours", trainable=Trained.lora, lora_rank=2)
     with torch.no_grad():
         for name, parameter in adapted.policy.named_parameters():
             if ".lora_B." in name:
@@ -195,24 +195,26 @@ def test_adapters_are_exported_and_started_from(lora: Checkpoint, tmp_path: Path
     plain = export(tmp_path / "lora", tmp_path / "plain")
     torch.testing.assert_close(actions(loaded(plain)), actions(lora), atol=1e-4, rtol=0)
     assert weights(plain).keys() == adapters.merged(lora.policy).keys()
-    started = new_pi0(image=IMAGE, pretrained="lora", trains=Trained.lora, lora_rank=2)
+    started = new_pi0(image=IMAGE, pretrained="lora", trainable=Trained.lora, lora_rank=2)
     torch.testing.assert_close(actions(started), actions(lora), atol=1e-5, rtol=0)
-    with pytest.raises(RecapError, match=r"pi0\.lora_rank=4: the adapters in lora have rank 2\. Fix: pi0\.lora_rank=2"):
-        new_pi0(image=IMAGE, pretrained="lora", trains=Trained.lora, lora_rank=4)
+    with pytest.raises(
+        RecapError, match=r"policy\.lora_rank=4: the adapters in lora have rank 2\. Fix: policy\.lora_rank=2"
+    ):
+        new_pi0(image=IMAGE, pretrained="lora", trainable=Trained.lora, lora_rank=4)
 
 
 def test_before_the_first_stage(lora: Checkpoint, demo: EvalJob) -> None:
     """What preflight is told of checkpoints: what is wrong with them, and what of the hub they need."""
-    demo = replace(demo, checkpoint="lora", pi0=replace(demo.pi0, pretrained="lora", trains=Trained.lora))
+    demo = replace(demo, checkpoint="lora", policy=replace(demo.policy, pretrained="lora", trainable=Trained.lora))
     both = {"train", "evaluate"}
     assert [*start_problems(demo, both)] == []
     assert [*start_needs(demo, both)] == []
-    demo.pi0.trains = Trained.all
+    demo.policy.trainable = Trained.all
     assert [*start_problems(demo, {"evaluate"})] == []
     (problem,) = start_problems(demo, {"train"})
     assert problem == (
-        "pi0.pretrained=lora: holds adapters, but pi0.trains=all. "
-        "Fix: pi0.trains=lora, or start from a checkpoint without."
+        "policy.pretrained=lora: holds adapters, but policy.trainable=all. "
+        "Fix: policy.trainable=lora, or start from a checkpoint without."
     )
     edit(Path("lora") / ADAPTER_CONFIG, lambda c: c.update(base_model_name_or_path="lerobot/pi0_base"))
     plain = export(Path("ours"), Path("plain"), Prompt.none)
@@ -221,7 +223,7 @@ def test_before_the_first_stage(lora: Checkpoint, demo: EvalJob) -> None:
     demo = replace(demo, checkpoint="plain")
     needed = {need.key: (need.name, need.instead) for need in start_needs(demo, both)}
     assert needed == {
-        "the base of pi0.pretrained": (
+        "the base of policy.pretrained": (
             "lerobot/pi0_base",
             f"write the folder that holds them as base_model_name_or_path in lora/{ADAPTER_CONFIG}",
         ),
@@ -230,7 +232,7 @@ def test_before_the_first_stage(lora: Checkpoint, demo: EvalJob) -> None:
             "copy its tokenizer.json and tokenizer_config.json to plain",
         ),
     }
-    demo.pi0.pretrained = "nobody/nothing"
+    demo.policy.pretrained = "nobody/nothing"
     assert [need.name for need in start_needs(demo, {"train"})] == ["nobody/nothing"]
 
 
@@ -248,6 +250,6 @@ def test_weights_below_adapters_that_are_gone(lora: Checkpoint, tmp_path: Path) 
         rf"{file}: it adapts the weights in {tmp_path / 'ours'}, where no model\.safetensors is\. Fix: write the folder"
     )
     with pytest.raises(RecapError, match=says):
-        checkpoint_folder("lora", PolicyKind.pi0)
+        checkpoint_folder("lora", Role.policy)
     edit(file, lambda c: c.update(base_model_name_or_path=str(tmp_path / "moved")))
     torch.testing.assert_close(actions(loaded(tmp_path / "lora")), actions(lora), atol=1e-5, rtol=0)

@@ -39,7 +39,7 @@ def upside_down(*args: Any) -> np.ndarray:
         pytest.param(shuffled, [], "spread", id="shuffled labels"),
         pytest.param(upside_down, [], "rank", id="wrong sign"),
         pytest.param(
-            normalized_returns, ["value.held_out=0.85", "value.finetune.image_shift=0"], "over_fit", id="over-fitted"
+            normalized_returns, ["value.held_out=0.85", "value.finetune.random_shift=0"], "over_fit", id="over-fitted"
         ),
     ],
 )

@@ -200,14 +200,14 @@ def test_every_result_is_compared(work: Path) -> None:
 
 
 def test_values_are_not_believed(work: Path) -> None:
-    path = work / RUN / "iter_01/values/rollouts_01.npy"
+    path = work / RUN / "iter_01/value_inference/rollouts_01.npy"
     for stage in ("advantage", "gate", "policy", "eval"):
         shutil.rmtree(work / RUN / "iter_01" / stage)
     old = path.read_bytes()
     quietly(path, old[:-8] + np.float64(-0.5).tobytes())
     seen = tiny("loop", "+iterations=1", cwd=work)
     assert seen.code == 1
-    assert "iter_01/values/rollouts_01.npy was changed (its SHA-256 differs)" in seen.err
+    assert "iter_01/value_inference/rollouts_01.npy was changed (its SHA-256 differs)" in seen.err
     assert "`python advantage.py iteration=1`" in seen.err
     assert not (work / RUN / "iter_01/advantage").exists()
 

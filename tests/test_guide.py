@@ -10,11 +10,11 @@ import pytest
 from test_config import ROOT, load
 
 from recap.config import Config, StageKind
-from recap.data.config import Outcomes
+from recap.data.config import EpisodeFilter
 from recap.method.config import Normalization, Threshold
 from recap.pipeline.graph import train_node
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config
+from recap.policies.roles import Role
 from recap.policies.value.modeling_value import RecapValueConfig
 from recap.training.config import IndicatorMode
 
@@ -34,7 +34,7 @@ REWARD = {
     "advantage.c_fail": 1000,
     "advantage.normalizer": 1600,
     "advantage.normalization": Normalization.constant,
-    "advantage.look_ahead": 50,
+    "advantage.n_step": 50,
     "value.tokenizer_max_length": 52,
 }
 
@@ -44,13 +44,13 @@ def optimizer(node: str) -> dict[str, float]:
         f"{node}.learning_rate": 2.5e-5,
         f"{node}.weight_decay": 1e-10,
         f"{node}.grad_clip": 10.0,
-        f"{node}.decay_to": 0.1,
+        f"{node}.min_lr_ratio": 0.1,
     }
 
 
 def rollouts(model: str) -> dict[str, Any]:
     """Weights 1:1 of the original data and the rollouts."""
-    return {"data.rollouts": True, f"{model}.finetune.demonstration_share": 0.5}
+    return {"data.rollouts": True, f"{model}.finetune.demo_fraction": 0.5}
 
 
 CONFIGS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
@@ -59,22 +59,22 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
         ("policy=pi0", "data=libero", "stage=sft"),
         {
             **MIXTURE,
-            **optimizer("pi0.sft"),
-            "policy": PolicyKind.pi0,
+            **optimizer("policy.sft"),
+            "role": Role.policy,
             "stage": StageKind.sft,
             "data.rollouts": False,
-            "pi0.pretrained": "lerobot/pi0_base",
-            "pi0.sft.indicator": IndicatorMode.on,
-            "pi0.sft.steps": 10_000,
-            "pi0.sft.warmup_steps": 1_000,
-            "pi0.tokenizer_max_length": 100,
-            "pi0.max_state_dim": 32,
-            "pi0.max_action_dim": 32,
-            "pi0.chunk_size": 10,
-            "pi0.n_action_steps": 10,
-            "pi0.num_inference_steps": 10,
-            "pi0.image_size": 224,
-            "pi0.indicator_dropout": 0.0,
+            "policy.pretrained": "lerobot/pi0_base",
+            "policy.sft.indicator": IndicatorMode.always_positive,
+            "policy.sft.steps": 10_000,
+            "policy.sft.warmup_steps": 1_000,
+            "policy.tokenizer_max_length": 100,
+            "policy.max_state_dim": 32,
+            "policy.max_action_dim": 32,
+            "policy.chunk_size": 10,
+            "policy.n_action_steps": 10,
+            "policy.num_inference_steps": 10,
+            "policy.image_size": 224,
+            "policy.indicator_dropout": 0.0,
         },
     ),
     "stage 2, value function": (
@@ -84,7 +84,7 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
             **MIXTURE,
             **REWARD,
             **optimizer("value.sft"),
-            "policy": PolicyKind.value,
+            "role": Role.value,
             "value.sft.steps": 80_000,
             "value.sft.warmup_steps": 1_000,
             "value.image_size": 224,
@@ -119,11 +119,11 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
         ("policy=pi0", "data=libero+rollouts", "stage=finetune"),
         {
             **MIXTURE,
-            **optimizer("pi0.finetune"),
-            **rollouts("pi0"),
-            "pi0.finetune.indicator": IndicatorMode.use,
-            "pi0.finetune.outcomes": Outcomes.all,
-            "pi0.tokenizer_max_length": 100,
+            **optimizer("policy.finetune"),
+            **rollouts("policy"),
+            "policy.finetune.indicator": IndicatorMode.use,
+            "policy.finetune.episode_filter": EpisodeFilter.all,
+            "policy.tokenizer_max_length": 100,
         },
     ),
     "values of one episode, to look at": (
@@ -149,7 +149,7 @@ def test_the_loop_of_the_guide() -> None:
     cfg = load("loop", *EXPERIMENT, "+iterations=3")
     assert (cfg.env.suite, cfg.env.tasks, cfg.env.max_steps) == ("libero_10", ["put both moka pots on the stove"], 520)
     assert (cfg.rollout.episodes, cfg.rollout.prompt.name, cfg.rollout.beta) == (300, "positive", 1)
-    for policy, start in ((PolicyKind.pi0, "sft"), (PolicyKind.value, "value")):
+    for policy, start in ((Role.policy, "sft"), (Role.value, "value")):
         for iteration in (1, 2, 3):
             node = train_node(cfg, policy, StageKind.finetune, iteration)
             assert node.inputs["pretrained"] == start, "restarts from the pre-trained one, not from the last"
@@ -170,7 +170,7 @@ def test_the_papers_settings() -> None:
     advantage = cfg.advantage
     assert (advantage.threshold, advantage.normalization) == (Threshold.per_task, Normalization.per_task)
     assert (advantage.positive_fraction, advantage.normalizer) == (0.4, None)
-    assert (cfg.pi0.indicator_dropout, cfg.eval.beta, cfg.rollout.beta) == (0.3, 1.5, 1.0)
+    assert (cfg.policy.indicator_dropout, cfg.eval.beta, cfg.rollout.beta) == (0.3, 1.5, 1.0)
 
 
 def test_the_map_names_keys_that_exist() -> None:
@@ -178,7 +178,7 @@ def test_the_map_names_keys_that_exist() -> None:
     cfg = load("train", *EXPERIMENT)
     text = (ROOT / "docs/opentau.md").read_text().split("## Keys")[1].split("## What differs")[0]
     columns = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
-    keys = re.findall(r"`((?:pi0|value|data|env|advantage)\.[\w.<>]+)`", " ".join(columns))
+    keys = re.findall(r"`((?:policy|value|data|env|advantage)\.[\w.<>]+)`", " ".join(columns))
     assert len(keys) > 25
     for key in keys:
         value_of(cfg, key.replace("<name>", "libero"))

@@ -22,9 +22,9 @@ from recap.export import export, push
 from recap.pipeline.commands import checkpoint_folder
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, load_tokenizer
+from recap.policies.roles import Role
 from recap.utils.errors import RecapError
 
 EVIL = "evil_module_of_a_stranger"
@@ -184,7 +184,7 @@ ATTEMPTS: dict[str, tuple[Attempt, str, str]] = {  # name -> (attempt, the file,
 
 
 def given(folder: Path) -> None:
-    checkpoint_folder(str(folder), PolicyKind.pi0)
+    checkpoint_folder(str(folder), Role.policy)
 
 
 def loaded(folder: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_tokenizer_in_a_state_has_no_other_arguments(theirs: Path) -> None:
 
 
 def test_a_tokenizer_by_name_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pi0.tokenizer=<a folder>`; and with nobody at the keyboard, nobody is asked."""
+    """`policy.tokenizer=<a folder>`; and with nobody at the keyboard, nobody is asked."""
     monkeypatch.setattr("builtins.input", lambda _: "y")
     tokenizer_with_code("tokenizer_config.json", "tokenizer")(tmp_path, tmp_path / "marker")
     with pytest.raises(RecapError, match=r"tokenizer_config\.json: auto_map=.* not allowed .* Fix: remove auto_map"):

@@ -13,7 +13,7 @@ from hostile_helpers import Runs, edit, refused
 
 from recap.policies.folder import OPTIMIZER
 from recap.report import write_html, write_summary
-from recap.stages.values import _joined
+from recap.stages.value_inference import _joined
 from recap.storage.manifest import check
 from recap.storage.readers import read_config
 from recap.training.distributed import Store

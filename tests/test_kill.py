@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 LONGER = [
     *TINY,
     *["data.demonstrator.episodes=6", "rollout.episodes=12", "eval.episodes=12"],
-    *[f"{model}.{stage}.steps=24" for model in ("pi0", "value") for stage in ("sft", "finetune")],
+    *[f"{model}.{stage}.steps=24" for model in ("policy", "value") for stage in ("sft", "finetune")],
 ]
 LOOP = [sys.executable, str(ROOT / "loop.py"), *LONGER, "+iterations=1"]
 LIMIT = 600.0  # seconds for a stage to be reached
@@ -97,7 +97,7 @@ KILLS: list[tuple[str, str, Moment]] = [
     ("value", "in the middle", lines("metrics.jsonl", 9)),
     ("iter_01/rollout", "writing an episode", lambda stage: episodes(3)(stage) and writing("episodes/*.tmp")(stage)),
     ("iter_01/value", "writing a checkpoint", writing("checkpoints/.*.tmp")),
-    ("iter_01/values", "asking the value function", exists("blocks")),
+    ("iter_01/value_inference", "asking the value function", exists("blocks")),
     ("iter_01/advantage", "writing the labels", exists("demonstrations")),
     ("iter_01/gate", "drawing its figure", exists("gate.json")),
     ("iter_01/policy", "in the middle", lines("metrics.jsonl", 11)),

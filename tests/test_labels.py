@@ -221,7 +221,7 @@ THRESHOLDS = Thresholds(
     wanted_positive=0.3,
     achieved_positive={"all": 0.3, "demonstration": 0.35, "success": None, "failure": 0.13},
     achieved_positive_per_task={"b": {"all": 0.25, "demonstration": None, "success": None, "failure": None}},
-    look_ahead=5,
+    n_step=5,
     normalizer={"put the moka pot on the stove": 50.0, "b": 80.0},
     c_fail=50.0,
     percentiles={0: -1.0, 50: 0.0, 100: 1.0},
@@ -229,7 +229,7 @@ THRESHOLDS = Thresholds(
 
 
 def test_thresholds_come_back_exactly(tmp_path):
-    whole = dataclasses.replace(THRESHOLDS, look_ahead=None)
+    whole = dataclasses.replace(THRESHOLDS, n_step=None)
     for wanted in (THRESHOLDS, whole):
         write_thresholds(tmp_path, wanted)
         assert read_thresholds(tmp_path) == wanted

@@ -27,7 +27,7 @@ from recap.data.prefetch import ahead
 from recap.method.config import SourceKind
 from recap.report import build_summary
 from recap.report.html import gather
-from recap.stages import values as values_module
+from recap.stages import value_inference as values_module
 from recap.utils.device import Device
 from recap.utils.errors import RecapError
 from recap.utils.ranks import Share

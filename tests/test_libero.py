@@ -61,7 +61,7 @@ def test_a_wrong_task_is_told_with_all_that_is_missing(tmp_path: Path, monkeypat
     for line in (
         "device=auto: no GPU here",
         "env.tasks: '99': no such task",
-        "pi0.pretrained=lerobot/pi0_base: not on this machine",
+        "policy.pretrained=lerobot/pi0_base: not on this machine",
         "hf download google/paligemma-3b-pt-224 (gated: accept its licence",
         "value.tokenizer=google/gemma-3-270m: not on this machine",
         "hf download --repo-type dataset lerobot/libero, or data.sources.libero.root=<its folder>",

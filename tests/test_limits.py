@@ -26,13 +26,13 @@ from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
 from recap.pipeline.graph import advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
 from recap.pipeline.limits import limits
-from recap.policies.kinds import PolicyKind
-from recap.policies.value.config import ReadValue
+from recap.policies.roles import Role
+from recap.policies.value.config import Aggregation
 from recap.policies.words import builtin_words, prompt
 from recap.rollout.config import Prompt
 from recap.stages.advantage import advantage, doubts
 from recap.stages.base import Node
-from recap.stages.values import values_stage
+from recap.stages.value_inference import value_inference
 from recap.training.config import IndicatorMode
 
 POT, PAN = "put the moka pot on the stove", "put the red pan on the rack"
@@ -107,16 +107,16 @@ def test_data_that_fits_is_not_stopped(made: Made) -> None:
 def test_sizes_of_data_and_environment(made: Made) -> None:
     wide = made(20, 9, state=14, action=13)
     assert said(loop(), wide) == [
-        "pi0.max_state_dim=8: data.sources.mine has observation.state of dimension 14. Fix: pi0.max_state_dim=14",
-        "pi0.max_action_dim=7: data.sources.mine has action of dimension 13. Fix: pi0.max_action_dim=13",
+        "policy.max_state_dim=8: data.sources.mine has observation.state of dimension 14. Fix: policy.max_state_dim=14",
+        "policy.max_action_dim=7: data.sources.mine has action of dimension 13. Fix: policy.max_action_dim=13",
     ]
-    assert said(loop({"pi0.max_state_dim": 14, "pi0.max_action_dim": 13}), wide) == []
-    narrow = loop({"pi0.max_state_dim": 2, "pi0.max_action_dim": 3}, own=False)
+    assert said(loop({"policy.max_state_dim": 14, "policy.max_action_dim": 13}), wide) == []
+    narrow = loop({"policy.max_state_dim": 2, "policy.max_action_dim": 3}, own=False)
     assert said(narrow) == [
-        "pi0.max_state_dim=2: env=moka has observation.state of dimension 8. Fix: pi0.max_state_dim=8",
-        "pi0.max_action_dim=3: env=moka has action of dimension 7. Fix: pi0.max_action_dim=7",
+        "policy.max_state_dim=2: env=moka has observation.state of dimension 8. Fix: policy.max_state_dim=8",
+        "policy.max_action_dim=3: env=moka has action of dimension 7. Fix: policy.max_action_dim=7",
     ]
-    value = train_node(narrow, PolicyKind.value, StageKind.sft)
+    value = train_node(narrow, Role.value, StageKind.sft)
     assert said(narrow, wide, stages=[value]) == [], "a value function takes any"
 
 
@@ -168,10 +168,10 @@ def test_c_fail_against_the_time_out(made: Made) -> None:
 
 # ---------------------------------------------------------------------------------------------------- labels
 def test_failures_alone_are_not_labelled(made: Made) -> None:
-    lost, labelled = made(-10, -12), loop({"pi0.sft.indicator": IndicatorMode.use})
+    lost, labelled = made(-10, -12), loop({"policy.sft.indicator": IndicatorMode.use})
     (text,) = said(labelled, lost)
     assert text.startswith("no episode of mine succeeded: 30% of the frames of failures would be labelled positive")
-    assert "pi0.sft.indicator=ignore" in text
+    assert "policy.sft.indicator=ignore" in text
     assert said(loop(), lost) == [], "rollouts may succeed"
     assert said(labelled, made(-10, 12)) == []
     arm = loop({"controls": ["conditioned_pretraining"]})
@@ -187,9 +187,9 @@ def test_a_fraction_for_a_task_that_is_not_there(made: Made) -> None:
 
 
 def test_a_single_episode_cannot_be_left_out(made: Made) -> None:
-    folds = loop({"value.members": 2, "value.read": ReadValue.out_of_fold})
+    folds = loop({"value.ensemble_size": 2, "value.aggregation": Aggregation.out_of_fold})
     (text,) = said(folds, made(20, name="one"))
-    assert "value.read=out_of_fold: of 1 episode value would train on none. Fix: more episodes" in text
+    assert "value.aggregation=out_of_fold: of 1 episode value would train on none. Fix: more episodes" in text
     assert said(folds, made(20, 30, -15)) == []
     assert said(loop({"value.held_out": 0.0}), made(20, name="one")) == []
 
@@ -199,7 +199,7 @@ def tokens(task: str, indicator: bool | None) -> int:
     return len(builtin_words().encode(prompt(task, indicator)).ids)
 
 
-QUIET = {"pi0.finetune.indicator": IndicatorMode.ignore, "eval.prompt": Prompt.none, "rollout.prompt": Prompt.none}
+QUIET = {"policy.finetune.indicator": IndicatorMode.ignore, "eval.prompt": Prompt.none, "rollout.prompt": Prompt.none}
 
 
 def test_prompts_of_every_stage(made: Made) -> None:
@@ -207,10 +207,10 @@ def test_prompts_of_every_stage(made: Made) -> None:
     assert [tokens(PAN, indicator) for indicator in (None, True, False)] == [15, 33, 34]
     (text,) = said(loop(), pan)
     negative = "the prompt 'put the red pan on the rack\\nAdvantage: negative\\n' of iter_01/policy has 34 tokens"
-    assert text == f"pi0.tokenizer_max_length=32: {negative}. Fix: pi0.tokenizer_max_length=34"
-    assert said(loop({"pi0.tokenizer_max_length": 34}), pan) == []
-    positive = loop({"pi0.finetune.indicator": IndicatorMode.positive_only})
-    assert said(positive, pan)[0].endswith("has 33 tokens. Fix: pi0.tokenizer_max_length=33")
+    assert text == f"policy.tokenizer_max_length=32: {negative}. Fix: policy.tokenizer_max_length=34"
+    assert said(loop({"policy.tokenizer_max_length": 34}), pan) == []
+    positive = loop({"policy.finetune.indicator": IndicatorMode.positive_only})
+    assert said(positive, pan)[0].endswith("has 33 tokens. Fix: policy.tokenizer_max_length=33")
     assert said(loop(QUIET), pan) == []
     assert said(loop({"value.tokenizer_max_length": 14}), pan)[-1].endswith("Fix: value.tokenizer_max_length=15")
 
@@ -219,9 +219,9 @@ def test_prompts_of_the_environment(made: Made) -> None:
     """The data's instruction is short, that of the environment is not; and what is not collected is evaluated."""
     drawer = made(20, tasks=("open",))
     need = tokens(POT, indicator=True)
-    cfg = loop({**QUIET, "eval.prompt": Prompt.positive, "pi0.finetune.indicator": IndicatorMode.on})
+    cfg = loop({**QUIET, "eval.prompt": Prompt.positive, "policy.finetune.indicator": IndicatorMode.always_positive})
     assert said(cfg, drawer) == []
-    cfg.pi0.tokenizer_max_length = need - 1
+    cfg.policy.tokenizer_max_length = need - 1
     (text,) = said(cfg, drawer)
     assert f"'{POT}\\nAdvantage: positive\\n' of iter_01/policy has {need} tokens" in text
 
@@ -235,24 +235,24 @@ def test_prompts_of_arms(made: Made) -> None:
 
 def test_a_training_by_hand_knows_what_later_stages_will_say(made: Made) -> None:
     cfg = job(TrainJob, {})
-    assert cfg.pi0.sft.indicator.name == "ignore"
+    assert cfg.policy.sft.indicator.name == "ignore"
     (text,) = said(cfg, made(20, 25, tasks=(PAN,)), stages=[sft_node(cfg, "sft", "advantage")])
-    assert text.endswith("Fix: pi0.tokenizer_max_length=34")
+    assert text.endswith("Fix: policy.tokenizer_max_length=34")
 
 
 def test_a_given_checkpoint_reads_what_it_was_made_for(tmp_path: Path) -> None:
     need = tokens(POT, indicator=True)
     new_pi0(tokenizer_max_length=need - 1).save(tmp_path / "ck")
     new_value(tokenizer_max_length=5).save(tmp_path / "value")
-    cfg = job(EvalJob, {"pi0.tokenizer_max_length": 90, "checkpoint": str(tmp_path / "ck")}, own=False)
+    cfg = job(EvalJob, {"policy.tokenizer_max_length": 90, "checkpoint": str(tmp_path / "ck")}, own=False)
     options = {"prompt": Prompt.positive, "beta": 1.0}
     (text,) = said(cfg, stages=[Node("eval/ck", "evaluate", {"policy": cfg.checkpoint}, options)])
     assert f"/ck: reads {need - 1} tokens, and the prompt '{POT}\\nAdvantage: positive\\n' of eval/ck has" in text
-    assert text.endswith(f"or a policy trained with pi0.tokenizer_max_length={need}")
+    assert text.endswith(f"or a policy trained with policy.tokenizer_max_length={need}")
     told_nothing = {**options, "prompt": Prompt.none}
     assert said(cfg, stages=[Node("eval/ck", "evaluate", {"policy": cfg.checkpoint}, told_nothing)]) == []
     asked = job(AdvantageJob, {"checkpoint": str(tmp_path / "value")}, own=False)
-    node = Node("values", "values", {"value": asked.checkpoint, "demonstrations": "demonstrations"})
+    node = Node("value_inference", "value_inference", {"value": asked.checkpoint, "demonstrations": "demonstrations"})
     assert "/value: reads 5 tokens" in said(asked, stages=[node])[0]
 
 
@@ -268,7 +268,7 @@ def test_pretrained_weights_of_the_same_robot_bring_their_tokenizer(made: Made, 
     checkpoint.save(tmp_path / "ck")
     pan = made(20, 25, tasks=(PAN,))
     cfg = loop()
-    kept = replace(cfg, pi0=replace(cfg.pi0, pretrained=str(tmp_path / "ck")))
+    kept = replace(cfg, policy=replace(cfg.policy, pretrained=str(tmp_path / "ck")))
     assert said(cfg, pan)
     assert said(kept, pan) == []
     other = made(20, tasks=(PAN,), state=6, action=5)
@@ -277,18 +277,20 @@ def test_pretrained_weights_of_the_same_robot_bring_their_tokenizer(made: Made, 
 
 # ---------------------------------------------------------------------------------------------------- memory
 def test_batches_against_memory(made: Made) -> None:
-    cfg = loop({"pi0.sft.batch_size": 50_000_000, "value.finetune.batch_size": 50_000_000}, own=False)
+    cfg = loop({"policy.sft.batch_size": 50_000_000, "value.finetune.batch_size": 50_000_000}, own=False)
     texts = said(cfg)
     assert [text.split(":")[0] for text in texts] == [
-        "pi0.sft.batch_size=50000000",
+        "policy.sft.batch_size=50000000",
         "value.finetune.batch_size=50000000",
     ]
     for text in texts:
         assert "for 2 cameras, and this machine has" in text
         key, _, fits = text.split("Fix: ")[1].removesuffix(" or less").partition("=")
         assert said(loop({key: int(fits)}, own=False)) == []
-    jobs = {stage: Resources(cpus=1, mem=1.0, minutes=5) for stage in vars(cfg.resources)}
-    assert "resources.pi0.mem asks for 1 GB" in said(loop({"pi0.sft.batch_size": 5000}, own=False), jobs=jobs)[0]
+    jobs = {stage: Resources(cpus_per_task=1, mem_gb=1.0, timeout_min=5) for stage in vars(cfg.resources)}
+    assert (
+        "resources.policy.mem_gb asks for 1 GB" in said(loop({"policy.sft.batch_size": 5000}, own=False), jobs=jobs)[0]
+    )
     assert said(loop(own=False), jobs=jobs) == []
 
 
@@ -296,10 +298,10 @@ def test_batches_against_memory(made: Made) -> None:
 def test_a_command_stops_with_all_of_it_before_any_work(made: Made, tmp_path: Path) -> None:
     pan = made(20, 25, tasks=(PAN,))
     shutil.copytree(pan.root, tmp_path / "mine")
-    seen = run("loop", "+iterations=1", *TINY, *OWN, "pi0.max_action_dim=3", "env.image_size=16", cwd=tmp_path)
+    seen = run("loop", "+iterations=1", *TINY, *OWN, "policy.max_action_dim=3", "env.image_size=16", cwd=tmp_path)
     assert seen.code == 1
     assert seen.err.count("error:") == 1
-    for text in ("before the first stage", "pi0.max_action_dim=7", "Fix: pi0.tokenizer_max_length=34"):
+    for text in ("before the first stage", "policy.max_action_dim=7", "Fix: policy.tokenizer_max_length=34"):
         assert text in seen.err
     assert not (tmp_path / "outputs").exists()
 
@@ -307,17 +309,17 @@ def test_a_command_stops_with_all_of_it_before_any_work(made: Made, tmp_path: Pa
 def test_labels_say_where_they_mean_little(work: Path) -> None:
     """At iteration 0, of three episodes of one task: the run's own values, and no gate."""
     folder = work / RUN
-    cfg = job(AdvantageJob, {"output": str(folder), "advantage.sft.look_ahead": 1}, own=False)
+    cfg = job(AdvantageJob, {"output": str(folder), "advantage.sft.n_step": 1}, own=False)
     inputs = {"value": folder / "value", "demonstrations": folder / "demonstrations"}
-    for name in ("values", "labels"):
+    for name in ("value_inference", "labels"):
         (work / name).mkdir()
     heard: list[str] = []
-    values_stage(cfg, inputs, work / "values", heard.append)
-    values = work / "values/demonstrations.npy"
+    value_inference(cfg, inputs, work / "value_inference", heard.append)
+    values = work / "value_inference/demonstrations.npy"
     np.save(values, np.zeros_like(np.load(values)) - 0.5)  # a value function that tells nothing apart
     advantage(
         cfg,
-        {"values": work / "values", "demonstrations": inputs["demonstrations"]},
+        {"value_inference": work / "value_inference", "demonstrations": inputs["demonstrations"]},
         work / "labels",
         heard.append,
         stage=StageKind.sft,

@@ -114,7 +114,7 @@ def test_another_configuration_is_told_and_changes_nothing(work: Path) -> None:
 
 def test_more_workers_and_another_launcher_are_the_same_run(work: Path) -> None:
     before = snapshot(work)
-    assert tiny("loop", "+iterations=1", "workers.processes=1", "launcher=local", "device=cpu", cwd=work).code == 0
+    assert tiny("loop", "+iterations=1", "workers.num_workers=1", "launcher=local", "device=cpu", cwd=work).code == 0
     assert snapshot(work) == before
 
 
@@ -181,7 +181,7 @@ def test_stages_by_hand_make_what_the_loop_makes(finished_run: Path, work: Path)
 
 def test_training_by_hand_claims_the_run(work: Path) -> None:
     before = snapshot(work)
-    other = ["rollout.beta=1.5", "pi0.indicator_dropout=0.5"]
+    other = ["rollout.beta=1.5", "policy.indicator_dropout=0.5"]
     seen = tiny("train", "policy=pi0", "stage=finetune", "iteration=2", *other, cwd=work)
     assert seen.code == 1
     assert "rollout.beta: 1.0 -> 1.5" in seen.err
@@ -209,11 +209,11 @@ def test_other_values_by_hand_go_elsewhere(work: Path) -> None:
     assert seen.code == 0, seen.err
     assert read(work / "other/pickier/thresholds.json")["wanted_positive"] == 0.1
     assert (work / "other/pickier_values/manifest.json").is_file(), "another value function was asked"
-    relabelled = ["advantage.look_ahead=3", "result=other/n3"]
+    relabelled = ["advantage.n_step=3", "result=other/n3"]
     seen = tiny("advantage", "data=moka+rollouts", *relabelled, cwd=work)
     assert seen.code == 0, seen.err
-    assert "iter_01/values  kept" in seen.out, "new labels need no network"
-    assert read(work / "other/n3/thresholds.json")["look_ahead"] == 3
+    assert "iter_01/value_inference  kept" in seen.out, "new labels need no network"
+    assert read(work / "other/n3/thresholds.json")["n_step"] == 3
     assert before.items() <= snapshot(work).items()
 
 

@@ -59,7 +59,7 @@ def value() -> Checkpoint:
 # ---------------------------------------------------------------------------------------------------- as lerobot's π0
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str) -> None:
-    numbers = yaml.safe_load((repository / "conf/size/full.yaml").read_text())["pi0"]
+    numbers = yaml.safe_load((repository / "conf/policy/pi0/full.yaml").read_text())
     spec = features(dict.fromkeys(CAMERAS, (224, 224)), 8, 7)
     ours = RecapPI0Config(
         **spec,
@@ -107,13 +107,13 @@ def test_disk_of_a_run(repository: Path) -> None:
         critic = RecapValuePolicy(RecapValueConfig(**spec | {"output_features": {}}, **sizes, device="cpu"))
     count = sum(p.numel() for p in critic.parameters())
     size = pi0_size(
-        tokenizer="theirs", sft=replace(demo().pi0.sft, keep_checkpoints=2), trains=Trained.lora, lora_rank=4
+        tokenizer="theirs", sft=replace(demo().policy.sft, keep_checkpoints=2), trainable=Trained.lora, lora_rank=4
     )
     kept = replace(demo().value.sft, keep_checkpoints=2)
     of_value = value_size(**sizes, image_size=224, tokenizer="theirs", sft=kept)
     found = disk_bytes(size, of_value, policies=3, values=2)
     assert found == pytest.approx(2 * 4 * count + 3 * 12 * count, rel=0.01)  # adapters are small; moments are 8 bytes
-    whole = disk_bytes(pi0_size(tokenizer="theirs", sft=size.sft, trains=Trained.all), of_value, 3, 2)
+    whole = disk_bytes(pi0_size(tokenizer="theirs", sft=size.sft, trainable=Trained.all), of_value, 3, 2)
     assert whole > found
 
 

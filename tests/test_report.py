@@ -160,13 +160,13 @@ def mcnemar_p(fixed: int, broke: int) -> float:
 
 def test_what_an_arm_changed(run_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
-    config = "policy: pi0\npi0: {{indicator_dropout: {0}, finetune: {{indicator: {1}}}}}\n"
+    config = "role: policy\npolicy: {{indicator_dropout: {0}, finetune: {{indicator: {1}}}}}\n"
     arm = copy / "iter_02/controls/continued_sft"
     (copy / "iter_02/policy/config.yaml").write_text(config.format(0.3, "use"))
     (arm / "policy/config.yaml").write_text(config.format(0.3, "ignore"))
     (arm / "eval/config.yaml").write_text("stage: evaluate\nenv: {max_steps: 50}\n")
     controls = {control["arm"]: control["changes"] for control in build_summary(copy)["controls"]}
-    assert controls["continued_sft"] == {"pi0.finetune.indicator": "ignore"}
+    assert controls["continued_sft"] == {"policy.finetune.indicator": "ignore"}
     assert controls["negative_prompt"] == {}
     table = page_of(copy).partition("<h2>Differences of configuration</h2>")[2].partition("</section>")[0]
     assert "<td>use</td><td>ignore</td>" in table

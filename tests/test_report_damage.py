@@ -55,7 +55,7 @@ def replaced(content: Any, place: tuple[str | int, ...], value: object) -> Any:
         ("iter_01/rollout/dataset/meta/info.json", ("total_episodes",), "many", "total_episodes is 'many' instead of"),
         ("value/manifest.json", ("inputs",), {"data": {}}, "inputs.data.sha256 is missing"),
         ("value/manifest.json", (), [], "it is [] instead of an object"),
-        ("iter_01/advantage/thresholds.json", ("look_ahead",), 1.5, "look_ahead is 1.5 instead of a whole number"),
+        ("iter_01/advantage/thresholds.json", ("n_step",), 1.5, "n_step is 1.5 instead of a whole number"),
         ("iter_01/advantage/thresholds.json", ("achieved_positive",), None, "achieved_positive is null instead of an"),
         ("config.yaml", (), "x", "it is 'x' instead of an object"),
         ("sft/eval/config.yaml", ("env",), 7, "env is 7 instead of an object"),

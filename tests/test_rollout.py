@@ -254,7 +254,7 @@ def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path):
 def test_an_environment_that_cannot_start_says_so():
     with pytest.raises(RecapError, match=r"could not be started.*env.fps=7"), Pool(replace(ENV, fps=7), 1, 1) as pool:
         roll(pool, PLAN, "evaluation", act, EXECUTED, progress=None)
-    with pytest.raises(RecapError, match=r"workers\.slots=0"):
+    with pytest.raises(RecapError, match=r"workers\.num_envs=0"):
         Pool(ENV, 1, 0)
 
 

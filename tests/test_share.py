@@ -18,7 +18,7 @@ from recap.pipeline.runner import run_node
 from recap.storage.manifest import note_share
 from recap.utils.ranks import WHOLE, Share, process
 
-STAGES = {"iter_01/rollout": 4, "iter_01/values": 2, "iter_01/eval": 3}
+STAGES = {"iter_01/rollout": 4, "iter_01/value_inference": 2, "iter_01/eval": 3}
 
 
 def test_shares_cover_everything_once() -> None:
@@ -90,7 +90,7 @@ def test_a_split_can_be_changed_in_the_middle(loop: LoopJob, finished_run: Path)
 
 
 def test_a_killed_value_inference_goes_on(loop: LoopJob, finished_run: Path) -> None:
-    run, stage = Path(loop.output), "iter_01/values"
+    run, stage = Path(loop.output), "iter_01/value_inference"
     shutil.rmtree(run / stage)
     node = next(node for node in iteration_nodes(loop, 1) if node.path == stage)
     run_node(loop, node, Share(0, 2))
@@ -117,7 +117,7 @@ def test_two_processes_label_and_evaluate_as_one(finished_run: Path, work: Path)
     together += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     checkpoint = f"checkpoint={RUN}/iter_01/policy/checkpoints/last"
     for stage, (entry, *overrides) in {
-        "iter_01/values": ("advantage", "data=moka+rollouts"),
+        "iter_01/value_inference": ("advantage", "data=moka+rollouts"),
         "iter_01/eval": ("eval", checkpoint, "episodes=4"),
     }.items():
         shutil.rmtree(work / RUN / stage)

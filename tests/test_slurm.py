@@ -52,7 +52,7 @@ def test_auto_says_which_and_why(work: Path, slurm: None) -> None:
 
 # ---------------------------------------------------------------------------------------------------- the chain
 def test_the_whole_chain_is_submitted_at_once(tmp_path: Path, slurm: None) -> None:
-    seen = submit(tmp_path, "resources.rollout.shards=4", "resources.pi0.minutes=7")
+    seen = submit(tmp_path, "resources.rollout.shards=4", "resources.policy.timeout_min=7")
     queued = jobs()
     assert set(queued) == set(STAGES)
     assert {row["state"] for row in queued.values()} == {"PENDING"}
@@ -69,20 +69,20 @@ def test_the_whole_chain_is_submitted_at_once(tmp_path: Path, slurm: None) -> No
     assert f"{len(STAGES)} jobs submitted" in seen.out
     assert "To follow: python" in seen.out
 
-    again = submit(tmp_path, "resources.rollout.shards=4", "resources.pi0.minutes=7")
+    again = submit(tmp_path, "resources.rollout.shards=4", "resources.policy.timeout_min=7")
     assert {stage: row["job"] for stage, row in jobs().items()} == {s: row["job"] for s, row in queued.items()}, (
         "adopted"
     )
     assert f"0 jobs submitted, {len(STAGES)} already in the queue" in again.out
     assert "jobs keep" not in again.out
-    settings = ("resources.pi0.minutes=8", "resources.eval.mem=3", "launcher.setup=['export TOKEN=secret']")
+    settings = ("resources.policy.timeout_min=8", "resources.eval.mem_gb=3", "launcher.setup=['export TOKEN=secret']")
     changed = submit(tmp_path, "resources.rollout.shards=4", *settings).out
     assert {stage: row["job"] for stage, row in jobs().items()} == {s: row["job"] for s, row in queued.items()}
     assert "jobs keep what they were submitted with:\n" in changed
     (sft,) = [line for line in changed.splitlines() if line.startswith(f"  sft (job {queued['sft']['job']}): ")]
-    assert "resources.pi0.minutes: 7, now 8" in sft
+    assert "resources.policy.timeout_min: 7, now 8" in sft
     assert "launcher.setup (hash): " in sft
-    assert "resources.eval.mem" not in sft
+    assert "resources.eval.mem_gb" not in sft
     assert "To apply what is asked now: the same command with action=cancel, then again without." in changed
     assert not [path for path in (tmp_path / RUN).rglob("jobs.jsonl") if "secret" in path.read_text()]
     ended = tiny(*SUBMIT, "action=cancel", cwd=tmp_path)
@@ -176,7 +176,7 @@ def test_what_setup_holds_is_read_by_its_owner_alone(tmp_path: Path, slurm: None
 def test_jobs_submitted_from_a_job_are_their_own(tmp_path: Path, slurm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"SLURM_MEM_PER_NODE": "100", "SLURM_JOB_ID": "1", "SBATCH_PARTITION": "short"}.items():
         monkeypatch.setenv(key, value)
-    submit(tmp_path, "resources.rollout.minutes=60")
+    submit(tmp_path, "resources.rollout.timeout_min=60")
     partitions = set(sh("squeue", "-h", "-o", "%P").split())
     assert partitions == {"main"}
     script = sh("scontrol", "show", "job", jobs()["sft"]["job"])
@@ -186,20 +186,20 @@ def test_jobs_submitted_from_a_job_are_their_own(tmp_path: Path, slurm: None, mo
 # ---------------------------------------------------------------------------------------------------- refused
 def test_everything_wrong_is_told_before_the_first_job(tmp_path: Path, slurm: None) -> None:
     wrong = [
-        *("launcher.partition=short", "resources.pi0.minutes=99", "resources.value.nodes=5"),
-        *("resources.value.minutes=4", "resources.rollout.gpus=99", "resources.rollout.minutes=4"),
-        *("resources.advantage.mem=9000", "resources.advantage.minutes=4", "env.tasks=['make tea']"),
-        *("pi0.pretrained=nowhere", "resources.demonstrations.minutes=4", "resources.eval.minutes=4"),
+        *("launcher.partition=short", "resources.policy.timeout_min=99", "resources.value.nodes=5"),
+        *("resources.value.timeout_min=4", "resources.rollout.gpus_per_node=99", "resources.rollout.timeout_min=4"),
+        *("resources.advantage.mem_gb=9000", "resources.advantage.timeout_min=4", "env.tasks=['make tea']"),
+        *("policy.pretrained=nowhere", "resources.demonstrations.timeout_min=4", "resources.eval.timeout_min=4"),
     ]
     seen = tiny(*SUBMIT, *wrong, cwd=tmp_path)
     assert seen.code == 1
     for words in (
-        "resources.pi0.minutes=99: partition short allows 5. Fix: resources.pi0.minutes=5",
+        "resources.policy.timeout_min=99: partition short allows 5. Fix: resources.policy.timeout_min=5",
         "resources.value: SLURM refuses its job: Node count specification invalid (nodes=5",
         "resources.rollout: SLURM refuses its job: ",
         "resources.advantage: SLURM refuses its job",
         "make tea",
-        "pi0.pretrained=nowhere",
+        "policy.pretrained=nowhere",
     ):
         assert words in seen.err
     assert "resources.eval" not in seen.err

@@ -49,8 +49,8 @@ def test_three_launchers_make_the_same_run(finished_run: Path, tmp_path: Path, s
     for name in ("local", "slurm"):
         cwd[name].mkdir()
     split = [
-        *("resources.rollout.shards=4", "resources.eval.shards=2", "resources.values.processes=2"),
-        *("resources.rollout.cpus=4", "resources.eval.cpus=1", "workers.processes=1"),
+        *("resources.rollout.shards=4", "resources.eval.shards=2", "resources.value_inference.tasks_per_node=2"),
+        *("resources.rollout.cpus_per_task=4", "resources.eval.cpus_per_task=1", "workers.num_workers=1"),
     ]
     loop = [sys.executable, "loop.py", *TINY, "+iterations=2", "launcher=slurm", *split, f"output={cwd['slurm'] / RUN}"]
     submitted = subprocess.run(
@@ -85,7 +85,7 @@ def test_three_launchers_make_the_same_run(finished_run: Path, tmp_path: Path, s
 def test_two_nodes_train_as_one_process(finished_run: Path, tmp_path: Path, slurm: None) -> None:
     """Two processes on each of two nodes, started by srun; and the labels of two processes of `accelerate launch`."""
     shutil.copytree(finished_run / RUN / "demonstrations", tmp_path / RUN / "demonstrations")
-    asked = ["resources.pi0.nodes=2", "resources.pi0.processes=2", "resources.pi0.cpus=1"]
+    asked = ["resources.policy.nodes=2", "resources.policy.tasks_per_node=2", "resources.policy.cpus_per_task=1"]
     done = finish("policy=pi0", "stage=sft", "launcher=slurm", *asked, cwd=tmp_path, entry="train")
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / RUN / "sft/job/jobs.jsonl").read_text().splitlines()
@@ -132,9 +132,14 @@ def test_a_stage_that_raises_stops_its_loop_only(finished_run: Path, tmp_path: P
 def test_a_time_limit_costs_no_step(tmp_path: Path, slurm: None) -> None:
     """SLURM's shortest limit, a minute, and a training that is longer; only the notice makes it save."""
     # Few and heavy steps: a start does at least one, so it gets there even where starting takes the minute.
-    longer = ["pi0.sft.steps=16", "pi0.sft.batch_size=640", "pi0.sft.save_every=16", "pi0.sft.image_shift=0"]
+    longer = [
+        "policy.sft.steps=16",
+        "policy.sft.batch_size=640",
+        "policy.sft.save_every=16",
+        "policy.sft.random_shift=0",
+    ]
     # The notice comes 20 s after the job begins: a loaded machine needs most of them until Python heeds signals.
-    asked = ["resources.pi0.minutes=1", "launcher.notice=40", "launcher.requeues=60"]
+    asked = ["resources.policy.timeout_min=1", "launcher.grace_period_s=40", "launcher.max_requeues=60"]
     train = ["policy=pi0", "stage=sft", *longer, *asked]
     done = finish(*train, "launcher=slurm", cwd=tmp_path, entry="train")
     assert done.returncode == 0, done.stderr
@@ -149,7 +154,7 @@ def test_a_time_limit_costs_no_step(tmp_path: Path, slurm: None) -> None:
 
 def test_a_notice_in_the_middle_costs_no_step(finished_run: Path, tmp_path: Path, slurm: None) -> None:
     """The training saves after the step that it is at, though no checkpoint was due."""
-    longer = ["policy=pi0", "stage=sft", "pi0.sft.steps=400", "pi0.sft.save_every=400"]
+    longer = ["policy=pi0", "stage=sft", "policy.sft.steps=400", "policy.sft.save_every=400"]
     quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
     for folder in (quiet, disturbed):
         shutil.copytree(finished_run / RUN / "demonstrations", folder / RUN / "demonstrations")
@@ -169,8 +174,13 @@ def test_a_notice_in_the_middle_costs_no_step(finished_run: Path, tmp_path: Path
 # ---------------------------------------------------------------------------------------------------- faults
 LONGER = [
     *["rollout.episodes=24", "eval.episodes=24", "resources.rollout.shards=2"],
-    *[f"{model}.finetune.steps=60" for model in ("pi0", "value")],
-    *["resources.rollout.cpus=1", "resources.pi0.cpus=1", "resources.value.cpus=1", "launcher.requeues=200"],
+    *[f"{model}.finetune.steps=60" for model in ("policy", "value")],
+    *[
+        "resources.rollout.cpus_per_task=1",
+        "resources.policy.cpus_per_task=1",
+        "resources.value.cpus_per_task=1",
+        "launcher.max_requeues=200",
+    ],
 ]
 
 

@@ -15,7 +15,7 @@ from policy_helpers import ACTION, new_pi0, new_value, observation, training_bat
 from safetensors.torch import load_file, save_file
 from tiny_run import run
 
-from recap.data.config import Outcomes
+from recap.data.config import EpisodeFilter
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.statistics import STILL, adopted, bounded, listed
 from recap.policies.checkpoint import Checkpoint
@@ -149,9 +149,20 @@ def test_both_processors_adopt_what_moves_now(foreign: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- training
 def settings(**changes: Any) -> PolicyTrainConfig:
-    values: dict[str, Any] = {"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 1, "decay_to": 0.1}
+    values: dict[str, Any] = {
+        "steps": 4,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "min_lr_ratio": 0.1,
+    }
     values |= {"weight_decay": 0.0, "grad_clip": 1.0, "save_every": 2, "keep_checkpoints": 2, "log_every": 2}
-    values |= {"image_shift": 0, "demonstration_share": 1.0, "indicator": IndicatorMode.on, "outcomes": Outcomes.all}
+    values |= {
+        "random_shift": 0,
+        "demo_fraction": 1.0,
+        "indicator": IndicatorMode.always_positive,
+        "episode_filter": EpisodeFilter.all,
+    }
     return PolicyTrainConfig(**{**values, **changes})
 
 
@@ -173,7 +184,7 @@ def test_an_absurd_loss_ends_the_training_and_is_not_saved(tmp_path: Path) -> No
     far = batches(action=lambda array: array * 1e4)
     says = r"pi0 sft: the loss is \S+e\+\d+ at step 1, .* Fix: action, number \d, lies \S+e\+\d+ standard deviations"
     with pytest.raises(RecapError, match=says):
-        train(new_pi0(), far, settings(), tmp_path, label="pi0 sft", key="pi0.sft.")
+        train(new_pi0(), far, settings(), tmp_path, label="pi0 sft", key="policy.sft.")
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -184,8 +195,8 @@ def test_an_absurd_loss_within_a_log_window_is_found_before_the_checkpoint(tmp_p
         made = late(step)
         return made | {"action": made["action"] * 1e4} if step == 2 else made
 
-    with pytest.raises(RecapError, match=r"at step 3, .* Fix: lower pi0\.sft\.learning_rate \(0\.001\)"):
-        train(new_pi0(), bad, settings(), tmp_path, label="pi0 sft", key="pi0.sft.")
+    with pytest.raises(RecapError, match=r"at step 3, .* Fix: lower policy\.sft\.learning_rate \(0\.001\)"):
+        train(new_pi0(), bad, settings(), tmp_path, label="pi0 sft", key="policy.sft.")
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["0000002", "last"]
 
 
@@ -233,17 +244,17 @@ def test_a_training_says_which_numbers_never_move_and_what_it_imitates(tmp_path:
 
     def sft(name: str, *more: str) -> str:
         own = ["data.demonstrator=null", f"+data.sources.mine.root={name}/data", "device=cpu", f"output={name}/run"]
-        steps = [f"pi0.sft.{key}" for key in ("steps=2", "warmup_steps=1", "batch_size=2", "log_every=1")]
+        steps = [f"policy.sft.{key}" for key in ("steps=2", "warmup_steps=1", "batch_size=2", "log_every=1")]
         seen = run("train", "data=moka", "policy=pi0", "stage=sft", *own, *steps, *more, cwd=tmp_path)
         assert seen.code == 0, seen.err
         return seen.out
 
-    said = sft("still", 'env.tasks=["put the moka pot on the stove"]', "pi0.tokenizer_max_length=40")
+    said = sft("still", 'env.tasks=["put the moka pot on the stove"]', "policy.tokenizer_max_length=40")
     assert "observation.state never moves in s3: normalised" in said
     assert "action never moves in a6: normalised" in said
-    assert "1 failed episodes are imitated as 'positive'. Fix: pi0.sft.indicator=use" in said
-    pretrained = "pi0.pretrained=still/run/sft/checkpoints/last"
-    said = sft("moving", pretrained, "pi0.trains=lora", "pi0.tokenizer_max_length=40")
+    assert "1 failed episodes are imitated as 'positive'. Fix: policy.sft.indicator=use" in said
+    pretrained = "policy.pretrained=still/run/sft/checkpoints/last"
+    said = sft("moving", pretrained, "policy.trainable=lora", "policy.tokenizer_max_length=40")
     assert "action did not move before in a6, and does here: normalised by this data" in said
     assert "never moves" not in said
     losses = [json.loads(line)["loss"] for line in (tmp_path / "moving/run/sft/metrics.jsonl").read_text().splitlines()]

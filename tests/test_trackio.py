@@ -108,13 +108,13 @@ def test_a_stage_that_was_interrupted_has_each_step_once(
 
 def test_results_of_a_stage_and_runs_of_one_name(tmp_path: Path, database: Any) -> None:
     for run in ("run", "another"):  # two folders with a run of the same name and seed
-        stage = shown(tmp_path / run, "iter_01/values", "values", "values")
+        stage = shown(tmp_path / run, "iter_01/value_inference", "value_inference", "value_inference")
         np.save(stage.out / "rollouts_01.npy", np.linspace(-1, 0, 100))
         write_manifest(stage.out, node=stage.name, seed=0, inputs={}, began=time.time())
         tracking.publish(stage)
     tracking.close()
     records = database.get_run_records("recap")
-    assert [record["name"] for record in records] == ["demo/seed=0/iter_01/values"] * 2
+    assert [record["name"] for record in records] == ["demo/seed=0/iter_01/value_inference"] * 2
     for record in records:
         row = database.get_logs("recap", record["name"], run_id=record["id"])[0]
         assert row["value_mean/rollouts_01"] == pytest.approx(-0.5)

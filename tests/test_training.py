@@ -20,7 +20,7 @@ from data_helpers import EPISODES, make_episode
 from policy_helpers import CHUNK, new_pi0, new_value, pi0_size, weights
 
 from recap.data.augment import shift_images
-from recap.data.config import Outcomes
+from recap.data.config import EpisodeFilter
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import assemble, write_episode
 from recap.data.mixture import Mixture
@@ -45,16 +45,16 @@ def settings(**changes: Any) -> PolicyTrainConfig:
         "batch_size": 8,
         "learning_rate": 1e-3,
         "warmup_steps": 3,
-        "decay_to": 0.1,
+        "min_lr_ratio": 0.1,
         "weight_decay": 0.01,
         "grad_clip": 1.0,
         "save_every": 3,
         "keep_checkpoints": 2,
         "log_every": 2,
-        "image_shift": 1,
-        "demonstration_share": 0.5,
-        "indicator": IndicatorMode.on,
-        "outcomes": Outcomes.all,
+        "random_shift": 1,
+        "demo_fraction": 0.5,
+        "indicator": IndicatorMode.always_positive,
+        "episode_filter": EpisodeFilter.all,
     }
     return PolicyTrainConfig(**{**values, **changes})
 
@@ -111,18 +111,18 @@ def test_every_frame_is_as_likely_as_the_others_of_its_side(data: list[Frames]) 
 
 
 def test_outcomes_success_leaves_failed_rollouts_out(data: list[Frames]) -> None:
-    def failed(outcomes: Outcomes) -> int:
+    def failed(outcomes: EpisodeFilter) -> int:
         mixture = Mixture(data, 0.5, outcomes)
         picked = [mixture.pick(SEED, step, 32) for step in range(20)]
         frames = np.concatenate([p.frame[p.source == 1] for p in picked])
         return int(np.sum(~data[1].success[data[1].episode_index[frames]]))
 
-    assert failed(Outcomes.success) == 0
-    assert failed(Outcomes.all) > 20
+    assert failed(EpisodeFilter.success) == 0
+    assert failed(EpisodeFilter.all) > 20
 
 
 def test_batches_hold_the_frames_that_were_picked(data: list[Frames]) -> None:
-    batches = policy_batches(Mixture(data, 0.5), pi0_size(), settings(image_shift=0), SEED, None)
+    batches = policy_batches(Mixture(data, 0.5), pi0_size(), settings(random_shift=0), SEED, None)
     picked, batch = Mixture(data, 0.5).pick(SEED, 3, 8), batches(3)
     for row, (number, frame) in enumerate(zip(picked.source, picked.frame, strict=True)):
         source = data[number]
@@ -165,10 +165,10 @@ def test_indicators_of_a_batch(data: list[Frames]) -> None:
         picked = mixture.pick(SEED, step, 8)
         own = [bool(labels[s]["indicator"][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
         assert indicators(IndicatorMode.use, 0.0, step) == own
-        assert indicators(IndicatorMode.on, 0.0, step) == [True] * 8
+        assert indicators(IndicatorMode.always_positive, 0.0, step) == [True] * 8
         assert indicators(IndicatorMode.positive_only, 0.0, step) == [True if positive else None for positive in own]
         assert indicators(IndicatorMode.ignore, 0.3, step) == [None] * 8
-    given = [x for step in range(100) for x in indicators(IndicatorMode.on, 0.3, step)]
+    given = [x for step in range(100) for x in indicators(IndicatorMode.always_positive, 0.3, step)]
     assert set(given) == {True, None}
     assert given.count(None) / len(given) == pytest.approx(0.3, abs=0.065)  # 4 standard deviations of 800 draws
 
@@ -205,7 +205,7 @@ def test_data_sets_that_do_not_mix(data: list[Frames], tmp_path: Path) -> None:
     with pytest.raises(RecapError, match=r"'demonstrations' and 'fast' do not mix: fps 10 and 20\. Fix"):
         Mixture([*data, failures], 0.5)
     with pytest.raises(RecapError, match="no frame to train on"):
-        Mixture([failures], 0.5, Outcomes.success)
+        Mixture([failures], 0.5, EpisodeFilter.success)
 
 
 def test_learning_rate() -> None:

@@ -114,7 +114,7 @@ import psutil
 from recap import tracking
 from recap.config import LoopJob, StageKind, typed
 from recap.pipeline import shown
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.pipeline.graph import train_node
 from recap.storage.manifest import claim, write_manifest
 
@@ -122,7 +122,7 @@ root, start, stop, ending, *overrides = sys.argv[1:]
 tracking.wandb.INIT_SECONDS, tracking.wandb.LEAVE_SECONDS = 3.0, 6.0
 with initialize_config_dir(root + "/conf", version_base="1.3"):
     cfg = typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
-node = train_node(cfg, PolicyKind.value, StageKind.sft)
+node = train_node(cfg, Role.value, StageKind.sft)
 out = Path(cfg.output) / node.path
 claim(out, node.config(cfg))
 folder = Path(cfg.output) / "wandb"

@@ -20,7 +20,7 @@ from recap.dashboard import LAYOUT, workspace
 
 LOOP = [
     *[sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", "tracking.mode=offline", "rollout.videos=1"],
-    *["controls=[negative_prompt]", "pi0.sft.steps=24", "pi0.finetune.steps=12"],
+    *["controls=[negative_prompt]", "policy.sft.steps=24", "policy.finetune.steps=12"],
 ]
 CONTROL = "iter_01/controls/negative_prompt/eval"
 TRAININGS = {"sft": 24, "value": 4, "iter_01/value": 4, "iter_01/policy": 12}

@@ -39,14 +39,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(base: Path, precision: Precision = Precision.no, **changes: Any) -> Checkpoint:
+def started(base: Path, precision: Precision = Precision.float32, **changes: Any) -> Checkpoint:
     return new_pi0(seed=9, precision=precision, pretrained=str(base), **changes)
 
 
 def settings(**changes: Any) -> TrainConfig:
-    values = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1, "decay_to": 0.1}
+    values = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1, "min_lr_ratio": 0.1}
     values |= {"weight_decay": 0.01, "grad_clip": 1.0, "save_every": 2, "keep_checkpoints": 2, "log_every": 1}
-    return TrainConfig(**{**values, "image_shift": 0, "demonstration_share": 1.0, **changes})
+    return TrainConfig(**{**values, "random_shift": 0, "demo_fraction": 1.0, **changes})
 
 
 def batches(step: int) -> dict[str, Any]:
@@ -68,24 +68,24 @@ def until_3(step: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- what learns
-def is_learned(name: str, trains: Trained) -> bool:
+def is_learned(name: str, trainable: Trained) -> bool:
     """By the words of conf/base.yaml."""
     last = f"{VLM_LAYERS}.{VLM.depth - 1}."
     read = not name.startswith(last) or re.search(r"\.(k_proj|v_proj|input_layernorm)\.", name)
     read = bool(read) and "lm_head" not in name and "language_model.norm" not in name
-    if trains is Trained.lora:
+    if trainable is Trained.lora:
         return ".lora_" in name and read
-    if trains is Trained.expert:
+    if trainable is Trained.expert:
         return read and name.startswith((EXPERT_LAYERS, "model.paligemma_with_expert.gemma_expert", *PROJECTIONS))
-    return read and not (trains is Trained.frozen_vision and name.startswith(TOWER))
+    return read and not (trainable is Trained.frozen_vision and name.startswith(TOWER))
 
 
-@pytest.mark.parametrize("trains", Trained)
-def test_what_learns_is_float32_and_the_rest_stays(trains: Trained, base: Path, tmp_path: Path) -> None:
-    checkpoint = started(base, Precision.bf16, trains=trains)
+@pytest.mark.parametrize("trainable", Trained)
+def test_what_learns_is_float32_and_the_rest_stays(trainable: Trained, base: Path, tmp_path: Path) -> None:
+    checkpoint = started(base, Precision.bfloat16, trainable=trainable)
     parameters = dict(checkpoint.policy.named_parameters())
     assert {name for name, p in parameters.items() if p.requires_grad} == {
-        n for n in parameters if is_learned(n, trains)
+        n for n in parameters if is_learned(n, trainable)
     }
     for name, parameter in parameters.items():
         exact = parameter.requires_grad or parameter.ndim < 2 or name.startswith(PROJECTIONS) or ".lora_" in name
@@ -93,7 +93,7 @@ def test_what_learns_is_float32_and_the_rest_stays(trains: Trained, base: Path, 
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     train(checkpoint, batches, settings(), tmp_path, label="sft")
     for name, parameter in parameters.items():
-        assert torch.equal(parameter, before[name]) != is_learned(name, trains), name
+        assert torch.equal(parameter, before[name]) != is_learned(name, trainable), name
 
 
 @pytest.mark.parametrize("precision", Precision)
@@ -105,7 +105,7 @@ def test_weights_are_those_of_the_file(precision: Precision, base: Path) -> None
     noise, batch = chunk_noise(3), observation(3)
     exact = act(Checkpoint.load(base, RecapPI0Policy, "cpu"), batch, noise)
     found = act(checkpoint, batch, noise)
-    if precision is Precision.no:
+    if precision is Precision.float32:
         assert torch.equal(found, exact)
     else:
         assert 0 < (found - exact).abs().max() < 0.1, "computed in bfloat16"
@@ -113,7 +113,7 @@ def test_weights_are_those_of_the_file(precision: Precision, base: Path) -> None
 
 def test_a_policy_acts_as_it_was_trained(base: Path, tmp_path: Path) -> None:
     """Loaded to act, its weights are kept in bfloat16, which is what its products are computed in."""
-    trained = started(base, Precision.bf16)
+    trained = started(base, Precision.bfloat16)
     trained.save(tmp_path)
     acting = Checkpoint.load(tmp_path, RecapPI0Policy, "cpu")
     types = {parameter.dtype for name, parameter in acting.policy.named_parameters() if name.startswith(EXPERT_LAYERS)}
@@ -143,16 +143,16 @@ def test_gradient_checkpointing_changes_no_gradient(policy: str) -> None:
     assert len(layers) >= VISION.depth + VLM.depth, "they were checkpointed"
 
 
-@pytest.mark.parametrize("trains", [Trained.frozen_vision, Trained.expert, Trained.lora])
-def test_frozen_parts_keep_no_activations(trains: Trained, base: Path) -> None:
-    policy = started(base, trains=trains).policy
+@pytest.mark.parametrize("trainable", [Trained.frozen_vision, Trained.expert, Trained.lora])
+def test_frozen_parts_keep_no_activations(trainable: Trained, base: Path) -> None:
+    policy = started(base, trainable=trainable).policy
     assert isinstance(policy, RecapPI0Policy)
     policy.run_with(gradient_checkpointing=True)
     images, tokens, mask, _ = policy.train()._inputs(new_pi0().prepare(training_batch(2)))
     tower = policy.model.paligemma_with_expert.paligemma.model.vision_tower
     assert not tower(images.flatten(0, 1)).last_hidden_state.requires_grad
     (keys, _), *_ = policy.model.encode_prefix(images, tokens, mask)[0]
-    assert keys.requires_grad is (trains is not Trained.expert)
+    assert keys.requires_grad is (trainable is not Trained.expert)
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_compiled_networks_compute_the_same() -> None:
 def test_adapters_are_saved_alone_resumed_and_merged(base: Path, tmp_path: Path) -> None:
     def adapted() -> Checkpoint:
         torch.manual_seed(1)
-        return started(base, trains=Trained.lora, lora_rank=2)
+        return started(base, trainable=Trained.lora, lora_rank=2)
 
     noise = chunk_noise(3)
     assert torch.equal(act(adapted(), observation(3), noise), act(started(base), observation(3), noise)), (
@@ -184,7 +184,7 @@ def test_adapters_are_saved_alone_resumed_and_merged(base: Path, tmp_path: Path)
     with pytest.raises(Killed):
         train(adapted(), until_3, settings(), tmp_path / "killed", label="sft")
     resumed = train(
-        started(base, trains=Trained.lora, lora_rank=2), batches, settings(), tmp_path / "killed", label="sft"
+        started(base, trainable=Trained.lora, lora_rank=2), batches, settings(), tmp_path / "killed", label="sft"
     )
     assert (resumed / adapters.ADAPTERS).read_bytes() == (last / adapters.ADAPTERS).read_bytes()
 
@@ -194,10 +194,10 @@ def test_adapters_are_saved_alone_resumed_and_merged(base: Path, tmp_path: Path)
     merged = new_pi0(seed=5)
     merged.policy.load_state_dict(adapters.merged(acting.policy), strict=True)
     torch.testing.assert_close(act(merged, observation(3), noise), actions, atol=1e-4, rtol=0)
-    again = Checkpoint.load(last, RecapPI0Policy, "cpu", trains=Trained.lora)
+    again = Checkpoint.load(last, RecapPI0Policy, "cpu", trainable=Trained.lora)
     assert sum(p.requires_grad for p in again.policy.parameters()) > 20
-    with pytest.raises(RecapError, match=r"holds adapters, but trains=all\. Fix: pi0\.trains=lora"):
-        Checkpoint.load(last, RecapPI0Policy, "cpu", trains=Trained.all)
+    with pytest.raises(RecapError, match=r"holds adapters, but trainable=all\. Fix: policy\.trainable=lora"):
+        Checkpoint.load(last, RecapPI0Policy, "cpu", trainable=Trained.all)
 
 
 def tensors_in(node: Any) -> list[torch.Tensor]:
@@ -240,7 +240,7 @@ def test_wrong_weights_are_listed(base: Path, tmp_path: Path) -> None:
         r"model\.safetensors: the weights do not fit this policy:\n  .*mlp.*shape \(48, 32\), expected \(56, 32\)",
         str(caught.value),
     )
-    with pytest.raises(RecapError, match=r"pi0\.pretrained=nobody/nothing: not on this machine\. Fix: hf download"):
+    with pytest.raises(RecapError, match=r"policy\.pretrained=nobody/nothing: not on this machine\. Fix: hf download"):
         started(Path("nobody/nothing"))
 
 
@@ -290,7 +290,7 @@ def test_value_function_starts_from_its_parts(parts: tuple[Path, Path], tmp_path
 
 
 def test_value_function_in_bfloat16_has_a_float32_head() -> None:
-    exact, checkpoint = new_value(), new_value(precision=Precision.bf16)
+    exact, checkpoint = new_value(), new_value(precision=Precision.bfloat16)
     batch = checkpoint.prepare(observation(4))
     logits = checkpoint.policy.logits(batch)
     assert (logits.dtype, checkpoint.policy.value(batch).dtype) == (torch.float32, torch.float32)

@@ -22,12 +22,20 @@ _SMALL = "batch_size=4 log_every=1 save_every=2 warmup_steps=1"
 TINY = [
     "experiment=demo_small",
     "controls=[]",
-    *["data.demonstrator.episodes=3", "rollout.episodes=4", "eval.episodes=4", "eval.videos=1", "workers.slots=4"],
-    *["env.max_steps=20", "pi0.sft.steps=6", "pi0.finetune.steps=4", "value.sft.steps=4", "value.finetune.steps=4"],
-    *[f"{model}.{stage}.{x}" for model in ("pi0", "value") for stage in ("sft", "finetune") for x in _SMALL.split()],
+    *["data.demonstrator.episodes=3", "rollout.episodes=4", "eval.episodes=4", "eval.videos=1", "workers.num_envs=4"],
+    *[
+        "env.max_steps=20",
+        "policy.sft.steps=6",
+        "policy.finetune.steps=4",
+        "value.sft.steps=4",
+        "value.finetune.steps=4",
+    ],
+    *[f"{model}.{stage}.{x}" for model in ("policy", "value") for stage in ("sft", "finetune") for x in _SMALL.split()],
 ]
 STAGES = ["demonstrations", "sft", "sft/eval", "value"]
-STAGES += [f"iter_01/{stage}" for stage in ("rollout", "value", "values", "advantage", "gate", "policy", "eval")]
+STAGES += [
+    f"iter_01/{stage}" for stage in ("rollout", "value", "value_inference", "advantage", "gate", "policy", "eval")
+]
 
 
 @dataclass

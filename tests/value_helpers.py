@@ -13,7 +13,7 @@ from tiny_run import ROOT
 from recap.config import LoopJob, StageKind, typed
 from recap.data.lerobot_writer import assemble
 from recap.envs.config import DemonstratorConfig
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.rollout.collect import demonstrate
 from recap.rollout.pool import Pool
 from recap.stages.advantage import advantage
@@ -21,13 +21,13 @@ from recap.stages.base import DEMONSTRATIONS
 from recap.stages.gate import gate_stage
 from recap.stages.inputs import plan
 from recap.stages.train import train_stage
-from recap.stages.values import values_stage
+from recap.stages.value_inference import value_inference
 
 CLEAN = DemonstratorConfig(episodes=24, max_steps=100, slow=0.4, hesitate=0.3, miss=0.05, noise=0.05)
 CLUMSY = DemonstratorConfig(episodes=70, max_steps=50, slow=0.0, hesitate=0.0, miss=0.3, noise=0.3)  # half of it fails
 SMALL = [
     *["device=cpu", "env.image_size=32", "value.image_size=32", "value.held_out=0.3"],
-    *["value.finetune.steps=250", "value.finetune.save_every=250", "value.finetune.demonstration_share=0.2"],
+    *["value.finetune.steps=250", "value.finetune.save_every=250", "value.finetune.demo_fraction=0.2"],
 ]
 
 
@@ -59,11 +59,13 @@ def experience(folder: Path, seed: int = 0) -> dict[str, Path]:
 
 def judged(out: Path, data: dict[str, Path], cfg: LoopJob) -> dict[str, Any]:
     """gate.json of a value function that is trained on the data, asked, and judged. Raises what the gate raises."""
-    for stage in ("value", "values", "advantage", "gate"):
+    for stage in ("value", "value_inference", "advantage", "gate"):
         (out / stage).mkdir(parents=True)
-    train_stage(cfg, data, out / "value", quiet, policy=PolicyKind.value, stage=StageKind.finetune)
-    values_stage(cfg, {"value": out / "value", **data}, out / "values", quiet)
-    advantage(cfg, {"values": out / "values", **data}, out / "advantage", quiet, stage=StageKind.finetune)
+    train_stage(cfg, data, out / "value", quiet, policy=Role.value, stage=StageKind.finetune)
+    value_inference(cfg, {"value": out / "value", **data}, out / "value_inference", quiet)
+    advantage(
+        cfg, {"value_inference": out / "value_inference", **data}, out / "advantage", quiet, stage=StageKind.finetune
+    )
     gate_stage(cfg, {"labels": out / "advantage"}, out / "gate", quiet)
     found: dict[str, Any] = json.loads((out / "gate/gate.json").read_text())
     return found

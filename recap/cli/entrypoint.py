@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recap import tracking
 from recap.cli.sweep import Run, sweep
-from recap.config import Config, LoopJob, keys
+from recap.config import Config, LoopJob, keys, unknown
 from recap.jobs.chain import Chain
 from recap.utils import home
 from recap.utils.console import spell
@@ -193,6 +193,8 @@ def explain(error: Exception, schema: type[Config]) -> str:
         return f"{_given(found[1])}: {_unknown(found[1], schema)}"
     if found := re.match(r"Could not append to config. An item is already at '([^']*)'", text):
         return f"+{_given(found[1])}: the key exists already. Fix: {_given(found[1])}"
+    if text.startswith("Error resolving interpolation") and (twice := _added()):
+        return f"{_given(twice)}: is a choice that is there already. Fix: {_given(twice)}, without +"
     if found := re.match(r"Multiple values for (\S+)\.|force-add of config groups is not supported: '\+*(\w+)", text):
         key = found[1] or found[2]
         return f"{_given(key)}: is a choice that is there already. Fix: {_given(key)}, without +"
@@ -217,7 +219,13 @@ def _unknown(key: str, schema: type[Config]) -> str:
     valid = keys(schema)
     if any(re.fullmatch(re.escape(known).replace("<name>", r"[^.]+"), key) for known in valid if "<name>" in known):
         return f"is not there yet. Fix: '+{_given(key)}'"  # a key of a name that was itself added with +
-    return f"no such key. {nearest(key, [*valid, 'experiment'])}"
+    return unknown(key, schema)
+
+
+def _added() -> str | None:
+    """A choice of the command line that was given with a +."""
+    heads = [a.split("=")[0] for a in sys.argv[1:] if a.startswith("+")]
+    return next((head.lstrip("+") for head in heads if head.lstrip("+") in GROUPS), None)
 
 
 def _given(key: str) -> str:

@@ -59,12 +59,14 @@ def sweep[C: Config](arguments: list[str], schema: type[C], conf: Path, name: st
             many = ", ".join(o.input_line or "" for o in overrides if o.is_sweep_override())
             raise ConfigError([f"{many}: more than {MOST_RUNS} runs. Fix: fewer values in one command."])
         combinations = itertools.product(*values)
+        trained = "policy=value" in itertools.chain(*values)  # of one run, both networks: policy=pi0,value
         runs: dict[str, Config] = {}
         found: list[Run[C]] = []
         for chosen in _shown(combinations, count) if count >= MANY else combinations:
             cfg = _composed(name, [*chosen], schema)
             swept = [value for override, value in zip(overrides, chosen, strict=True) if override.is_sweep_override()]
-            if directory := ",".join(_tag(value) for value in swept if _separates(value)):
+            roles = {value for value in swept if value.startswith("policy=")} if trained else set()
+            if directory := ",".join(_tag(value) for value in swept if _separates(value) and value not in roles):
                 cfg = replace(cfg, output=f"{cfg.output}/{directory}")
             same = runs.setdefault(cfg.output, cfg)
             if changed := difference(shared(same), shared(cfg)):

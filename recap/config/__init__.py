@@ -1,7 +1,7 @@
 """The command line's configuration: schema (all parts), load (typed, with errors), checks (between parts)."""
 
 from recap.config.arms import relabels, with_arm
-from recap.config.load import ConfigError, keys, leaves, plain, problems, shared, typed
+from recap.config.load import ConfigError, keys, leaves, plain, problems, shared, typed, unknown
 from recap.config.schema import (
     Action,
     AdvantageJob,
@@ -30,5 +30,6 @@ __all__ = [
     "relabels",
     "shared",
     "typed",
+    "unknown",
     "with_arm",
 ]

@@ -15,25 +15,25 @@ def with_arm(cfg: Config, name: str | None) -> Config:
         return cfg
     arm = cfg.arms[name]
     sft: dict[str, Any] = {"indicator": IndicatorMode.use} if arm.conditioned_pretraining else {}
-    finetune = _given(arm, "indicator", "outcomes", "awr_temperature", "demonstration_share")
+    finetune = _given(arm, "indicator", "episode_filter", "awr_temperature", "demo_fraction")
     if arm.as_sft:
-        finetune["indicator"] = cfg.pi0.sft.indicator
+        finetune["indicator"] = cfg.policy.sft.indicator
     return replace(
         cfg,
-        pi0=replace(
-            cfg.pi0,
+        policy=replace(
+            cfg.policy,
             **_given(arm, "indicator_dropout"),
-            sft=replace(cfg.pi0.sft, **sft),
-            finetune=replace(cfg.pi0.finetune, **finetune),
+            sft=replace(cfg.policy.sft, **sft),
+            finetune=replace(cfg.policy.finetune, **finetune),
         ),
-        advantage=replace(cfg.advantage, **_given(arm, "look_ahead", "positive_fraction", "force_positive")),
+        advantage=replace(cfg.advantage, **_given(arm, "n_step", "positive_fraction", "force_positive")),
         eval=replace(cfg.eval, **_given(arm, "prompt", "beta")),
     )
 
 
 def relabels(arm: ArmConfig) -> bool:
     """Whether the arm has labels of its own."""
-    return bool(_given(arm, "look_ahead", "positive_fraction", "force_positive"))
+    return bool(_given(arm, "n_step", "positive_fraction", "force_positive"))
 
 
 def _given(arm: ArmConfig, *keys: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from recap.config.arms import with_arm
-from recap.config.schema import ArmConfig, Config, EvalJob, PolicyKind, StageKind, TrainJob
+from recap.config.schema import ArmConfig, Config, EvalJob, Role, StageKind, TrainJob
 from recap.envs.config import EnvKind
 from recap.method.config import Normalization
 from recap.rollout.config import EvalConfig, Prompt
@@ -27,7 +27,7 @@ def between(cfg: Config) -> Iterator[str]:
 
 
 def _sharding(cfg: Config) -> Iterator[str]:
-    for model in ("pi0", "value"):
+    for model in ("policy", "value"):
         for stage in ("sft", "finetune"):
             node, training = f"{model}.{stage}", getattr(getattr(cfg, model), stage)
             if training.optimizer is Optimizer.adamw8bit and cfg.sharding is not Sharding.none:
@@ -86,15 +86,18 @@ def _acting(cfg: Config) -> Iterator[str]:
 
 def _prompted(node: str, run: EvalConfig, cfg: Config) -> Iterator[str]:
     """The policy was trained for how it is prompted."""
-    if run.prompt is not Prompt.none and cfg.pi0.sft.indicator is cfg.pi0.finetune.indicator is IndicatorMode.ignore:
+    if (
+        run.prompt is not Prompt.none
+        and cfg.policy.sft.indicator is cfg.policy.finetune.indicator is IndicatorMode.ignore
+    ):
         yield (
             f"{node}.prompt={run.prompt.name}: with indicator=ignore in both trainings no policy reads it. "
             f"Fix: {node}.prompt=none"
         )
-    if run.beta != 1 and run.prompt is not Prompt.none and cfg.pi0.indicator_dropout == 0:
+    if run.beta != 1 and run.prompt is not Prompt.none and cfg.policy.indicator_dropout == 0:
         yield (
-            f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which pi0.indicator_dropout=0 "
-            f"never trains. Fix: {node}.beta=1, or pi0.indicator_dropout=0.3"
+            f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which policy.indicator_dropout=0 "
+            f"never trains. Fix: {node}.beta=1, or policy.indicator_dropout=0.3"
         )
 
 
@@ -115,7 +118,7 @@ def _arm(node: str, arm: ArmConfig, changed: Config) -> Iterator[str]:
         yield f"{node}.{of_training[0]}: trains=false leaves the policy as it is. Fix: only prompt and beta beside it"
     if not given:
         yield f"{node}={{}}: differs from RECAP in nothing. Fix: one of {', '.join(f.name for f in fields(arm))}"
-    yield from (f"{node}: {text}" for text in changed.pi0.finetune.problems("pi0.finetune"))
+    yield from (f"{node}: {text}" for text in changed.policy.finetune.problems("policy.finetune"))
     if changed.eval.beta != 1 and arm.beta is not None:
         own = [*changed.eval.problems("eval"), *_prompted("eval", changed.eval, changed)]
         yield from (f"{node}: {text}" for text in own)
@@ -124,11 +127,12 @@ def _arm(node: str, arm: ArmConfig, changed: Config) -> Iterator[str]:
 def _jobs(cfg: Config) -> Iterator[str]:
     """What jobs ask a cluster for."""
     for f in fields(cfg.resources):
-        minutes = getattr(cfg.resources, f.name).minutes
-        if cfg.launcher.notice >= 60 * minutes:
+        minutes = getattr(cfg.resources, f.name).timeout_min
+        if cfg.launcher.grace_period_s >= 60 * minutes:
             yield (
-                f"launcher.notice={cfg.launcher.notice}: seconds, more than resources.{f.name}.minutes={minutes}. "
-                f"Fix: a longer job, or launcher.notice={max(1, 60 * minutes - 30)}"
+                f"launcher.grace_period_s={cfg.launcher.grace_period_s}: seconds, more than "
+                f"resources.{f.name}.timeout_min={minutes}. "
+                f"Fix: a longer job, or launcher.grace_period_s={max(1, 60 * minutes - 30)}"
             )
     for run in ("rollout", "eval"):
         episodes, shards = getattr(cfg, run).episodes, getattr(cfg.resources, run).shards
@@ -144,7 +148,7 @@ def _job(cfg: Config) -> Iterator[str]:
         )
     if isinstance(cfg, TrainJob) and cfg.stage is StageKind.finetune and cfg.iteration == 0:
         yield "iteration=0: is the pre-training. Fix: iteration=1, or stage=sft"
-    if isinstance(cfg, EvalJob) and cfg.policy is PolicyKind.value:
+    if isinstance(cfg, EvalJob) and cfg.role is Role.value:
         yield "policy=value: the value function cannot act. Fix: policy=pi0 (advantage.py asks the value function)"
     if isinstance(cfg, EvalJob) and not cfg.checkpoint.strip():
         yield "checkpoint='': must be a checkpoint directory, e.g. outputs/demo/sft/checkpoints/last"

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from recap.config.checks import between
+from recap.config.renamed import renamed
 from recap.config.schema import Config
 from recap.utils import home
 from recap.utils.errors import RecapError
@@ -80,6 +81,17 @@ def shared(cfg: Config) -> dict[str, Any]:
     values = {k: v for k, v in plain(cfg).items() if k in own}
     del values["data"]["rollouts"]
     return values
+
+
+def unknown(key: str, schema: type) -> str:
+    """What to say of a key that there is not."""
+    if now := renamed(key):
+        known = [re.escape(one).replace("<name>", r"[^.]+") for one in keys(schema)]
+        there = any(re.fullmatch(one, now) for one in known)
+        return f"renamed to {now}" if there else f"no such key. {nearest(now, keys(schema))}"
+    if key == "role":
+        return "chooses what train.py trains, as policy=value does; this command has no such choice. Fix: leave it out"
+    return f"no such key. {nearest(key, [*keys(schema), 'experiment'])}"
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -172,7 +184,7 @@ def _line(error: Any, values: dict[str, Any], path: list[str], schema: type) -> 
         return f"{key}: missing. {HOW_TO_GIVE.get(key, f'Give it on the command line: {key}=…')}"
     if kind == "unexpected_keyword_argument":
         value = "" if isinstance(given, dict) else f"={_shown(given)}"
-        return f"{key}{value}: no such key. {nearest(key, keys(schema))}"
+        return f"{key}{value}: {unknown(key, schema)}"
     text = f"{key}={_shown(whole)}: "
     hint = _hint(schema, path)
     if kind == "dataclass_type":
@@ -183,8 +195,7 @@ def _line(error: Any, values: dict[str, Any], path: list[str], schema: type) -> 
         if kind == "list_type":
             return f"{text}must be a list of {', '.join(choices)}, e.g. {key}=[{choices[0]}]"
         among = "among" if isinstance(whole, list) else "one of"
-        quote = " (YAML reads on, off, yes and no as booleans: quote them)" if isinstance(given, bool) else ""
-        return f"{text}choose {among} {', '.join(choices)}. {nearest(str(given), choices)}{quote}"
+        return f"{text}choose {among} {', '.join(choices)}. {nearest(str(given), choices)}"
     if given is None:
         return f"{text}must not be null"
     return text + (error["msg"] if kind == "wrong" else WORDS.get(kind, error["msg"]))

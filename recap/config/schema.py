@@ -6,12 +6,12 @@ from dataclasses import field
 from enum import Enum
 from typing import Annotated
 
-from recap.data.config import DataConfig, Outcomes
+from recap.data.config import DataConfig, EpisodeFilter
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
 from recap.method.config import AdvantageConfig, GateConfig, SourceKind
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.config import PI0Config
+from recap.policies.roles import Role
 from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
 from recap.rollout.config import EvalConfig, Prompt, RolloutConfig, WorkersConfig
@@ -50,11 +50,11 @@ class ArmConfig:
     as_sft: bool = False  # prompts as SFT did
     conditioned_pretraining: bool = False  # SFT reads labels of the demonstrations, as in the paper
     indicator: IndicatorMode | None = None
-    outcomes: Outcomes | None = None
+    episode_filter: EpisodeFilter | None = None
     awr_temperature: Positive | None = None
     indicator_dropout: Fraction | None = None
-    demonstration_share: Fraction | None = None
-    look_ahead: Count | None = None
+    demo_fraction: Fraction | None = None
+    n_step: Count | None = None
     positive_fraction: Fraction | None = None
     force_positive: list[SourceKind] | None = None
     prompt: Prompt | None = None
@@ -72,7 +72,7 @@ class Config:
     device: Device
     precision: Precision
     sharding: Sharding = Sharding.none
-    pi0: PI0Config
+    policy: PI0Config
     value: ValueConfig
     env: EnvConfig
     data: DataConfig
@@ -94,7 +94,7 @@ class Config:
 class TrainJob(Config):
     """train.py: one training of one policy."""
 
-    policy: PolicyKind
+    role: Role
     stage: StageKind
     iteration: Index = 1
 
@@ -103,7 +103,7 @@ class TrainJob(Config):
 class EvalJob(Config):
     """eval.py: evaluate a checkpoint on held-out initial states, or collect rollouts with it (record=true)."""
 
-    policy: PolicyKind = PolicyKind.pi0
+    role: Role = Role.policy
     checkpoint: str
     episodes: Count | None = None
     record: bool = False

@@ -17,7 +17,7 @@ class Resample(Enum):
     linear = "linear"
 
 
-class Outcomes(Enum):
+class EpisodeFilter(Enum):
     all = "all"
     success = "success"
 

@@ -207,7 +207,7 @@ class Thresholds:
     wanted_positive: float
     achieved_positive: dict[str, float | None]  # all, demonstration, success, failure: the share of positive frames
     achieved_positive_per_task: dict[str, dict[str, float | None]]
-    look_ahead: int | None  # None = the whole episode
+    n_step: int | None  # None = the whole episode
     normalizer: dict[str, float]  # per task, in steps
     c_fail: float  # in steps
     percentiles: dict[int, float]  # of the advantages of all data sets together
@@ -229,7 +229,7 @@ SHAPE = {  # of thresholds.json
     "achieved_positive": SHARES,
     "c_fail": float,
     "achieved_positive_per_task": {str: SHARES},
-    "look_ahead": (COUNT, None),
+    "n_step": (COUNT, None),
     "normalizer": {str: float},
     "percentiles": {str: float},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recap.data.cameras import choice
-from recap.data.config import Outcomes, reserved
+from recap.data.config import EpisodeFilter, reserved
 from recap.data.frames import Frames
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
@@ -30,7 +30,7 @@ class Mixture:
 
     Args:
         sources: in any order; all have the same cameras, state and action sizes.
-        demonstration_share: share of the given data sets (`Frames.weight`, by which they divide it), where there are
+        demo_fraction: share of the given data sets (`Frames.weight`, by which they divide it), where there are
             collected ones beside them (no weight), which are drawn from as one.
         outcomes: `success` leaves out the frames of failed episodes that are no demonstrations.
         left_out: of each source, the frames that are never drawn: bool [N].
@@ -43,8 +43,8 @@ class Mixture:
     def __init__(
         self,
         sources: Sequence[Frames],
-        demonstration_share: float,
-        outcomes: Outcomes = Outcomes.all,
+        demo_fraction: float,
+        outcomes: EpisodeFilter = EpisodeFilter.all,
         left_out: Sequence[np.ndarray] | None = None,
         fps: float | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class Mixture:
         collected: list[np.ndarray] = []
         for number, source in enumerate(self.sources):
             keep = np.ones(len(source), dtype=bool)
-            if outcomes is Outcomes.success and source.kind is not SourceKind.demonstration:
+            if outcomes is EpisodeFilter.success and source.kind is not SourceKind.demonstration:
                 keep = source.success[source.episode]
             if left_out is not None:
                 keep = keep & ~left_out[number]
@@ -66,9 +66,9 @@ class Mixture:
                 groups.append((source.weight, [rows]))
         given = sum(weight for weight, _ in groups)
         if groups and collected:
-            groups = [(demonstration_share * weight / given, rows) for weight, rows in groups]
+            groups = [(demo_fraction * weight / given, rows) for weight, rows in groups]
         if collected:
-            groups.append((1 - demonstration_share if given else 1.0, collected))
+            groups.append((1 - demo_fraction if given else 1.0, collected))
         if not groups:
             raise RecapError(
                 "there is no frame to train on: the data sets are empty, or outcomes=success and no rollout succeeded."

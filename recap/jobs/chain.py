@@ -35,9 +35,9 @@ from recap.utils.errors import RecapError
 SETTLE_SECONDS = 30.0  # until a job that is gone counts as failed: a network file system may show its results later
 
 ENDINGS = {
-    "TIMEOUT": "reached its time limit of {minutes} minutes, and had come back {requeues} times. "
-    "Fix: resources.{section}.minutes=…, or launcher.requeues=…",
-    "OUT_OF_MEMORY": "took more than its {mem:g} GB. Fix: resources.{section}.mem=…, or a smaller batch_size",
+    "TIMEOUT": "reached its time limit of {timeout_min} minutes, and had come back {max_requeues} times. "
+    "Fix: resources.{section}.timeout_min=…, or launcher.max_requeues=…",
+    "OUT_OF_MEMORY": "took more than its {mem_gb:g} GB. Fix: resources.{section}.mem_gb=…, or a smaller batch_size",
     "CANCELLED": "was cancelled",
     "NODE_FAIL": "lost its node",
     "COMPLETED": "ended well, but its results cannot be seen from here. Fix: output=<a folder that all nodes share>",
@@ -230,7 +230,7 @@ class OnSlurm:
         if not text:
             asked = resources(chain.cfg, node)
             words = ENDINGS.get(state, f"ended without a report ({state.lower()}: killed?)")
-            numbers = {**vars(asked), "section": section(node), "requeues": chain.cfg.launcher.requeues}
+            numbers = {**vars(asked), "section": section(node), "max_requeues": chain.cfg.launcher.max_requeues}
             text = f"job {job} {words.format(**numbers)}"
         return Seen(State.failed, job, elapsed, problem=text, told=told)
 

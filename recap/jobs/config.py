@@ -26,8 +26,8 @@ class LauncherConfig:
     options: list[str]
     setup: list[str]
     python: str | None = None
-    notice: Count  # seconds
-    requeues: Index
+    grace_period_s: Count  # seconds
+    max_requeues: Index
 
     def problems(self, key: str) -> Iterator[str]:
         for option in self.options:
@@ -40,44 +40,45 @@ class Resources:
     """What the job of a stage asks for: nodes, on each of them processes and GPUs; `shards` such jobs side by side."""
 
     nodes: Count = 1
-    processes: Count | None = None  # on each node; None: one for each GPU
-    gpus: Index = 0  # on each node
-    cpus: Count  # of each process
-    mem: Positive  # GB on each node
-    minutes: Count
+    tasks_per_node: Count | None = None  # on each node; None: one for each GPU
+    gpus_per_node: Index = 0  # on each node
+    cpus_per_task: Count  # of each process
+    mem_gb: Positive  # GB on each node
+    timeout_min: Count
     shards: Count = 1
 
     @property
     def tasks(self) -> int:
         """Processes on each node."""
-        return self.processes or max(1, self.gpus)
+        return self.tasks_per_node or max(1, self.gpus_per_node)
 
     def problems(self, key: str) -> Iterator[str]:
-        if self.gpus and self.processes not in (None, self.gpus):
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             yield (
-                f"{key}.processes={self.processes}: there is one process for each GPU. "
-                f"Fix: leave it out, or {key}.gpus={self.processes}"
+                f"{key}.tasks_per_node={self.tasks_per_node}: there is one process for each GPU. "
+                f"Fix: leave it out, or {key}.gpus_per_node={self.tasks_per_node}"
             )
         stage = key.rpartition(".")[2]
-        if stage in ("demonstrations", "pi0", "value", "advantage") and self.shards > 1:
-            more = {"demonstrations": "workers.processes make", "advantage": "resources.values.shards make"}
-            faster = more.get(stage, f"{key}.nodes and {key}.gpus make")
+        if stage in ("demonstrations", "policy", "value", "advantage") and self.shards > 1:
+            more = {"demonstrations": "workers.num_workers make", "advantage": "resources.value_inference.shards make"}
+            faster = more.get(stage, f"{key}.nodes and {key}.gpus_per_node make")
             yield f"{key}.shards={self.shards}: this stage is one job. Fix: {key}.shards=1; {faster} it faster"
         if stage == "advantage" and self.nodes * self.tasks > 1:
-            yield f"{key}: one process labels. Fix: {key}.nodes=1, {key}.processes=1, and no more than one of its gpus"
+            fix = f"Fix: {key}.nodes=1, {key}.tasks_per_node=1, {key}.gpus_per_node=0"
+            yield f"{key}: one process labels. {fix}"
         if stage == "demonstrations" and self.nodes * self.tasks > 1:
             yield (
                 f"{key}: one process starts the simulators. "
-                f"Fix: {key}.nodes=1, {key}.processes=1, and as many workers.processes as it has cpus"
+                f"Fix: {key}.nodes=1, {key}.tasks_per_node=1, and as many workers.num_workers as it has cpus"
             )
 
 
 @part
 class ResourcesConfig:
     demonstrations: Resources
-    pi0: Resources
+    policy: Resources
     value: Resources
     rollout: Resources
-    values: Resources
+    value_inference: Resources
     advantage: Resources
     eval: Resources

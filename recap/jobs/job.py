@@ -66,7 +66,7 @@ class StageJob:
         if self.alive is not None:
             threading.Thread(target=_end_with, args=(self.alive,), daemon=True).start()
         else:
-            heed(self.cfg.launcher.requeues, self.cfg.launcher.notice)
+            heed(self.cfg.launcher.max_requeues, self.cfg.launcher.grace_period_s)
         environment = TorchDistributedEnvironment()
         job = environment._job_env.job_id  # noqa: SLF001
         _clear_torn_result(folder, job, environment.rank)
@@ -139,7 +139,7 @@ def resources(cfg: Config, node: Node) -> Resources:
 def section(node: Node) -> str:
     """The stage's name under `resources`."""
     if node.kind == "train":
-        return node.options["policy"].name
+        return node.options["role"].name
     return {"evaluate": "eval", "gate": "advantage"}.get(node.kind, node.kind)  # the gate: seconds of one CPU
 
 

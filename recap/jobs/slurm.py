@@ -122,10 +122,10 @@ def asked(launcher: LauncherConfig, resources: Resources) -> dict[str, Any]:
         "constraint": launcher.constraint,
         "nodes": resources.nodes,
         "ntasks-per-node": resources.tasks,
-        "cpus-per-task": resources.cpus,
-        "gpus-per-node": resources.gpus or None,
-        "mem": f"{round(resources.mem * 1024)}M",
-        "time": resources.minutes,
+        "cpus-per-task": resources.cpus_per_task,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "mem": f"{round(resources.mem_gb * 1024)}M",
+        "time": resources.timeout_min,
     }
     for option in launcher.options:
         key, given, value = option.partition("=")
@@ -156,21 +156,21 @@ def submit(
     options = {**asked(launcher, resources), "hold": True, "requeue": True, "kill-on-invalid-dep": "yes"}
     if after:
         options["dependency"] = f"afterok:{':'.join(after)}"
-    again = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {launcher.requeues} ]'
+    again = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {launcher.max_requeues} ]'
     running = 'scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING'
     executor.update_parameters(
         job_name=name,
-        time=resources.minutes,
+        time=resources.timeout_min,
         nodes=resources.nodes,
         ntasks_per_node=resources.tasks,
-        signal_delay_s=launcher.notice,
+        signal_delay_s=launcher.grace_period_s,
         setup=_setup(folder, launcher.setup),
         teardown=[
             "code=$?",
             f'if {CRASHES} && {again} && {running}; then scontrol requeue "$SLURM_JOB_ID" && sleep 60; fi',
             "exit $code",
         ],
-        srun_args=[f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1"],
         array_parallelism=len(jobs),
         additional_parameters=options,
     )
@@ -224,10 +224,10 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
     limit = partitions[name].minutes if name in partitions else None
     refused: list[str] = []  # settings of all jobs, whose mistake is told once
     for stage, resources in stages.items():
-        if limit is not None and resources.minutes > limit:
+        if limit is not None and resources.timeout_min > limit:
             yield (
-                f"resources.{stage}.minutes={resources.minutes}: partition {name} allows {limit}. "
-                f"Fix: resources.{stage}.minutes={limit} (a longer training goes on in a job after it), "
+                f"resources.{stage}.timeout_min={resources.timeout_min}: partition {name} allows {limit}. "
+                f"Fix: resources.{stage}.timeout_min={limit} (a longer training goes on in a job after it), "
                 "or launcher.partition=…"
             )
             continue

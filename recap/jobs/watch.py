@@ -164,7 +164,7 @@ def _progress(chain: Chain, node: Node) -> str:
         return seen.note
     done, total = 0, node.options.get("episodes")
     if node.kind == "train":
-        training = getattr(getattr(chain.cfg, node.options["policy"].name), node.options["stage"].name)
+        training = getattr(getattr(chain.cfg, node.options["role"].name), node.options["stage"].name)
         done, total = _step(out / "metrics.jsonl"), training.steps
     elif node.kind == "evaluate":
         done = sum(path.read_bytes().count(b"\n") for path in journals(out / "episodes.jsonl") if path.is_file())

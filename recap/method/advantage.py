@@ -23,27 +23,25 @@ SOURCES = ("demonstration", "rollout", "correction")
 PERCENTILES = tuple(range(0, 101, 5))
 
 
-def advantages(rewards: ArrayLike, values: ArrayLike, look_ahead: int | None, normalizer: float = 1.0) -> Floats:
+def advantages(rewards: ArrayLike, values: ArrayLike, n_step: int | None, normalizer: float = 1.0) -> Floats:
     """The paper's advantage A(o_t, a_t) = sum of r_t' for t' = t..t+N-1, plus V(o_{t+N}), minus V(o_t); one episode.
 
     rewards: [T], in steps with the normalizer that turns them into values (best: sums of whole numbers are exact, so
         equal windows stay equal), or already normalised with normalizer=1.
     values: [T], V(o_t) in (-1, 0).
-    look_ahead: N, steps; None = the whole episode, as in the paper's pre-training. Past the end rewards and V are 0.
+    n_step: N, steps; None = the whole episode, as in the paper's pre-training. Past the end rewards and V are 0.
     Returns [T], in units of value. Rewards are not clipped: the windows that hold the end of a failure contain
     -c_fail / normalizer, whatever the lowest bin is. Raises RecapError for NaN, no frames, unequal lengths, N < 1.
     """
     r, v = finite("rewards", rewards, ndim=1), finite("values", values, ndim=1)
     if r.shape != v.shape:
         raise RecapError(f"an episode has {len(r)} rewards but {len(v)} values; there must be one of each per frame.")
-    if look_ahead is not None and look_ahead < 1:
-        raise RecapError(
-            f"advantage.look_ahead is {look_ahead}; it must be at least 1 step, or null for the whole episode."
-        )
+    if n_step is not None and n_step < 1:
+        raise RecapError(f"advantage.n_step is {n_step}; it must be at least 1 step, or null for the whole episode.")
     if not (math.isfinite(normalizer) and normalizer > 0):
         raise RecapError(f"the normalizer is {normalizer}; it must be a positive number of steps.")
     length = len(r)
-    n = length if look_ahead is None else min(look_ahead, length)
+    n = length if n_step is None else min(n_step, length)
     total = np.concatenate([[0.0], np.cumsum(r)])  # total[t] = sum of the rewards before t
     end = np.minimum(np.arange(length) + n, length)
     bootstrap = np.concatenate([v[n:], np.zeros(n)])

@@ -37,15 +37,15 @@ class GateAction(Enum):
 
 @part
 class PretrainingLabels:
-    """Labels of the demonstrations alone, where pi0.sft reads them (the paper's pre-training)."""
+    """Labels of the demonstrations alone, where policy.sft reads them (the paper's pre-training)."""
 
-    look_ahead: Count | None
+    n_step: Count | None
     positive_fraction: Share
 
 
 @part
 class AdvantageConfig:
-    look_ahead: Count | None  # None: the whole episode
+    n_step: Count | None  # None: the whole episode
     positive_fraction: Share
     positive_fraction_by_task: dict[str, Share] = field(default_factory=dict)
     sft: PretrainingLabels

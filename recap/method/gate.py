@@ -122,7 +122,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     at_most = f"interval reaches {limits.max_over_fit:g}"
     if not len(known):
         text = "nothing is known by heart: every value comes from a function that never trained on the episode"
-        yield Check("over_fit", 0.0, at_most, passed=True, knob="value.read", text=text)
+        yield Check("over_fit", 0.0, at_most, passed=True, knob="value.aggregation", text=text)
         return
     of_known = rank_correlation(labels.value, labels.returns, known)
     if rank is None or of_known is None or min(rank.episodes, of_known.episodes) < limits.min_episodes:
@@ -130,7 +130,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
         return
     gap = excess(of_known, rank)
     text = f"rank correlation {of_known.value:.2f} on episodes trained on, {rank.value:.2f} on others: {gap} better"
-    knob = "value.finetune.steps (fewer), rollout.episodes (more), value.read=out_of_fold value.members=5"
+    knob = "value.finetune.steps (fewer), rollout.episodes (more), value.aggregation=out_of_fold value.ensemble_size=5"
     yield Check("over_fit", gap.value, at_most, gap.low <= limits.max_over_fit, knob, text)
 
 
@@ -142,7 +142,7 @@ def _outcomes(labels: Labelled, limits: GateConfig) -> Check:
         knob, text = "value.held_out, rollout.episodes", f"{won} successes and {lost} failures were held out"
         return _untold("outcome_auc", at_least, knob, text)
     text = f"a held-out success has a higher V than a failure in {auc} of all pairs ({won} and {lost} episodes)"
-    knob = "value.finetune.demonstration_share (less: more failures are seen), rollout.episodes (more)"
+    knob = "value.finetune.demo_fraction (less: more failures are seen), rollout.episodes (more)"
     return Check("outcome_auc", auc.value, at_least, auc.high >= limits.min_auc, knob, text)
 
 
@@ -245,7 +245,7 @@ def _positive(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     worst, text = max(misses)
     if worst > limits.share_tolerance:
         text += ": many advantages are equal, because V is nearly constant"
-    knob = "value.finetune.steps, advantage.look_ahead"
+    knob = "value.finetune.steps, advantage.n_step"
     limit = f"within {limits.share_tolerance:g}"
     yield Check("positive_share", worst, limit, worst <= limits.share_tolerance, knob, text)
     yield _sources(labels, limits)
@@ -263,5 +263,5 @@ def _sources(labels: Labelled, limits: GateConfig) -> Check:
         return _untold("sources", limit, "rollout.episodes", f"too few successes or failures. Positive: {listed}")
     lead = float(won.mean() - lost.mean())
     text = f"positive: {listed}; successes lead failures by {lead:.0%}"
-    knob = "advantage.look_ahead (longer), value.finetune.demonstration_share (less)"
+    knob = "advantage.n_step (longer), value.finetune.demo_fraction (less)"
     return Check("sources", lead, limit, lead >= limits.min_success_lead, knob, text)

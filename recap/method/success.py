@@ -78,7 +78,7 @@ def bootstrap_mean(values: Sequence[float], level: float = 0.95, resamples: int 
 
 
 def pair(before: Episodes, after: Episodes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Outcomes of two evaluations in the same order: success before, success after, bool [n] each.
+    """EpisodeFilter of two evaluations in the same order: success before, success after, bool [n] each.
 
     Episodes are paired by (task, initial_state, seed). Raises RecapError if the two sets differ or one holds an
     episode twice.

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, with_arm
-from recap.pipeline.graph import advantage_node, eval_node, gate_node, values_node
+from recap.pipeline.graph import advantage_node, eval_node, gate_node, value_inference_node
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.stages.base import Node, iteration_dir, prompt_for
 from recap.storage.manifest import stage_of
 
 TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")
 
 
-def checkpoint_folder(checkpoint: str, kind: PolicyKind) -> Path:
+def checkpoint_folder(checkpoint: str, kind: Role) -> Path:
     """The folder of one checkpoint; that of a training stands for its last.
 
     Raises:
@@ -47,7 +47,7 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory, and of
     swept values each has its own below the run.
     """
-    checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.pi0)
+    checkpoint = checkpoint_folder(cfg.checkpoint, Role.policy)
     found = origin(checkpoint)
     run, source = found or (Path(cfg.output), "")
     if found and cfg.result is None and run.resolve() in Path(cfg.output).resolve().parents:
@@ -67,7 +67,7 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     as_graph = found is not None and cfg.result is None
     policy = source if as_graph else str((stage_of(checkpoint) if found else checkpoint).absolute())
     arm = next((name for name in cfg.arms if f"/controls/{name}/" in source), None)
-    training = cfg.pi0.sft if source.endswith("sft") else with_arm(cfg, arm).pi0.finetune
+    training = cfg.policy.sft if source.endswith("sft") else with_arm(cfg, arm).policy.finetune
     settings = cfg.rollout if cfg.record else cfg.eval
     episodes = settings.episodes if cfg.episodes is None else cfg.episodes
     options: dict[str, Any] = {"episodes": episodes, "videos": min(settings.videos, episodes)}
@@ -95,11 +95,11 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
     With a checkpoint from elsewhere the values lie beside the labels; otherwise they are the run's, asked for once. The
     gate judges the labels of an iteration; demonstrations alone hold no failure to judge by.
     """
-    values, labels = values_node(cfg, cfg.iteration), advantage_node(cfg, cfg.iteration)
+    values, labels = value_inference_node(cfg, cfg.iteration), advantage_node(cfg, cfg.iteration)
     gates = [gate_node(cfg, cfg.iteration)] if cfg.iteration else []
     inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
-        checkpoint = checkpoint_folder(cfg.checkpoint, PolicyKind.value)
+        checkpoint = checkpoint_folder(cfg.checkpoint, Role.value)
         found = origin(checkpoint)
         if found is None:
             inputs["value"] = str(checkpoint.absolute())
@@ -111,7 +111,7 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
     result = Path(cfg.result).absolute()
     if cfg.checkpoint is not None:
         values = replace(values, path=str(result.with_name(f"{result.name}_values")), inputs=_absolute(cfg, inputs))
-    inputs = _absolute(cfg, {**labels.inputs, "values": values.path})
+    inputs = _absolute(cfg, {**labels.inputs, "value_inference": values.path})
     labels = replace(labels, path=str(result), inputs=inputs)
     gate = str(result.with_name(f"{result.name}_gate"))
     return [values, labels, *(replace(node, path=gate, inputs={"labels": labels.path}) for node in gates)], False

@@ -1,17 +1,17 @@
 """The graph of a run: which stages there are, what each reads, and which part of the configuration decides its result.
 
-demonstrations ─┬─ sft ──────────────┬─ sft/eval       with pi0.sft.indicator=use: value ─ values ─ advantage ─ sft
+demonstrations ─┬─ sft ──────────────┬─ sft/eval       with policy.sft.indicator=use: value ─ values ─ advantage ─ sft
                 └─ value             │
 iter_k:  rollout ─ value ─ values ─ advantage ─ gate ─ policy ─ eval      on the demonstrations and the rollouts of
                                                                           iterations 1..k; restarts as `restart` says
 iter_N/controls/<arm>/{advantage,policy,eval}                      whatever the arm changes
-Further members of the value function (value.members) are value_1, value_2, … beside `value`.
+Further members of the value function (value.ensemble_size) are value_1, value_2, … beside `value`.
 """
 
 from __future__ import annotations
 
 from recap.config import Config, StageKind, relabels, with_arm
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.rollout.config import Collector, Prompt
 from recap.stages.base import DEMONSTRATIONS, Node, iteration_dir, prompt_for
 from recap.training.config import PolicyTrainConfig, Restart
@@ -37,9 +37,9 @@ def policy_path(iteration: int) -> str:
     return f"{iteration_dir(iteration)}/policy" if iteration else "sft"
 
 
-def train_node(cfg: Config, policy: PolicyKind, stage: StageKind, iteration: int = 0) -> Node:
+def train_node(cfg: Config, policy: Role, stage: StageKind, iteration: int = 0) -> Node:
     """The SFT or a fine-tuning of the policy, or the first member of the value function."""
-    if policy is PolicyKind.value:
+    if policy is Role.value:
         return value_node(cfg, iteration if stage is StageKind.finetune else 0)
     if stage is StageKind.sft:
         return sft_node(cfg, "sft", "advantage")
@@ -47,8 +47,8 @@ def train_node(cfg: Config, policy: PolicyKind, stage: StageKind, iteration: int
 
 
 def sft_node(cfg: Config, path: str, labels: str, arm: str | None = None) -> Node:
-    read = {"labels": labels} if with_arm(cfg, arm).pi0.sft.indicator.labelled else {}
-    options = {"policy": PolicyKind.pi0, "stage": StageKind.sft}
+    read = {"labels": labels} if with_arm(cfg, arm).policy.sft.indicator.labelled else {}
+    options = {"role": Role.policy, "stage": StageKind.sft}
     return Node(path, "train", data_inputs(cfg, 0) | read, options, arm)
 
 
@@ -63,19 +63,19 @@ def policy_node(
     rollouts: bool = True,
 ) -> Node:
     """A fine-tuning of the policy on the data of iterations 1..`iteration`, or on the demonstrations alone."""
-    training = with_arm(cfg, arm).pi0.finetune
+    training = with_arm(cfg, arm).policy.finetune
     start = policy_path(iteration - 1) if training.restart is Restart.last else "sft"
     inputs = {"pretrained": pretrained or start, **data_inputs(cfg, iteration if rollouts else 0)}
     if reads_labels(training):
         inputs |= {"labels": labels or _in(iteration, "advantage"), "gate": _in(iteration, "gate")}
-    return Node(path, "train", inputs, {"policy": PolicyKind.pi0, "stage": StageKind.finetune}, arm)
+    return Node(path, "train", inputs, {"role": Role.policy, "stage": StageKind.finetune}, arm)
 
 
 def value_node(cfg: Config, iteration: int, member: int = 0) -> Node:
     """A member of the value function: pre-trained on the demonstrations, then fine-tuned in each iteration."""
     name = f"value_{member}" if member else "value"
     stage = StageKind.finetune if iteration else StageKind.sft
-    options = {"policy": PolicyKind.value, "stage": stage} | ({"member": member} if member else {})
+    options = {"role": Role.value, "stage": stage} | ({"member": member} if member else {})
     inputs = data_inputs(cfg, iteration)
     if iteration:
         before = iteration - 1 if cfg.value.finetune.restart is Restart.last else 0
@@ -84,19 +84,19 @@ def value_node(cfg: Config, iteration: int, member: int = 0) -> Node:
 
 
 def value_nodes(cfg: Config, iteration: int) -> list[Node]:
-    return [value_node(cfg, iteration, member) for member in range(cfg.value.members)]
+    return [value_node(cfg, iteration, member) for member in range(cfg.value.ensemble_size)]
 
 
 # ---------------------------------------------------------------------------------------------------- labels
-def values_node(cfg: Config, iteration: int) -> Node:
+def value_inference_node(cfg: Config, iteration: int) -> Node:
     """What every member of the value function says of every frame."""
     members = {node.path.rpartition("/")[2]: node.path for node in value_nodes(cfg, iteration)}
-    return Node(_in(iteration, "values"), "values", members | data_inputs(cfg, iteration))
+    return Node(_in(iteration, "value_inference"), "value_inference", members | data_inputs(cfg, iteration))
 
 
 def advantage_node(cfg: Config, iteration: int, path: str | None = None, arm: str | None = None) -> Node:
     """The labels of all frames up to an iteration, from their values."""
-    inputs = {"values": _in(iteration, "values"), **data_inputs(cfg, iteration)}
+    inputs = {"value_inference": _in(iteration, "value_inference"), **data_inputs(cfg, iteration)}
     options = {"stage": StageKind.finetune if iteration else StageKind.sft}
     return Node(path or _in(iteration, "advantage"), "advantage", inputs, options, arm)
 
@@ -108,13 +108,13 @@ def gate_node(cfg: Config, iteration: int) -> Node:
 
 def _gated(cfg: Config) -> bool:
     """Whether anything reads the labels of an iteration."""
-    return any(reads_labels(with_arm(cfg, arm).pi0.finetune) for arm in (None, *cfg.controls))
+    return any(reads_labels(with_arm(cfg, arm).policy.finetune) for arm in (None, *cfg.controls))
 
 
 # ---------------------------------------------------------------------------------------------------- acting
 def rollout_node(cfg: Config, iteration: int) -> Node:
     """Experience of the policy before, or with rollout.policy=best of the best of those before."""
-    training = cfg.pi0.sft if iteration == 1 else cfg.pi0.finetune
+    training = cfg.policy.sft if iteration == 1 else cfg.policy.finetune
     inputs = {"policy": policy_path(iteration - 1)}
     if cfg.rollout.policy is Collector.best and iteration > 1:
         for k in range(iteration):
@@ -150,11 +150,11 @@ def control_nodes(cfg: Config, arm: str, iteration: int) -> list[Node]:
     changed, own = cfg.arms[arm], with_arm(cfg, arm)
     head = f"{iteration_dir(iteration)}/controls/{arm}"
     if not changed.trains:
-        return [eval_node(cfg, f"{head}/eval", policy_path(iteration), own.pi0.finetune, arm)]
+        return [eval_node(cfg, f"{head}/eval", policy_path(iteration), own.policy.finetune, arm)]
     nodes: list[Node] = []
     pretrained = labels = None
-    if changed.conditioned_pretraining and not cfg.pi0.sft.indicator.labelled:
-        nodes = [] if _conditioned(cfg) else [values_node(cfg, 0), advantage_node(cfg, 0)]
+    if changed.conditioned_pretraining and not cfg.policy.sft.indicator.labelled:
+        nodes = [] if _conditioned(cfg) else [value_inference_node(cfg, 0), advantage_node(cfg, 0)]
         pretrained = f"{head}/sft"
         nodes.append(sft_node(cfg, pretrained, "advantage", arm))
     if relabels(changed):
@@ -169,33 +169,33 @@ def control_nodes(cfg: Config, arm: str, iteration: int) -> list[Node]:
         labels=labels,
         rollouts=changed.rollouts,
     )
-    return [*nodes, policy, eval_node(cfg, f"{head}/eval", policy.path, own.pi0.finetune, arm)]
+    return [*nodes, policy, eval_node(cfg, f"{head}/eval", policy.path, own.policy.finetune, arm)]
 
 
 def _conditioned(cfg: Config) -> bool:
     """Whether SFT itself reads labels, as in the paper's pre-training."""
-    return cfg.pi0.sft.indicator.labelled
+    return cfg.policy.sft.indicator.labelled
 
 
 def pretraining(cfg: Config) -> list[Node]:
     """What all iterations share."""
     recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
-    policy = train_node(cfg, PolicyKind.pi0, StageKind.sft)
-    policies = [policy, eval_node(cfg, "sft/eval", policy.path, cfg.pi0.sft)]
+    policy = train_node(cfg, Role.policy, StageKind.sft)
+    policies = [policy, eval_node(cfg, "sft/eval", policy.path, cfg.policy.sft)]
     values = value_nodes(cfg, 0)
     if _conditioned(cfg):
-        return [*recorded, *values, values_node(cfg, 0), advantage_node(cfg, 0), *policies]
+        return [*recorded, *values, value_inference_node(cfg, 0), advantage_node(cfg, 0), *policies]
     return [*recorded, *policies, *values]
 
 
 def iteration_nodes(cfg: Config, iteration: int) -> list[Node]:
-    policy = train_node(cfg, PolicyKind.pi0, StageKind.finetune, iteration)
+    policy = train_node(cfg, Role.policy, StageKind.finetune, iteration)
     return [
         rollout_node(cfg, iteration),
         *value_nodes(cfg, iteration),
-        values_node(cfg, iteration),
+        value_inference_node(cfg, iteration),
         advantage_node(cfg, iteration),
         *([gate_node(cfg, iteration)] if _gated(cfg) else []),
         policy,
-        eval_node(cfg, _in(iteration, "eval"), policy.path, cfg.pi0.finetune),
+        eval_node(cfg, _in(iteration, "eval"), policy.path, cfg.policy.finetune),
     ]

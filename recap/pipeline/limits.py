@@ -18,9 +18,9 @@ from recap.jobs.job import section
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor
 from recap.policies.folder import checkpoint_of
-from recap.policies.kinds import PolicyKind
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.pi0.config import PI0Config
+from recap.policies.roles import Role
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
@@ -30,10 +30,10 @@ from recap.stages.base import DEMONSTRATIONS, Node
 from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 
-READS = ("train", "values", "advantage")  # kinds of stages that read data sets
+READS = ("train", "value_inference", "advantage")  # kinds of stages that read data sets
 INDICATORS: dict[IndicatorMode, tuple[bool | None, ...]] = {
     IndicatorMode.ignore: (None,),
-    IndicatorMode.on: (True,),
+    IndicatorMode.always_positive: (True,),
     IndicatorMode.use: (True, False),
     IndicatorMode.positive_only: (True, None),
 }
@@ -64,25 +64,25 @@ def limits(
     yield from _batches(cfg, nodes, jobs, data, env)
 
 
-def _trains(nodes: Sequence[Node], policy: PolicyKind) -> list[Node]:
-    return [node for node in nodes if node.kind == "train" and node.options["policy"] is policy]
+def _trains(nodes: Sequence[Node], policy: Role) -> list[Node]:
+    return [node for node in nodes if node.kind == "train" and node.options["role"] is policy]
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
 def _sizes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
     """States and actions fit into what π0 pads them to."""
-    if not _trains(nodes, PolicyKind.pi0):
+    if not _trains(nodes, Role.policy):
         return
     found = [(f"data.sources.{one.name}", one.state.shape[1], one.action.shape[1]) for one in data]
     found += [(f"env={cfg.env.type.name}", env.state_dim, env.action_dim)] if env else []
     for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
         most = max(found, key=lambda one: one[at], default=None)
-        if most is None or most[at] <= getattr(cfg.pi0, limit):
+        if most is None or most[at] <= getattr(cfg.policy, limit):
             continue
-        weights = f" and pi0.pretrained=null: {cfg.pi0.pretrained} is for fewer" if cfg.pi0.pretrained else ""
+        weights = f" and policy.pretrained=null: {cfg.policy.pretrained} is for fewer" if cfg.policy.pretrained else ""
         yield (
-            f"pi0.{limit}={getattr(cfg.pi0, limit)}: {most[0]} has {what} of dimension {most[at]}. "
-            f"Fix: pi0.{limit}={most[at]}{weights}"
+            f"policy.{limit}={getattr(cfg.policy, limit)}: {most[0]} has {what} of dimension {most[at]}. "
+            f"Fix: policy.{limit}={most[at]}{weights}"
         )
 
 
@@ -165,18 +165,18 @@ def _left_out(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Ite
     for node in nodes:
         if node.kind != "train" or DEMONSTRATIONS in node.inputs or "rollouts_01" in node.inputs or not data:
             continue
-        if node.options["policy"] is PolicyKind.pi0:
-            training = getattr(with_arm(cfg, node.arm).pi0, node.options["stage"].name)
+        if node.options["role"] is Role.policy:
+            training = getattr(with_arm(cfg, node.arm).policy, node.options["stage"].name)
             try:
-                Mixture(data, 1.0, training.outcomes)
+                Mixture(data, 1.0, training.episode_filter)
             except RecapError as error:
                 yield f"{node.path}: {error}"
         elif all(left_out(one, cfg.value, cfg.seed, node.options.get("member", 0)).all() for one in data):
             count = sum(len(one.length) for one in data)
             yield (
-                f"value.held_out={cfg.value.held_out:g}, value.members={cfg.value.members}, "
-                f"value.read={cfg.value.read.name}: of {count} episode{'s' if count > 1 else ''} {node.path} would "
-                "train on none. Fix: more episodes, or value.held_out=0 value.read=mean"
+                f"value.held_out={cfg.value.held_out:g}, value.ensemble_size={cfg.value.ensemble_size}, "
+                f"value.aggregation={cfg.value.aggregation.name}: of {count} episode{'s' if count > 1 else ''} "
+                f"{node.path} would train on none. Fix: more episodes, or value.held_out=0 value.aggregation=mean"
             )
 
 
@@ -200,8 +200,8 @@ def _said(cfg: Config, node: Node) -> Collection[bool | None]:
     if node.kind in ("rollout", "evaluate"):
         told = TOLD[node.options["prompt"]]
         return (told,) if node.options["beta"] == 1 else (told, None)
-    if node.kind == "train" and node.options["policy"] is PolicyKind.pi0:
-        said = set(INDICATORS[getattr(with_arm(cfg, node.arm).pi0, node.options["stage"].name).indicator])
+    if node.kind == "train" and node.options["role"] is Role.policy:
+        said = set(INDICATORS[getattr(with_arm(cfg, node.arm).policy, node.options["stage"].name).indicator])
         return said if isinstance(cfg, LoopJob) else said | _later(cfg)
     return (None,)
 
@@ -212,22 +212,22 @@ def _later(cfg: Config) -> set[bool | None]:
     acting = [
         TOLD[run.prompt]
         for run in (cfg.rollout, cfg.eval)
-        for training in (cfg.pi0.sft, cfg.pi0.finetune)
+        for training in (cfg.policy.sft, cfg.policy.finetune)
         if training.indicator is not ignored
     ]
-    return {*INDICATORS[cfg.pi0.finetune.indicator], *acting}
+    return {*INDICATORS[cfg.policy.finetune.indicator], *acting}
 
 
 def _prompts(
     cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None, absent: Collection[str]
 ) -> Iterator[str]:
     """Every prompt of every stage fits; the longest of each network is named."""
-    texts: dict[str, dict[str, str]] = {"pi0": {}, "value": {}}  # {prompt: the first stage that reads it}
+    texts: dict[str, dict[str, str]] = {"policy": {}, "value": {}}  # {prompt: the first stage that reads it}
     for node in nodes:
         acts = node.kind in ("rollout", "evaluate")
-        if not acts and node.kind not in ("train", "values"):
+        if not acts and node.kind not in ("train", "value_inference"):
             continue
-        policy = "pi0" if acts or (node.kind == "train" and node.options["policy"] is PolicyKind.pi0) else "value"
+        policy = "policy" if acts or (node.kind == "train" and node.options["role"] is Role.policy) else "value"
         for task in sorted(_tasks(cfg, node, data, env)):
             for indicator in _said(cfg, node):
                 texts[policy].setdefault(prompt(task, indicator), node.path)
@@ -254,10 +254,9 @@ def _prompts(
 
 def _given(cfg: Config, nodes: Sequence[Node], policy: str) -> Path | None:
     """The checkpoint that was given by hand to act or to be asked."""
-    if not isinstance(cfg, EvalJob if policy == "pi0" else AdvantageJob) or cfg.checkpoint is None:
+    if not isinstance(cfg, EvalJob if policy == "policy" else AdvantageJob) or cfg.checkpoint is None:
         return None
-    role = {"pi0": "policy", "value": "value"}[policy]
-    paths = [node.inputs[role] for node in nodes if role in node.inputs and node.kind != "train"]
+    paths = [node.inputs[policy] for node in nodes if policy in node.inputs and node.kind != "train"]
     return checkpoint_of(Path(cfg.output) / paths[0]) if paths else None
 
 
@@ -299,24 +298,24 @@ def _batches(
     for node in nodes:
         if node.kind != "train":
             continue
-        size: PI0Config | ValueConfig = getattr(cfg, node.options["policy"].name)
-        key = f"{node.options['policy'].name}.{node.options['stage'].name}.batch_size"
+        size: PI0Config | ValueConfig = getattr(cfg, node.options["role"].name)
+        key = f"{node.options['role'].name}.{node.options['stage'].name}.batch_size"
         asked = jobs[section(node)] if jobs is not None else None
-        memory = asked.mem * 1e9 * asked.nodes if asked else machine_bytes()
+        memory = asked.mem_gb * 1e9 * asked.nodes if asked else machine_bytes()
         sample = sample_bytes(size, shapes, _on_device(cfg, asked))
         batch = getattr(size, node.options["stage"].name).batch_size
         if batch * sample > memory:
             yield (
                 f"{key}={batch}: takes about {batch * sample / 1e9:.0f} GB of memory for {len(shapes)} cameras, and "
-                f"{f'resources.{section(node)}.mem asks for' if asked else 'this machine has'} {memory / 1e9:.0f} GB. "
-                f"Fix: {key}={max(1, int(ROOM * memory / sample))} or less"
+                f"{f'resources.{section(node)}.mem_gb asks for' if asked else 'this machine has'} "
+                f"{memory / 1e9:.0f} GB. Fix: {key}={max(1, int(ROOM * memory / sample))} or less"
             )
 
 
 def _on_device(cfg: Config, asked: Resources | None) -> bool:
     """Whether the network computes in other memory than the machine's."""
     if asked is not None:
-        return asked.gpus > 0
+        return asked.gpus_per_node > 0
     from recap.utils.device import device_name
 
     try:

@@ -34,8 +34,8 @@ from recap.utils.ranks import process
 
 DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
 ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
-NETWORKS = {"train", "rollout", "values", "evaluate"}  # kinds of stages that compute with a device
-READING = {"train", "values", "advantage"}  # kinds of stages that read data sets
+NETWORKS = {"train", "rollout", "value_inference", "evaluate"}  # kinds of stages that compute with a device
+READING = {"train", "value_inference", "advantage"}  # kinds of stages that read data sets
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
@@ -108,7 +108,7 @@ def _problems(
 def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
     yield from start_needs(cfg, kinds)
-    for name in ("pi0", "value") if "train" in kinds else ():
+    for name in ("policy", "value") if "train" in kinds else ():
         size = getattr(cfg, name)
         for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
             if repository := getattr(size, key, None):
@@ -162,7 +162,7 @@ def _disk_bytes(cfg: Config) -> float:
     """What a run leaves behind, about; a stage by hand as a run without iterations."""
     iterations = cfg.iterations if isinstance(cfg, LoopJob) else 0
     arms = sum(cfg.arms[arm].trains for arm in cfg.controls)
-    return max(DATA, 1.1 * disk_bytes(cfg.pi0, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
+    return max(DATA, 1.1 * disk_bytes(cfg.policy, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
 
 
 def _renders() -> bool:
@@ -186,9 +186,9 @@ def _memory(cfg: Config) -> None:
     """Large networks are not trained on a processor, or in too little memory, by accident."""
     from recap.utils.device import device_name, memory
 
-    size = cfg.pi0
+    size = cfg.policy
     shares = process().count if cfg.sharding is not Sharding.none else 1
-    found = training_bytes(size, size.trains, size.sft.optimizer, size.sft.batch_size, processes=shares)
+    found = training_bytes(size, size.trainable, size.sft.optimizer, size.sft.batch_size, processes=shares)
     need = sum(found.values()) - found["activations"]
     if need < LARGE or cfg.device is Device.cpu:
         return
@@ -197,7 +197,7 @@ def _memory(cfg: Config) -> None:
         raise RecapError(
             f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
             f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-            "Fix: a machine with such a GPU, pi0.trains=lora, size=tiny, or device=cpu if you mean it."
+            "Fix: a machine with such a GPU, policy.trainable=lora, size=tiny, or device=cpu if you mean it."
         )
 
 

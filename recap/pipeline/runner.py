@@ -20,7 +20,7 @@ from recap.pipeline import shown
 from recap.pipeline.commands import advantage_job, eval_job
 from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining, train_node, value_nodes
 from recap.pipeline.preflight import preflight
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.stages.base import DEMONSTRATIONS, EXECUTION, Node
 from recap.storage.inside import stay_inside
@@ -45,7 +45,7 @@ from recap.storage.manifest import (
 from recap.utils.errors import RecapError, disk_error
 from recap.utils.ranks import WHOLE, Share, process, wait
 
-SHARED = {"rollout", "evaluate", "values"}  # kinds of stages whose work can be shared out
+SHARED = {"rollout", "evaluate", "value_inference"}  # kinds of stages whose work can be shared out
 RESUMED = SHARED | {"train"}  # those that go on where they were
 # What may change from one call of a run to the next: where and how it is executed, and the arms beside it.
 RUNNING = ("output", "device", "sharding", "launcher", "resources", "tracking", "arms", "controls", "action", "follow")
@@ -202,9 +202,9 @@ def _command(path: str) -> str:
         ("value", True): "python train.py policy=value stage=sft",
         ("rollout", False): f"python eval.py record=true checkpoint=…/{before}/checkpoints/last",
         ("value", False): f"python train.py policy=value stage=finetune iteration={iteration}",
-        ("values", True): "python advantage.py iteration=0",
+        ("value_inference", True): "python advantage.py iteration=0",
         ("advantage", True): "python advantage.py iteration=0",
-        ("values", False): f"python advantage.py iteration={iteration}",
+        ("value_inference", False): f"python advantage.py iteration={iteration}",
         ("advantage", False): f"python advantage.py iteration={iteration}",
         ("gate", False): f"python advantage.py iteration={iteration}",
         ("policy", False): f"python train.py policy=pi0 stage=finetune iteration={iteration}",
@@ -302,9 +302,9 @@ def _identity(cfg: Config) -> dict:
     values = shared(cfg)
     for key in RUNNING:
         values.pop(key)
-    for model, key in product(("pi0", "value"), EXECUTION):
+    for model, key in product(("policy", "value"), EXECUTION):
         values[model].pop(key, None)
-    values["workers"].pop("processes")
+    values["workers"].pop("num_workers")
     values["gate"].pop("action")
     return values
 
@@ -364,9 +364,7 @@ def run_train(cfg: TrainJob) -> Chain | None:
     recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
     before = cfg.iteration if cfg.stage is StageKind.finetune else 0
     trained = (
-        value_nodes(cfg, before)
-        if cfg.policy is PolicyKind.value
-        else [train_node(cfg, cfg.policy, cfg.stage, cfg.iteration)]
+        value_nodes(cfg, before) if cfg.role is Role.value else [train_node(cfg, cfg.role, cfg.stage, cfg.iteration)]
     )
     return run_nodes(cfg, [*recorded, *trained], done=lambda: None)
 

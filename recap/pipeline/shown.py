@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from recap.config import Config, StageKind, shared
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.stages.base import Node
 from recap.tracking import Shown
 
@@ -38,7 +38,7 @@ def loop(cfg: Config) -> Shown:
 def job_type(node: Node) -> str:
     """`sft`, `policy`, `value`, `eval`, or what the stage is."""
     if node.kind == "train":
-        if node.options["policy"] is PolicyKind.value:
+        if node.options["role"] is Role.value:
             return "value"
         return "sft" if node.options["stage"] is StageKind.sft else "policy"
     return "eval" if node.kind == "evaluate" else node.kind

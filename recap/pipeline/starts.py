@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recap.config import Config, EvalJob
 from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, HUB_ID, WEIGHTS, Held, checkpoint_of, held
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.policies.sizes import Trained
 from recap.utils.errors import RecapError
 from recap.utils.hub import Need, find
@@ -18,14 +18,14 @@ ACTING = {"rollout", "evaluate"}  # kinds of stages that run a checkpoint
 RUN = "checkpoint"  # the key of the one that eval.py runs
 
 
-def starts(cfg: Config, kinds: Collection[str]) -> dict[str, tuple[str, PolicyKind]]:
+def starts(cfg: Config, kinds: Collection[str]) -> dict[str, tuple[str, Role]]:
     """key -> (folder or hub id, what it has to be)."""
     found = {}
-    for kind in PolicyKind if "train" in kinds else ():
+    for kind in Role if "train" in kinds else ():
         if name := getattr(cfg, kind.name).pretrained:
             found[f"{kind.name}.pretrained"] = (name, kind)
     if isinstance(cfg, EvalJob) and ACTING & set(kinds):
-        found[RUN] = (cfg.checkpoint, PolicyKind.pi0)
+        found[RUN] = (cfg.checkpoint, Role.policy)
     return found
 
 
@@ -59,7 +59,7 @@ def start_needs(cfg: Config, kinds: Collection[str]) -> Iterator[Need]:
                 )
 
 
-def _look(key: str, name: str, kind: PolicyKind) -> tuple[Path, Held] | None:
+def _look(key: str, name: str, kind: Role) -> tuple[Path, Held] | None:
     """The folder and what it holds, None if it is not on this machine."""
     folder = find(name, "model", files=(f"*{WEIGHTS}", "*.json"))
     if folder is None:
@@ -71,8 +71,8 @@ def _look(key: str, name: str, kind: PolicyKind) -> tuple[Path, Held] | None:
 
 
 def _check_trains(cfg: Config, key: str, name: str, holds: Held) -> None:
-    if holds.weights == ADAPTERS and key == "pi0.pretrained" and cfg.pi0.trains is not Trained.lora:
+    if holds.weights == ADAPTERS and key == "policy.pretrained" and cfg.policy.trainable is not Trained.lora:
         raise RecapError(
-            f"{key}={name}: holds adapters, but pi0.trains={cfg.pi0.trains.name}. "
-            "Fix: pi0.trains=lora, or start from a checkpoint without."
+            f"{key}={name}: holds adapters, but policy.trainable={cfg.policy.trainable.name}. "
+            "Fix: policy.trainable=lora, or start from a checkpoint without."
         )

@@ -110,7 +110,7 @@ def init_from_scratch(module: nn.Module) -> None:
     """Unit-variance initialisation for small models without pre-trained weights.
 
     Hugging Face's 0.02 is made for widths in the thousands. With 60 pictures to learn from, sine positions and shifted
-    images (`image_shift`) place a pot to 8 mm where a learned table and unshifted images place it to 67 mm.
+    images (`random_shift`) place a pot to 8 mm where a learned table and unshifted images place it to 67 mm.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear | nn.Conv2d):

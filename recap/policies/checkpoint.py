@@ -19,11 +19,11 @@ from torch import Tensor
 
 from recap.policies import lora as adapters
 from recap.policies.folder import ADAPTERS, CONFIG, WEIGHTS, has_adapters, held, read_json
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0 import config as pi0_keys
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.processors import keep_usable, new_processors, prompt_step, read_processors, seen
 from recap.policies.prompt import BUILTIN, load_tokenizer
+from recap.policies.roles import Role
 from recap.policies.sizes import Precision, Trained
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
@@ -31,9 +31,9 @@ from recap.policies.weights import folder_of, load_part, load_weights
 from recap.utils.errors import RecapError
 from recap.utils.files import follow_umask
 
-DTYPES = {Precision.no: "float32", Precision.bf16: "bfloat16"}
+DTYPES = {Precision.float32: "float32", Precision.bfloat16: "bfloat16"}
 Policy = RecapPI0Policy | RecapValuePolicy
-KINDS: dict[type, PolicyKind] = {RecapPI0Policy: PolicyKind.pi0, RecapValuePolicy: PolicyKind.value}
+KINDS: dict[type, Role] = {RecapPI0Policy: Role.policy, RecapValuePolicy: Role.value}
 
 
 def features(
@@ -81,7 +81,7 @@ def tokenizer_of(
 
 
 def build_pi0(
-    size: pi0_keys.PI0Config, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+    size: pi0_keys.PI0Config, spec: dict[str, Any], device: str, precision: Precision = Precision.float32
 ) -> RecapPI0Policy:
     """A new π0 from numbers, with the weights of `size.pretrained`, or random ones of torch's global generator.
 
@@ -113,12 +113,12 @@ def build_pi0(
     )
     if size.pretrained is None:
         return RecapPI0Policy(config)
-    folder = _start(size.pretrained, PolicyKind.pi0)
-    return loaded(RecapPI0Policy, config, folder, size.trains, size.lora_rank)
+    folder = _start(size.pretrained, Role.policy)
+    return loaded(RecapPI0Policy, config, folder, size.trainable, size.lora_rank)
 
 
 def build_value(
-    size: ValueConfig, spec: dict[str, Any], device: str, precision: Precision = Precision.no
+    size: ValueConfig, spec: dict[str, Any], device: str, precision: Precision = Precision.float32
 ) -> RecapValuePolicy:
     """A new value function from numbers; see `build_pi0`. Its vision tower and its Gemma may come from the hub."""
     tokenizer = load_tokenizer(size.tokenizer)
@@ -139,7 +139,7 @@ def build_value(
         push_to_hub=False,
     )
     if size.pretrained is not None:
-        return loaded(RecapValuePolicy, config, _start(size.pretrained, PolicyKind.value), Trained.all)
+        return loaded(RecapValuePolicy, config, _start(size.pretrained, Role.value), Trained.all)
     policy = RecapValuePolicy(config)
     deeper = r"^encoder\.layers\.|^layers\."  # a part may have fewer layers than the file
     if size.pretrained_vision is not None:
@@ -151,51 +151,51 @@ def build_value(
     return policy
 
 
-def _start(name: str, kind: PolicyKind) -> Path:
-    """The folder of `pi0.pretrained` or `value.pretrained`, looked into."""
+def _start(name: str, kind: Role) -> Path:
+    """The folder of `policy.pretrained` or `value.pretrained`, looked into."""
     folder = folder_of(name, f"{kind.name}.pretrained")
     held(folder, kind, f"{kind.name}.pretrained={name}")
     return folder
 
 
 def loaded[P: Policy](
-    kind: type[P], config: PreTrainedConfig, folder: Path, trains: Trained | None, lora_rank: int = 0
+    kind: type[P], config: PreTrainedConfig, folder: Path, trainable: Trained | None, lora_rank: int = 0
 ) -> P:
     """A policy with the weights of a checkpoint folder; never in memory twice.
 
     Args:
-        trains: what learns; None: nothing, it only acts.
+        trainable: what learns; None: nothing, it only acts.
 
     Raises:
         RecapError: they do not fit, or are adapters where all weights shall be trained.
     """
     adapted = has_adapters(folder)
-    if adapted and trains not in (None, Trained.lora):
+    if adapted and trainable not in (None, Trained.lora):
         raise RecapError(
-            f"checkpoint {folder} holds adapters, but trains={trains.name if trains else ''}. "
-            "Fix: pi0.trains=lora, or start from a checkpoint without."
+            f"checkpoint {folder} holds adapters, but trainable={trainable.name if trainable else ''}. "
+            "Fix: policy.trainable=lora, or start from a checkpoint without."
         )
     if adapted and lora_rank and (rank := adapters.read_config(folder).r) != lora_rank:
         raise RecapError(
-            f"pi0.lora_rank={lora_rank}: the adapters in {folder} have rank {rank}. Fix: pi0.lora_rank={rank}."
+            f"policy.lora_rank={lora_rank}: the adapters in {folder} have rank {rank}. Fix: policy.lora_rank={rank}."
         )
     if isinstance(config, RecapPI0Config):
-        config.freeze_vision_encoder = trains is Trained.frozen_vision
-        config.train_expert_only = trains is Trained.expert
-        config.use_peft = adapted or trains is Trained.lora
+        config.freeze_vision_encoder = trainable is Trained.frozen_vision
+        config.train_expert_only = trainable is Trained.expert
+        config.use_peft = adapted or trainable is Trained.lora
     with init_empty_weights(include_buffers=False):
         policy = kind(config)
-    if trains is None or trains is Trained.lora:
+    if trainable is None or trainable is Trained.lora:
         policy.requires_grad_(requires_grad=False)
     if not adapted:
         load_weights(policy, folder / WEIGHTS)
-        if trains is Trained.lora:
+        if trainable is Trained.lora:
             adapters.add_adapters(policy, adapters.new_adapters(lora_rank, str(folder.absolute())))
         return policy
     lora = adapters.read_config(folder)
     load_weights(policy, folder_of(str(lora.base_model_name_or_path), f"the base of {folder}") / WEIGHTS)
     adapters.add_adapters(policy, lora, folder)
-    if trains is None:
+    if trainable is None:
         policy.requires_grad_(requires_grad=False)
     return policy
 
@@ -213,7 +213,7 @@ class Checkpoint:
     ) -> None:
         self.policy, self.preprocess, self.postprocess = policy, preprocess, postprocess
         self.still = keep_usable((preprocess, postprocess))
-        prompt_step(preprocess).of = "pi0" if isinstance(policy, RecapPI0Policy) else "value"
+        prompt_step(preprocess).of = "policy" if isinstance(policy, RecapPI0Policy) else "value"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images in [0, 1], raw state and action, `task`, maybe `indicator` (True | False | None each) -> model inputs.
@@ -243,14 +243,14 @@ class Checkpoint:
         kind: type[Policy],
         device: str,
         precision: Precision | None = None,
-        trains: Trained | None = None,
+        trainable: Trained | None = None,
         lora_rank: int = 0,
     ) -> Checkpoint:
         """Reads a checkpoint folder strictly: ours, or for π0 any of lerobot's.
 
         Args:
             precision: None: that of its training.
-            trains: what of it shall learn; None: it only acts.
+            trainable: what of it shall learn; None: it only acts.
 
         Raises:
             RecapError: it is missing, of another kind, truncated, or its weights do not fit by name and shape.
@@ -258,7 +258,7 @@ class Checkpoint:
         config = read_config(path, kind)
         config.device = device
         config.dtype = config.dtype if precision is None else DTYPES[precision]
-        policy = loaded(kind, config, path, trains, lora_rank)
+        policy = loaded(kind, config, path, trainable, lora_rank)
         return cls(policy, *read_processors(path, config, device))
 
     def save(self, path: Path, state: dict[str, Tensor] | None = None) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.training.config import OPTIMIZER
 from recap.utils.errors import RecapError
 
@@ -25,10 +25,10 @@ TOKENIZER = "tokenizer_processor"
 PRETRAINED = "pretrained_model"  # the folder of a checkpoint in that of a step, as lerobot-train has it
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
-TYPES = {PolicyKind.pi0: ("recap_pi0", "pi0"), PolicyKind.value: ("recap_value",)}  # as config.json says
+TYPES = {Role.policy: ("recap_pi0", "pi0"), Role.value: ("recap_value",)}  # as config.json says
 READ = {
-    PolicyKind.pi0: "a policy of a run (…/sft or …/policy), or a π0 of lerobot",
-    PolicyKind.value: "a value function of a run (…/value)",
+    Role.policy: "a policy of a run (…/sft or …/policy), or a π0 of lerobot",
+    Role.value: "a value function of a run (…/value)",
 }
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 STATE_FILE = re.compile(r"\w[\w.-]*\.safetensors")
@@ -101,7 +101,7 @@ def weights_of(folder: Path) -> str:
     return ADAPTERS if has_adapters(folder) else WEIGHTS
 
 
-def held(path: Path, kind: PolicyKind | None, named: str) -> Held:
+def held(path: Path, kind: Role | None, named: str) -> Held:
     """Looks into a checkpoint folder. named: how messages call it; kind: what is wanted, None for any of ours.
 
     Raises:
@@ -120,7 +120,7 @@ def held(path: Path, kind: PolicyKind | None, named: str) -> Held:
         wanted = " or lerobot's ".join(f"'{name}'" for name in types)
         name = READ[kind] if kind else "a checkpoint of a run"
         raise RecapError(f"{named}: is a '{found}', not a {wanted}. Fix: name {name}.")
-    if has_adapters(path) and found in TYPES[PolicyKind.value]:
+    if has_adapters(path) and found in TYPES[Role.value]:
         raise RecapError(f"{named}: {ADAPTER_CONFIG} is there, but value functions have no adapters. Fix: delete it.")
     base = lora_settings(path)["base_model_name_or_path"] if has_adapters(path) else None
     for name in (PREPROCESSOR, POSTPROCESSOR):
@@ -250,7 +250,7 @@ def lora_settings(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     content = read_json(path, str(folder))
     for problem in _lora_problems(content):
-        raise _refused(path, problem, "ask for plain LoRA, as pi0.trains=lora or lerobot-train make it")
+        raise _refused(path, problem, "ask for plain LoRA, as policy.trainable=lora or lerobot-train make it")
     base = content.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise RecapError(f"{path} does not name the weights that it adapts. Fix: train it again.")

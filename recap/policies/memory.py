@@ -73,60 +73,60 @@ def adapters(size: PI0Config) -> int:
 
 
 def training_bytes(
-    size: PI0Config, trains: Trained, optimizer: Optimizer, batch: int, cameras: int = 2, processes: int = 1
+    size: PI0Config, trainable: Trained, optimizer: Optimizer, batch: int, cameras: int = 2, processes: int = 1
 ) -> dict[str, float]:
     """GPU memory of π0's training in bytes, a process, in bfloat16 with gradient checkpointing.
 
     Args:
         batch: samples a process. processes: that share weights, gradients and moments (sharding=fsdp).
     """
-    learned, frozen = learned_and_frozen(size, trains)
+    learned, frozen = learned_and_frozen(size, trainable)
     return {
         "weights": (learned * FULL + frozen * HALF) / processes,
         "gradients": learned * FULL / processes,
         "moments": learned * MOMENTS[optimizer] / processes,
-        "activations": activations(size, trains, batch, cameras) + learned * HALF / processes,
+        "activations": activations(size, trainable, batch, cameras) + learned * HALF / processes,
     }
 
 
-def learned_and_frozen(size: PI0Config, trains: Trained) -> tuple[int, int]:
+def learned_and_frozen(size: PI0Config, trainable: Trained) -> tuple[int, int]:
     """How many weights learn, in float32, and how many do not, in bfloat16."""
     parts = pi0_weights(size, words(size.tokenizer, VOCABULARY))
     everything = sum(parts.values())
-    if trains is Trained.lora:
+    if trainable is Trained.lora:
         return adapters(size), everything
     learned = parts["expert"]
-    learned += parts["vlm"] if trains is not Trained.expert else 0
-    learned += parts["vision"] if trains is Trained.all else 0
+    learned += parts["vlm"] if trainable is not Trained.expert else 0
+    learned += parts["vision"] if trainable is Trained.all else 0
     return learned, everything - learned
 
 
-def disk_bytes(pi0: PI0Config, value: ValueConfig, policies: int, values: int) -> float:
+def disk_bytes(acting: PI0Config, value: ValueConfig, policies: int, values: int) -> float:
     """Disk for the checkpoints of a run.
 
     Args:
         policies, values: how many trainings of each leave one. Beside these, the largest training under way has
             `keep_checkpoints` with the optimiser's state, and writes another one.
     """
-    learned, frozen = learned_and_frozen(pi0, pi0.trains)
-    policy = learned * FULL + (frozen * HALF if pi0.trains is not Trained.lora else 0)  # adapters are saved alone
+    learned, frozen = learned_and_frozen(acting, acting.trainable)
+    policy = learned * FULL + (frozen * HALF if acting.trainable is not Trained.lora else 0)  # adapters are saved alone
     critic = value_weights(value) * FULL
     under_way = max(
-        (pi0.sft.keep_checkpoints + 1) * (policy + learned * MOMENTS[pi0.sft.optimizer]),
+        (acting.sft.keep_checkpoints + 1) * (policy + learned * MOMENTS[acting.sft.optimizer]),
         (value.sft.keep_checkpoints + 1) * (critic + value_weights(value) * MOMENTS[value.sft.optimizer]),
     )
     return policies * policy + values * critic + under_way
 
 
-def activations(size: PI0Config, trains: Trained, batch: int, cameras: int) -> float:
+def activations(size: PI0Config, trainable: Trained, batch: int, cameras: int) -> float:
     """About how many bytes the layers' inputs take, and the largest layer while it is computed again."""
     patches = (size.image_size // size.vision.patch_size) ** 2
     tokens = batch * (cameras * patches + size.tokenizer_max_length)
     pixels = batch * cameras * patches
     kept = 0.0
-    if trains is Trained.all:
+    if trainable is Trained.all:
         kept += size.vision.depth * pixels * size.vision.width * FULL
-    if trains is not Trained.expert:
+    if trainable is not Trained.expert:
         kept += size.vlm.depth * tokens * size.vlm.width * HALF
     kept += size.vlm.depth * tokens * 2 * size.vlm.num_kv_heads * size.vlm.head_dim * HALF
     kept += size.expert.depth * batch * (size.chunk_size + 1) * size.expert.width * HALF
@@ -146,7 +146,7 @@ def sample_bytes(size: PI0Config | ValueConfig, shapes: Sequence[tuple[int, ...]
     cameras, patches = len(shapes), (size.image_size // size.vision.patch_size) ** 2
     seen = cameras * 3 * size.image_size**2 * FULL
     if isinstance(size, PI0Config):
-        kept = activations(size, size.trains, 1, cameras)
+        kept = activations(size, size.trainable, 1, cameras)
     else:
         kept = cameras * patches * (size.vision.depth * size.vision.width + size.text.depth * size.text.width) * FULL
     return (read + seen + kept) * (1 if size.gradient_checkpointing else UNCHECKED)

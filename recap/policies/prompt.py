@@ -112,7 +112,7 @@ class PromptTokenizer(TokenizerProcessorStep):
 
     default_indicator: bool | None = True
     beta: float = 1.0
-    of: str = field(default="pi0", init=False, repr=False)  # the policy's name in the configuration, for messages
+    of: str = field(default="policy", init=False, repr=False)  # the policy's name in the configuration, for messages
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:

@@ -9,8 +9,8 @@ from recap.utils.typed import Count, Index, part
 
 
 class Precision(Enum):
-    no = "no"
-    bf16 = "bf16"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class Trained(Enum):

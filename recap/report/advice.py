@@ -148,16 +148,16 @@ def _shares(summary: Summary) -> Iterator[Finding]:
                 "tells states apart.",
                 f"{where}: {percent(achieved)} positive, {percent(wanted)} wanted",
                 _scaled(summary, "value.finetune.steps", 2),
-                _scaled(summary, "advantage.look_ahead", 2),
+                _scaled(summary, "advantage.n_step", 2),
             )
         success, failure = shares.get("success"), shares.get("failure")
         if success is not None and failure is not None and failure >= success:
-            share = summary["settings"].get("value.finetune.demonstration_share") or 0
+            share = summary["settings"].get("value.finetune.demo_fraction") or 0
             yield _finding(
                 "Failures are labelled positive as often as successes: the value function does not see them coming.",
                 f"{where}: {percent(failure)} of the frames of failures, {percent(success)} of successes",
                 _scaled(summary, "value.finetune.steps", 2),
-                f"value.finetune.demonstration_share={share / 2:.2g}" if share > 0.1 else None,
+                f"value.finetune.demo_fraction={share / 2:.2g}" if share > 0.1 else None,
                 _scaled(summary, "rollout.episodes", 2),
             )
 
@@ -177,7 +177,7 @@ def _better_arms(summary: Summary) -> Iterator[Finding]:
 
 def _crowded_out(summary: Summary) -> Iterator[Finding]:
     """More rollouts than demonstrations in every batch, or labels on the demonstrations alone do better."""
-    last, share = _last(summary), summary["settings"].get("pi0.finetune.demonstration_share")
+    last, share = _last(summary), summary["settings"].get("policy.finetune.demo_fraction")
     data, beaten = last.get("data", {}), _beaten_by(summary, "labels_on_demonstrations")
     crowded = share is not None and share < CROWDED and data.get("rollouts", 0) > (data.get("demonstrations") or 0)
     if not (crowded or beaten):
@@ -185,13 +185,13 @@ def _crowded_out(summary: Summary) -> Iterator[Finding]:
     counts = f"{data.get('rollouts', 0)} rollouts beside {data.get('demonstrations') or 0} demonstrations"
     batch = "" if share is None else f", which are {percent(share)} of a batch"
     against = f"; the same labels on demonstrations alone do better ({p_text(beaten['mcnemar_p'])})" if beaten else ""
-    more = None if share is None else f"pi0.finetune.demonstration_share={min(0.9, max(CROWDED, share + 0.2)):.2g}"
-    successes = "success" if summary["settings"].get("pi0.finetune.outcomes") == "all" else None
+    more = None if share is None else f"policy.finetune.demo_fraction={min(0.9, max(CROWDED, share + 0.2)):.2g}"
+    successes = "success" if summary["settings"].get("policy.finetune.episode_filter") == "all" else None
     yield _finding(
         "Rollouts crowd the demonstrations out.",
         counts + batch + against,
         more,
-        successes and "pi0.finetune.outcomes=success",
+        successes and "policy.finetune.episode_filter=success",
     )
 
 
@@ -205,8 +205,8 @@ def _more_training(summary: Summary) -> Iterator[Finding]:
         yield _finding(
             "Training on is harmful by itself: plain SFT for as many steps fell too.",
             f"SFT continued {percent(rates[0])}, SFT {percent(rates[1])}",
-            _scaled(summary, "pi0.finetune.learning_rate", 0.5),
-            _scaled(summary, "pi0.finetune.steps", 0.5),
+            _scaled(summary, "policy.finetune.learning_rate", 0.5),
+            _scaled(summary, "policy.finetune.steps", 0.5),
         )
 
 
@@ -220,9 +220,9 @@ def _indicator_not_read(summary: Summary) -> Iterator[Finding]:
     yield _finding(
         "The policy does not read the indicator: what it is told makes no difference.",
         f"{negative} prompted negative, {positive} positive, {p_text(pair['mcnemar_p'])}",
-        "pi0.sft.indicator=ignore" if settings.get("pi0.sft.indicator") == "on" else None,
-        "pi0.indicator_dropout=0.1" if (settings.get("pi0.indicator_dropout") or 0) > 0.1 else None,
-        _scaled(summary, "pi0.finetune.steps", 2),
+        "policy.sft.indicator=ignore" if settings.get("policy.sft.indicator") == "on" else None,
+        "policy.indicator_dropout=0.1" if (settings.get("policy.indicator_dropout") or 0) > 0.1 else None,
+        _scaled(summary, "policy.finetune.steps", 2),
     )
 
 
@@ -245,11 +245,11 @@ def _time_outs(summary: Summary) -> Iterator[Finding]:
     then, now = (side["timeouts"] / side["episodes"] for side in (before["eval"], last))
     if now - then < RISE:
         return
-    outcomes = summary["settings"].get("pi0.finetune.outcomes")
+    outcomes = summary["settings"].get("policy.finetune.episode_filter")
     yield _finding(
         "More episodes run out of time: the policy has learnt to hesitate.",
         f"{percent(then)} of the episodes of {policy_name(before['iteration'])} timed out, {percent(now)} now",
-        "pi0.finetune.outcomes=success" if outcomes == "all" else None,
+        "policy.finetune.episode_filter=success" if outcomes == "all" else None,
         "advantage.positive_fraction=0.1",
     )
 
@@ -258,8 +258,8 @@ def _forgetting(summary: Summary) -> Iterator[Finding]:
     lost = summary["forgetting"]
     if not lost or lost["mcnemar_p"] >= SIGNIFICANT or lost["broke"] <= lost["fixed"]:
         return
-    share = summary["settings"].get("pi0.finetune.demonstration_share")
-    more = None if share is None or share >= 0.9 else f"pi0.finetune.demonstration_share={min(0.9, share + 0.2):.2g}"
+    share = summary["settings"].get("policy.finetune.demo_fraction")
+    more = None if share is None or share >= 0.9 else f"policy.finetune.demo_fraction={min(0.9, share + 0.2):.2g}"
     yield _finding(
         "Tasks without rollouts are forgotten.",
         f"on {len(lost['tasks'])} such tasks {lost['broke']} initial states broke and {lost['fixed']} were fixed, "
@@ -272,11 +272,11 @@ def _forgetting(summary: Summary) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------------------------- how sure it is
 def _few_successes(summary: Summary) -> Iterator[Finding]:
     last = _last(summary)["eval"]
-    if last and last["success_rate"] < LOW_SUCCESS and summary["settings"].get("pi0.finetune.indicator") == "use":
+    if last and last["success_rate"] < LOW_SUCCESS and summary["settings"].get("policy.finetune.indicator") == "use":
         yield _finding(
             "Below half success, naming the negative frames too was found to hurt; naming only the positive ones less.",
             f"{percent(last['success_rate'])} success",
-            "pi0.finetune.indicator=positive_only",
+            "policy.finetune.indicator=positive_only",
         )
 
 

@@ -22,10 +22,10 @@ from recap.utils.files import write_text
 
 # What advice goes by, of the run's configuration.
 SETTINGS = (
-    *(f"pi0.{key}" for key in ("sft.indicator", "indicator_dropout")),
-    *(f"pi0.finetune.{key}" for key in ("steps", "learning_rate", "indicator", "outcomes", "demonstration_share")),
-    *("value.finetune.steps", "value.finetune.demonstration_share"),
-    *("advantage.look_ahead", "advantage.positive_fraction", "advantage.force_positive"),
+    *(f"policy.{key}" for key in ("sft.indicator", "indicator_dropout")),
+    *(f"policy.finetune.{key}" for key in ("steps", "learning_rate", "indicator", "outcomes", "demo_fraction")),
+    *("value.finetune.steps", "value.finetune.demo_fraction"),
+    *("advantage.n_step", "advantage.positive_fraction", "advantage.force_positive"),
     *("rollout.episodes", "rollout.beta", "eval.episodes", "eval.beta"),
 )
 

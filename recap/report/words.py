@@ -81,7 +81,7 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def positive_shares(summary: dict[str, Any]) -> dict[int, float]:
     """The share of positive frames that the policy of each iteration was trained with; SFT's only if it read labels."""
-    reads = summary["settings"].get("pi0.sft.indicator") in ("use", "positive_only")
+    reads = summary["settings"].get("policy.sft.indicator") in ("use", "positive_only")
     entries = (entry for entry in summary["advantage"] if entry["iteration"] or reads)
     return {entry["iteration"]: entry["achieved_positive"].get("all") for entry in entries}
 

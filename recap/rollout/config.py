@@ -43,9 +43,10 @@ class RolloutConfig(EvalConfig):
 class WorkersConfig:
     """Simulation processes, and the environments that all of them hold together (= rows of one policy call)."""
 
-    processes: Count
-    slots: Count
+    num_workers: Count
+    num_envs: Count
 
     def problems(self, key: str) -> Iterator[str]:
-        if self.processes > self.slots:
-            yield f"{key}.processes={self.processes}: each needs a slot. Fix: at most {key}.slots={self.slots}"
+        if self.num_workers > self.num_envs:
+            fix = f"Fix: at most {key}.num_envs={self.num_envs}"
+            yield f"{key}.num_workers={self.num_workers}: each needs an environment. {fix}"

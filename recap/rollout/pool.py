@@ -61,7 +61,7 @@ class Pool:
     """
 
     def __init__(self, env_config: EnvConfig, processes: int, slots: int) -> None:
-        for key, value in (("workers.processes", processes), ("workers.slots", slots)):
+        for key, value in (("workers.num_workers", processes), ("workers.num_envs", slots)):
             if value < 1:
                 raise RecapError(f"{key}={value}: at least 1 is needed")
         self.env_config = env_config
@@ -167,7 +167,7 @@ class Pool:
             how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         except subprocess.TimeoutExpired:
             how = "closed its connection"
-        hint = " (out of memory? then lower workers.slots)" if "SIGKILL" in how else ""
+        hint = " (out of memory? then lower workers.num_envs)" if "SIGKILL" in how else ""
         return RecapError(f"a simulation process {how}{hint}, at {worker.held()}. {RESUME}")
 
 

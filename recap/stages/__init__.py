@@ -13,7 +13,7 @@ STAGES = {
     "demonstrations": "simulate.demonstrations",
     "train": "train.train_stage",
     "rollout": "simulate.rollout",
-    "values": "values.values_stage",
+    "value_inference": "value_inference.value_inference",
     "advantage": "advantage.advantage",
     "gate": "gate.gate_stage",
     "evaluate": "simulate.evaluate",

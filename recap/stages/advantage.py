@@ -31,13 +31,13 @@ from recap.utils.errors import RecapError
 def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageKind) -> None:
     """Advantages, ε and indicators of all frames; `stage`: of the policy's training that will read them."""
     data, settings = sources(cfg, inputs), cfg.advantage
-    norm = read_normalizers(inputs["values"])
+    norm = read_normalizers(inputs["value_inference"])
     before = stage is StageKind.sft
-    look_ahead = settings.sft.look_ahead if before else settings.look_ahead
+    n_step = settings.sft.n_step if before else settings.n_step
     fraction = settings.sft.positive_fraction if before else settings.positive_fraction
     if not any(frames.success.any() for frames in data):
         raise RecapError(no_success([frames.name for frames in data], fraction, before))
-    tables = [_advantages(cfg, frames, read_values(inputs["values"], frames), norm, look_ahead) for frames in data]
+    tables = [_advantages(cfg, frames, read_values(inputs["value_inference"], frames), norm, n_step) for frames in data]
     pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
     scope: Literal["per_task", "all"] = "per_task" if settings.threshold is Threshold.per_task else "all"
@@ -56,7 +56,7 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
         wanted_positive=fraction,
         achieved_positive=equations.positive_shares(pooled["indicator"], kinds, success),
         achieved_positive_per_task=equations.positive_shares_per_task(pooled["indicator"], tasks, kinds, success),
-        look_ahead=look_ahead,
+        n_step=n_step,
         normalizer=norm,
         c_fail=settings.c_fail,
         percentiles=equations.percentiles(pooled["advantage"]),
@@ -68,15 +68,15 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
 
 
 def _advantages(
-    cfg: Config, frames: Frames, values: np.ndarray, norm: dict[str, float], look_ahead: int | None
+    cfg: Config, frames: Frames, values: np.ndarray, norm: dict[str, float], n_step: int | None
 ) -> dict[str, np.ndarray]:
     """The label columns of one data set, but for the indicator. values: float64 [members, N]."""
     tasks, lengths, success = episodes_of(frames)
     c_fail, of_episode = cfg.advantage.c_fail, frames.episode
     out_by = np.stack([held_out(frames, cfg.value, cfg.seed, member) for member in range(len(values))])[:, of_episode]
-    value, unseen = equations.read_value(values, out_by, cfg.value.read.value)
+    value, unseen = equations.read_value(values, out_by, cfg.value.aggregation.value)
     found = [
-        equations.advantages(rewards(length, won, c_fail), value[start : start + length], look_ahead, norm[task])
+        equations.advantages(rewards(length, won, c_fail), value[start : start + length], n_step, norm[task])
         for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
     ]
     return {
@@ -129,7 +129,7 @@ def describe(thresholds: Thresholds) -> str:
 
 def no_success(names: Sequence[str], fraction: float, before: bool = True) -> str:
     """What to say of labels of data in which nothing ever succeeds; before: those of the pre-training."""
-    else_ = "train without labels (pi0.sft.indicator=ignore)" if before else "collect more (rollout.episodes)"
+    else_ = "train without labels (policy.sft.indicator=ignore)" if before else "collect more (rollout.episodes)"
     return (
         f"no episode of {', '.join(names)} succeeded: {fraction:.0%} of the frames of failures would be labelled "
         f"positive, and imitated. Fix: add demonstrations that succeed (+data.sources.good.root=<a folder>), or {else_}"

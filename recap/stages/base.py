@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recap.config import Config, StageKind, plain, with_arm
-from recap.policies.kinds import PolicyKind
+from recap.policies.roles import Role
 from recap.rollout.config import Prompt
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 
@@ -38,11 +38,11 @@ class Node:
         for key in USES[self.kind]:
             used[key] = values[key]
         used.get("data", {}).pop("rollouts", None)
-        used.get("workers", {}).pop("processes", None)  # how many processes simulate does not show in the result
+        used.get("workers", {}).pop("num_workers", None)  # how many processes simulate does not show in the result
         if self.kind == "train":
             used |= self._trained(values)
         if self.kind == "advantage":
-            used["value"] = {"read": values["value"]["read"]}
+            used["value"] = {"aggregation": values["value"]["aggregation"]}
             if self.options["stage"] is StageKind.sft:
                 used["advantage"] |= used["advantage"].pop("sft")
             else:
@@ -51,17 +51,20 @@ class Node:
             used["value"] = {"bins": values["value"]["bins"]}
             del used["gate"]["action"], used["advantage"]["sft"]
         if self.kind in ("rollout", "evaluate"):
-            used["n_action_steps"], used["num_inference_steps"] = cfg.pi0.n_action_steps, cfg.pi0.num_inference_steps
+            used["n_action_steps"], used["num_inference_steps"] = (
+                cfg.policy.n_action_steps,
+                cfg.policy.num_inference_steps,
+            )
         return used
 
     def _trained(self, values: dict[str, Any]) -> dict[str, Any]:
         """The model, and what its targets come from."""
-        model = values[self.options["policy"].name]
+        model = values[self.options["role"].name]
         other = StageKind.finetune if self.options["stage"] is StageKind.sft else StageKind.sft
         for key in (*EXECUTION, other.name):
             model.pop(key, None)
-        if self.options["policy"] is PolicyKind.pi0:
-            return {"pi0": model}
+        if self.options["role"] is Role.policy:
+            return {"policy": model}
         returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
         return {"value": model, "advantage": returns}
 
@@ -71,7 +74,7 @@ USES: dict[str, tuple[str, ...]] = {
     "demonstrations": ("env", "data"),
     "train": ("precision", "data"),
     "rollout": ("env", "workers"),
-    "values": ("data",),
+    "value_inference": ("data",),
     "advantage": ("data", "advantage"),
     "gate": ("gate", "advantage"),
     "evaluate": ("env", "workers"),

@@ -39,7 +39,7 @@ def demonstrations(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
     assert scripted is not None
     if not published(out):
         env = type(cfg.env)(**{**vars(cfg.env), "max_steps": scripted.max_steps})
-        with Pool(env, cfg.workers.processes, cfg.workers.processes) as pool:
+        with Pool(env, cfg.workers.num_workers, cfg.workers.num_workers) as pool:
             results = demonstrate(pool, plan(cfg, scripted.episodes, 0, stream=0), scripted, record=out / "episodes")
         say(f"{len(results)} demonstrations, {np.mean([r.steps for r in results]):.0f} steps on average")
         publish(cfg, out, SourceKind.demonstration, None)
@@ -135,7 +135,7 @@ def _best(cfg: Config, inputs: Inputs, prompt: Prompt, beta: float) -> tuple[Inp
     rounds = range(sum(role.startswith("policy_") for role in inputs))
     rates = [json.loads((inputs[f"eval_{k}"] / "result.json").read_text())["success_rate"] for k in rounds]
     best = max(rounds, key=lambda k: (rates[k], k))
-    prompt = prompt_for(prompt, cfg.pi0.finetune if best else cfg.pi0.sft)
+    prompt = prompt_for(prompt, cfg.policy.finetune if best else cfg.policy.sft)
     return {"policy": inputs[f"policy_{best}"]}, prompt, 1.0 if prompt is Prompt.none else beta
 
 
@@ -192,11 +192,11 @@ def _act(
     done = already(episodes, record, journal)
     if all(spec.index in done for spec in share.of(episodes)):
         return [done[spec.index] for spec in episodes if spec.index in done]
-    with Pool(cfg.env, cfg.workers.processes, cfg.workers.slots) as pool:
+    with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool:
         checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
-        checkpoint.policy.config.num_inference_steps = cfg.pi0.num_inference_steps
+        checkpoint.policy.config.num_inference_steps = cfg.policy.num_inference_steps
         check_robot(checkpoint, pool.facts)
         warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
         options |= {"share": share, "record": record, "journal": journal}
-        return roll(pool, episodes, split, act, cfg.pi0.n_action_steps, **options)
+        return roll(pool, episodes, split, act, cfg.policy.n_action_steps, **options)

@@ -22,11 +22,11 @@ from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
 from recap.policies.first_batch import save_first_batch
 from recap.policies.folder import checkpoint_of
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.batches import policy_batches
 from recap.policies.pi0.config import PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.processors import adopt, prompt_step, read_processors
+from recap.policies.roles import Role
 from recap.policies.sizes import Trained
 from recap.policies.value.batches import value_batches
 from recap.policies.value.config import ValueConfig
@@ -50,33 +50,33 @@ def train_stage(
     out: Path,
     say: Say,
     *,
-    policy: PolicyKind,
+    role: Role,
     stage: StageKind,
     member: int = 0,
 ) -> None:
     """SFT or fine-tuning of either policy; fine-tuning restarts from a checkpoint. member: of the value function."""
     data = sources(cfg, inputs)
-    settings: PolicyTrainConfig | Any = getattr(getattr(cfg, policy.name), stage.name)
+    settings: PolicyTrainConfig | Any = getattr(getattr(cfg, role.name), stage.name)
     seed = cfg.seed + member * MEMBER_SEEDS
     if "pretrained" in inputs:
-        checkpoint = _started(cfg, policy, checkpoint_of(inputs["pretrained"]))
+        checkpoint = _started(cfg, role, checkpoint_of(inputs["pretrained"]))
     else:
-        checkpoint = _new(cfg, policy, data, seed)
+        checkpoint = _new(cfg, role, data, seed)
     check_fit(checkpoint, data[0])
     moves = adopt((checkpoint.preprocess, checkpoint.postprocess), merged_stats(data)["action"])
     for text in _of_statistics(checkpoint, moves, data[0]):
         say(text)
-    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+    size: PI0Config | ValueConfig = getattr(cfg, role.name)
     checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
-    share = settings.demonstration_share if len(data) > 1 else 1.0
-    if policy is PolicyKind.pi0:
+    share = settings.demo_fraction if len(data) > 1 else 1.0
+    if role is Role.policy:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
-        mixture = Mixture(data, share, settings.outcomes, fps=cfg.env.fps)
+        mixture = Mixture(data, share, settings.episode_filter, fps=cfg.env.fps)
         lost = sum(int((~source.success).sum()) for source in data)
-        if settings.indicator is IndicatorMode.on and lost:
-            say(f"warning: {lost} failed episodes are imitated as 'positive'. Fix: pi0.{stage.name}.indicator=use")
+        if settings.indicator is IndicatorMode.always_positive and lost:
+            say(f"warning: {lost} failed episodes are imitated as 'positive'. Fix: policy.{stage.name}.indicator=use")
         labels = [of_frames(inputs, source) for source in data] if "labels" in inputs else None
-        batches = policy_batches(mixture, cfg.pi0, settings, seed, labels)
+        batches = policy_batches(mixture, cfg.policy, settings, seed, labels)
     else:
         norm = task_normalizers(cfg, data)
         if is_main_process():
@@ -94,8 +94,8 @@ def train_stage(
         settings,
         out,
         first_batch=lambda batch: save_first_batch(checkpoint, batch, out / "first_batch"),
-        label=out.name if policy.name == out.name else f"{policy.name} {stage.name}",
-        key=f"{policy.name}.{stage.name}.",
+        label=out.name if role.name == out.name else f"{role.name} {stage.name}",
+        key=f"{role.name}.{stage.name}.",
         sharding=cfg.sharding,
         tensorboard=cfg.tracking.tensorboard,
     )
@@ -114,21 +114,23 @@ def _of_statistics(checkpoint: Checkpoint, moves: np.ndarray, data: Frames) -> I
         yield f"warning: {ACTION} did not move before in {names}, and does here: normalised by this data"
 
 
-def _started(cfg: Config, policy: PolicyKind, folder: Path) -> Checkpoint:
+def _started(cfg: Config, role: Role, folder: Path) -> Checkpoint:
     """A checkpoint to train on."""
     device = device_name(cfg.device)
-    if policy is PolicyKind.pi0:
-        return Checkpoint.load(folder, RecapPI0Policy, device, cfg.precision, cfg.pi0.trains, cfg.pi0.lora_rank)
+    if role is Role.policy:
+        return Checkpoint.load(
+            folder, RecapPI0Policy, device, cfg.precision, cfg.policy.trainable, cfg.policy.lora_rank
+        )
     return Checkpoint.load(folder, RecapValuePolicy, device, cfg.precision, Trained.all)
 
 
-def _new(cfg: Config, policy: PolicyKind, data: list[Frames], seed: int) -> Checkpoint:
+def _new(cfg: Config, role: Role, data: list[Frames], seed: int) -> Checkpoint:
     """A policy to pre-train, of the configuration's numbers, from given weights or from random ones.
 
     Weights of a checkpoint for the same cameras, state and action keep its statistics and its tokenizer; any other
     start, such as a base model of many robots, takes those of this data.
     """
-    size: PI0Config | ValueConfig = getattr(cfg, policy.name)
+    size: PI0Config | ValueConfig = getattr(cfg, role.name)
     sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
     spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
     torch.manual_seed(seed)
@@ -139,7 +141,7 @@ def _new(cfg: Config, policy: PolicyKind, data: list[Frames], seed: int) -> Chec
         else build_value(size, spec, device, cfg.precision)
     )
     if size.pretrained is not None:
-        folder = folder_of(size.pretrained, f"{policy.name}.pretrained")
+        folder = folder_of(size.pretrained, f"{role.name}.pretrained")
         if features_of(read_config(folder, type(model))) == features_of(model.config):
             processors = read_processors(folder, model.config, device)
             prompt_step(processors[0]).max_length = size.tokenizer_max_length

@@ -52,8 +52,8 @@ SHAPES: dict[str, Any] = {
     "config.yaml": {"name?": (str, None), "seed?": (int, None), "env?": {"max_steps?": (COUNT, None)}},
 }
 # The order in which a run visits its stages, before and in the iterations; wall times and curves are shown in it.
-STAGE_ORDER = ("demonstrations", "value", "values", "advantage", "gate", "sft", "sft/eval")
-ITERATION_ORDER = ("rollout", "value", "values", "advantage", "gate", "policy", "eval")
+STAGE_ORDER = ("demonstrations", "value", "value_inference", "advantage", "gate", "sft", "sft/eval")
+ITERATION_ORDER = ("rollout", "value", "value_inference", "advantage", "gate", "policy", "eval")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def read_episodes(dataset: Path) -> list[dict[str, Any]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"pi0.finetune.steps": 1200, ...} of nested values."""
+    """{"policy.finetune.steps": 1200, ...} of nested values."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

@@ -108,7 +108,7 @@ RESULTS: dict[str, Callable[[Any, Path, int], Row]] = {
     "evaluate": evaluation,
     "demonstrations": recording,
     "rollout": recording,
-    "values": values,
+    "value_inference": values,
     "advantage": advantages,
     "gate": gate,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from recap.data.config import Outcomes
+from recap.data.config import EpisodeFilter
 from recap.utils.typed import Amount, Count, Fraction, Index, Positive, part
 
 OPTIMIZER = "training_state.pt"  # of an unfinished training; read as numbers alone
@@ -28,7 +28,7 @@ class Restart(Enum):
 
 
 class IndicatorMode(Enum):
-    on = "on"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
+    always_positive = "always_positive"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
     use = "use"  # the sample's own label (OpenTau's `use`)
     positive_only = "positive_only"  # "Advantage: positive" where the label is positive, no text elsewhere
     ignore = "ignore"  # no indicator text at all (OpenTau's `ignore`)
@@ -47,14 +47,14 @@ class TrainConfig:
     batch_size: Count
     learning_rate: Positive
     warmup_steps: Index
-    decay_to: Fraction  # of learning_rate
+    min_lr_ratio: Fraction  # of learning_rate
     weight_decay: Amount
     grad_clip: Positive
     save_every: Count
     keep_checkpoints: Count
     log_every: Count
-    demonstration_share: Fraction
-    image_shift: Index
+    demo_fraction: Fraction
+    random_shift: Index
     optimizer: Optimizer = Optimizer.adamw
     restart: Restart = Restart.pretrained
 
@@ -66,10 +66,10 @@ class TrainConfig:
             )
         if key.endswith(".sft"):
             finetune = f"{key.removesuffix('sft')}finetune"
-            if self.demonstration_share != 1:
+            if self.demo_fraction != 1:
                 yield (
-                    f"{key}.demonstration_share={self.demonstration_share}: this stage has demonstrations only. "
-                    f"Fix: 1, or {finetune}.demonstration_share"
+                    f"{key}.demo_fraction={self.demo_fraction}: this stage has demonstrations only. "
+                    f"Fix: 1, or {finetune}.demo_fraction"
                 )
             if self.restart is Restart.last:
                 yield f"{key}.restart=last: there is no iteration before. Fix: pretrained, or {finetune}.restart"
@@ -78,7 +78,7 @@ class TrainConfig:
 @part
 class PolicyTrainConfig(TrainConfig):
     indicator: IndicatorMode
-    outcomes: Outcomes
+    episode_filter: EpisodeFilter
     awr_temperature: Positive | None = None
 
     def problems(self, key: str) -> Iterator[str]:

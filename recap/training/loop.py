@@ -43,7 +43,7 @@ def train(
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
     Writes `metrics.jsonl`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint appears whole
-    or not at all. key: where `config` stands in the configuration, such as pi0.sft., for messages. first_batch: is
+    or not at all. key: where `config` stands in the configuration, such as policy.sft., for messages. first_batch: is
     shown the first one, as the network sees it. tensorboard: the losses as event files too.
 
     Returns:

@@ -28,7 +28,7 @@ def policy_batches(
     def indicators(picked: Picked, rng: np.random.Generator) -> list[bool | None]:
         if train.indicator is IndicatorMode.ignore:
             return [None] * len(picked.frame)
-        if train.indicator is IndicatorMode.on:
+        if train.indicator is IndicatorMode.always_positive:
             given = [True] * len(picked.frame)
         else:
             assert labels is not None
@@ -42,7 +42,7 @@ def policy_batches(
         picked = mixture.pick(seed, step, train.batch_size)
         data = mixture.gather(picked, chunk=size.chunk_size)
         rng = np.random.default_rng([seed, step, 1])
-        shift_images(data, train.image_shift, rng)
+        shift_images(data, train.random_shift, rng)
         shape = (train.batch_size, size.flow_samples)
         data["indicator"] = indicators(picked, rng)
         if weights is not None:

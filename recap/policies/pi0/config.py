@@ -18,6 +18,7 @@ Dropout = Annotated[
 class PI0Config:
     """π0: VLM prefix, action expert, flow matching."""
 
+    type: str
     vision: SiglipSize
     vlm: GemmaSize
     expert: GemmaSize
@@ -32,7 +33,7 @@ class PI0Config:
     flow_samples: Count
     indicator_dropout: Dropout
     pretrained: str | None = None
-    trains: Trained = Trained.all
+    trainable: Trained = Trained.all
     lora_rank: Count = 16
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -53,8 +54,8 @@ class PI0Config:
                     f"{key}.expert.{size}={expert}: the two attend jointly, layer by layer: must equal "
                     f"{key}.vlm.{size}={vlm}. Fix: the same number for both"
                 )
-        if self.trains is not Trained.all and self.pretrained is None:
+        if self.trainable is not Trained.all and self.pretrained is None:
             yield (
-                f"{key}.trains={self.trains.name}: what it leaves alone would stay random. "
-                f"Fix: {key}.pretrained=<a folder or hub id>, or {key}.trains=all"
+                f"{key}.trainable={self.trainable.name}: what it leaves alone would stay random. "
+                f"Fix: {key}.pretrained=<a folder or hub id>, or {key}.trainable=all"
             )

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.folder import held
-from recap.policies.kinds import PolicyKind
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
+from recap.policies.roles import Role
 from recap.policies.sizes import GemmaSize, SiglipSize
 
 KeysValues = list[tuple[Tensor, Tensor]]
@@ -231,7 +231,7 @@ class RecapPI0Policy(PI0Policy):
         A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
         """
         if (folder := Path(pretrained_name_or_path)).is_dir():
-            held(folder, PolicyKind.pi0, str(folder))
+            held(folder, Role.policy, str(folder))
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
     def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:

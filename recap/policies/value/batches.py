@@ -20,7 +20,7 @@ def value_batches(
     def batch(step: int) -> Batch:
         picked = mixture.pick(seed, step, train.batch_size)
         data = mixture.gather(picked)
-        shift_images(data, train.image_shift, np.random.default_rng([seed, step, 1]))
+        shift_images(data, train.random_shift, np.random.default_rng([seed, step, 1]))
         data["return_bin"] = np.array(
             [return_bins[s][f] for s, f in zip(picked.source, picked.frame, strict=True)], dtype=np.int64
         )

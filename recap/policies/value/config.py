@@ -15,7 +15,7 @@ HeldOut = Annotated[
 ]
 
 
-class ReadValue(Enum):
+class Aggregation(Enum):
     mean = "mean"
     worst = "worst"
     out_of_fold = "out_of_fold"  # the member that never trained on the episode
@@ -32,8 +32,8 @@ class ValueConfig:
     tokenizer_max_length: Count
     bins: Annotated[Whole, must(lambda x: x >= 2, "must be at least 2")]
     use_state: bool
-    members: Count
-    read: ReadValue
+    ensemble_size: Count
+    aggregation: Aggregation
     held_out: HeldOut
     interventions: bool
     pretrained: str | None = None
@@ -57,5 +57,8 @@ class ValueConfig:
                 f"{key}.vision.stem={self.vision.stem}: SigLIP's own weights ({self.pretrained_vision}) have no such "
                 f"convolutions. Fix: {key}.vision.stem=0"
             )
-        if self.read is ReadValue.out_of_fold and self.members == 1:
-            yield f"{key}.read=out_of_fold: one value function has no folds. Fix: {key}.members=5, or {key}.read=mean"
+        if self.aggregation is Aggregation.out_of_fold and self.ensemble_size == 1:
+            yield (
+                f"{key}.aggregation=out_of_fold: one value function has no folds. "
+                f"Fix: {key}.ensemble_size=5, or {key}.aggregation=mean"
+            )

@@ -7,7 +7,7 @@ from zlib import crc32
 import numpy as np
 
 from recap.data.frames import Frames
-from recap.policies.value.config import ReadValue, ValueConfig
+from recap.policies.value.config import Aggregation, ValueConfig
 
 
 def held_out(frames: Frames, config: ValueConfig, seed: int, member: int = 0) -> np.ndarray:
@@ -21,8 +21,8 @@ def held_out(frames: Frames, config: ValueConfig, seed: int, member: int = 0) ->
     order = np.lexsort((rng.random(len(frames.start)), frames.success, frames.task))
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    if config.read is ReadValue.out_of_fold:
-        return place % config.members == member
+    if config.aggregation is Aggregation.out_of_fold:
+        return place % config.ensemble_size == member
     counted = (place + rng.random()) * config.held_out
     return np.floor(counted + config.held_out) > np.floor(counted)
 

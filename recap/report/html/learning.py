@@ -60,7 +60,7 @@ def _moments(found: Rollouts) -> str:
     groups = moments(found)
     if not groups:
         return ""
-    ahead = found.thresholds.look_ahead
+    ahead = found.thresholds.n_step
     later = "at the end of the episode" if ahead is None else f"{ahead} steps later"
     parts = []
     for sign, shown in groups.items():

@@ -72,11 +72,11 @@ def _config(run_dir: Path, node: str) -> dict[str, Any]:
 
 
 def _fine_tuning(run_dir: Path) -> list[tuple[str, Any, Any]]:
-    """pi0.sft.steps beside pi0.finetune.steps, and so on."""
+    """policy.sft.steps beside policy.finetune.steps, and so on."""
     last = max(run_dir.glob("iter_*/policy/config.yaml"), default=None)
     old = _config(run_dir, "sft")
     new = _config(run_dir, last.parent.relative_to(run_dir).as_posix()) if last else {}
-    named = {key.replace("pi0.sft.", "pi0.finetune."): value for key, value in old.items()}
+    named = {key.replace("policy.sft.", "policy.finetune."): value for key, value in old.items()}
     return config_changes(named, new) if old and new else []
 
 

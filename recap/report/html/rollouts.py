@@ -189,7 +189,7 @@ def moments(rollouts: Rollouts) -> dict[str, list[dict[str, Any]]]:
     """
     if rollouts.frames is None:
         return {}
-    table, ahead = rollouts.table, rollouts.thresholds.look_ahead
+    table, ahead = rollouts.table, rollouts.thresholds.n_step
     _, inverse, counts = np.unique(table["episode_index"], return_inverse=True, return_counts=True)
     lengths = counts[inverse]
     before_end = table["frame_index"] + (lengths if ahead is None else ahead) < lengths

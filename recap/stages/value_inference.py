@@ -28,7 +28,7 @@ VALUE_BATCH = 256  # frames in one pass of the value function
 BLOCK = 16 * VALUE_BATCH  # frames in one file of values: what a killed stage loses at most, and what is shared out
 
 
-def values_stage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Share = WHOLE) -> None:
+def value_inference(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Share = WHOLE) -> None:
     """Writes `<data set>.npy`, float64 [members, N], and the normalizers that the values are in units of."""
     data = sources(cfg, inputs)
     members = [path for role, path in inputs.items() if role == "value" or role.startswith("value_")]
