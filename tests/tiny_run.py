@@ -21,7 +21,7 @@ RUN = Path("outputs/demo_small")  # where the experiment puts its run, seen from
 _SMALL = "batch_size=4 log_every=1 save_every=2 warmup_steps=1"
 TINY = [
     "experiment=demo_small",
-    "controls=[]",
+    "ablation=[]",
     *["data.demonstrator.episodes=3", "rollout.episodes=4", "eval.episodes=4", "eval.videos=1", "workers.num_envs=4"],
     *[
         "env.max_steps=20",

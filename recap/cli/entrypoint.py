@@ -30,7 +30,7 @@ from recap.utils.errors import RecapError, console_error, disk_error
 from recap.utils.nearest import nearest
 
 HYDRAS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # options that Hydra itself answers
-GROUPS = ("policy", "stage", "size", "env", "data", "launcher", "site", "tracking", "experiment")
+GROUPS = ("policy", "stage", "size", "env", "data", "ablation", "launcher", "site", "tracking", "experiment")
 
 
 def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | None]], Callable[[], None]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from recap.config.arms import with_arm
-from recap.config.schema import ArmConfig, Config, EvalJob, Role, StageKind, TrainJob
+from recap.config.schema import Config, EvalJob, Role, StageKind, TrainJob
 from recap.envs.config import EnvKind
 from recap.method.config import Normalization
 from recap.rollout.config import EvalConfig, Prompt
 from recap.training.config import IndicatorMode, Optimizer, Sharding
-from recap.utils.nearest import nearest
 
 
 def between(cfg: Config) -> Iterator[str]:
@@ -21,7 +18,6 @@ def between(cfg: Config) -> Iterator[str]:
     yield from _demonstrations(cfg)
     yield from _normalization(cfg)
     yield from _acting(cfg)
-    yield from _arms(cfg)
     yield from _jobs(cfg)
     yield from _job(cfg)
 
@@ -80,48 +76,29 @@ def _acting(cfg: Config) -> Iterator[str]:
         yield f"rollout.tasks={wanted}: {unknown[0]!r} is none of env.tasks={tasks}"
     elif wanted == []:
         yield "rollout.tasks=[]: must name at least one. Fix: null takes all of env.tasks"
-    yield from _prompted("rollout", cfg.rollout, cfg)
-    yield from _prompted("eval", cfg.eval, cfg)
+    yield from _guided("rollout", cfg.rollout, cfg)
+    yield from _guided("eval", cfg.eval, cfg)
 
 
-def _prompted(node: str, run: EvalConfig, cfg: Config) -> Iterator[str]:
-    """The policy was trained for how it is prompted."""
-    if (
-        run.prompt is not Prompt.none
-        and cfg.policy.sft.indicator is cfg.policy.finetune.indicator is IndicatorMode.ignore
-    ):
-        yield (
-            f"{node}.prompt={run.prompt.name}: with indicator=ignore in both trainings no policy reads it. "
-            f"Fix: {node}.prompt=none"
-        )
+def unread_prompts(cfg: Config) -> Iterator[str]:
+    """Prompts that no policy of the run was trained to read. Those of an ablation are then prompted without."""
+    if not cfg.policy.sft.indicator is cfg.policy.finetune.indicator is IndicatorMode.ignore:
+        return
+    for node, run in (("rollout", cfg.rollout), ("eval", cfg.eval)):
+        if run.prompt is not Prompt.none:
+            yield (
+                f"{node}.prompt={run.prompt.name}: with indicator=ignore in both trainings no policy reads it. "
+                f"Fix: {node}.prompt=none"
+            )
+
+
+def _guided(node: str, run: EvalConfig, cfg: Config) -> Iterator[str]:
+    """Guidance needs the policy without indicator."""
     if run.beta != 1 and run.prompt is not Prompt.none and cfg.policy.indicator_dropout == 0:
         yield (
             f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which policy.indicator_dropout=0 "
             f"never trains. Fix: {node}.beta=1, or policy.indicator_dropout=0.3"
         )
-
-
-def _arms(cfg: Config) -> Iterator[str]:
-    for name in cfg.controls:
-        if name not in cfg.arms:
-            yield f"controls=[{name}]: there is no such arm. {nearest(name, list(cfg.arms))}"
-    for name, arm in cfg.arms.items():
-        if not re.fullmatch(r"\w+", name):
-            yield f"arms.{name}: names a directory. Fix: letters, digits and _ only"
-        elif name in cfg.controls:
-            yield from _arm(f"arms.{name}", arm, with_arm(cfg, name))
-
-
-def _arm(node: str, arm: ArmConfig, changed: Config) -> Iterator[str]:
-    given = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(ArmConfig(), f.name)}
-    if not arm.trains and (of_training := sorted(given - {"trains", "prompt", "beta"})):
-        yield f"{node}.{of_training[0]}: trains=false leaves the policy as it is. Fix: only prompt and beta beside it"
-    if not given:
-        yield f"{node}={{}}: differs from RECAP in nothing. Fix: one of {', '.join(f.name for f in fields(arm))}"
-    yield from (f"{node}: {text}" for text in changed.policy.finetune.problems("policy.finetune"))
-    if changed.eval.beta != 1 and arm.beta is not None:
-        own = [*changed.eval.problems("eval"), *_prompted("eval", changed.eval, changed)]
-        yield from (f"{node}: {text}" for text in own)
 
 
 def _jobs(cfg: Config) -> Iterator[str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from recap.config.checks import between
+from recap.config.checks import between, unread_prompts
 from recap.config.renamed import renamed
 from recap.config.schema import Config
 from recap.utils import home
@@ -49,7 +49,7 @@ def typed[C: Config](cfg: DictConfig, schema: type[C]) -> C:
     result, found = _built(_at_home(_resolved(cfg, schema)), schema)
     if result is None:
         raise ConfigError(found)
-    if found := [*_own(result), *between(result)]:
+    if found := _wrong(result):
         raise ConfigError(found)
     return result
 
@@ -57,7 +57,51 @@ def typed[C: Config](cfg: DictConfig, schema: type[C]) -> C:
 def problems(cfg: Config) -> list[str]:
     """Everything wrong with a configuration that was changed, each as one line that names key, value and fix."""
     result, found = _built(plain(cfg), type(cfg))
-    return found if result is None else [*_own(result), *between(result)]
+    return found if result is None else _wrong(result)
+
+
+def ablated[C: Config](cfg: C, name: str) -> C:
+    """The configuration of an ablation: that of the run but for its overrides.
+
+    Raises ConfigError for unknown keys, wrong values and contradictions.
+    """
+    result, found = _ablated(cfg, name)
+    if result is None or found:
+        raise ConfigError(found)
+    return result
+
+
+def _ablated[C: Config](cfg: C, name: str) -> tuple[C | None, list[str]]:
+    """The configuration of an ablation, and what is wrong in it that is not wrong in the run's."""
+    values = plain(cfg)
+    for key, value in _dotted(values.pop("ablations")[name]):
+        *nodes, last = key.split(".")
+        node = values
+        for one in nodes:
+            node = node.setdefault(one, {})
+            if not isinstance(node, dict):
+                return None, [f"ablations.{name}.{key}: {unknown(key, type(cfg))}"]
+        node[last] = value
+    result, found = _built(values, type(cfg))
+    if result is not None:
+        known = {*_own(cfg), *between(cfg)}
+        found = [line for line in (*_own(result), *between(result)) if line not in known]
+    return result, [f"ablations.{name}.{line}" for line in found]
+
+
+def _dotted(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of {a.b: value} and of {a: {b: value}}."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _wrong(cfg: Config) -> list[str]:
+    """What is wrong with a configuration whose keys and types are right."""
+    ablations = (line for name in cfg.ablations for line in _ablated(cfg, name)[1])
+    return [*_own(cfg), *between(cfg), *unread_prompts(cfg), *ablations]
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -87,7 +131,7 @@ def unknown(key: str, schema: type) -> str:
     """What to say of a key that there is not."""
     if now := renamed(key):
         known = [re.escape(one).replace("<name>", r"[^.]+") for one in keys(schema)]
-        there = any(re.fullmatch(one, now) for one in known)
+        there = "." not in now or any(re.fullmatch(one, now) for one in known)
         return f"renamed to {now}" if there else f"no such key. {nearest(now, keys(schema))}"
     if key == "role":
         return "chooses what train.py trains, as policy=value does; this command has no such choice. Fix: leave it out"

@@ -30,6 +30,8 @@ RENAMED = (  # a pattern of the whole dotted key, and what it is now
     (r"workers\.processes", "workers.num_workers"),
     (r"launcher\.notice", "launcher.grace_period_s"),
     (r"launcher\.requeues", "launcher.max_requeues"),
+    (r"controls", "ablation"),
+    (r"arms(\..+)?", r"ablations\1"),
 )
 
 

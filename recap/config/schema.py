@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
-from recap.data.config import DataConfig, EpisodeFilter
+from recap.data.config import DataConfig
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
-from recap.method.config import AdvantageConfig, GateConfig, SourceKind
+from recap.method.config import AdvantageConfig, GateConfig
 from recap.policies.pi0.config import PI0Config
 from recap.policies.roles import Role
 from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
-from recap.rollout.config import EvalConfig, Prompt, RolloutConfig, WorkersConfig
+from recap.rollout.config import EvalConfig, RolloutConfig, WorkersConfig
 from recap.tracking.config import TrackingConfig
-from recap.training.config import IndicatorMode, Sharding
+from recap.training.config import Sharding
 from recap.utils.device import Device
-from recap.utils.typed import Amount, Count, Fraction, Index, Positive, Whole, must, part
+from recap.utils.typed import Count, Index, Whole, must, part
 
 Name = Annotated[
     str,
@@ -30,6 +31,11 @@ Name = Annotated[
 Folder = Annotated[str, must(lambda x: bool(x.strip()), "must be a directory. Fix: leave it out (outputs/<name>)")]
 
 
+AblationName = Annotated[
+    str, must(lambda x: bool(re.fullmatch(r"\w+", x)), "names a directory, so use letters, digits and _ only")
+]
+
+
 class StageKind(Enum):
     sft = "sft"
     finetune = "finetune"
@@ -39,26 +45,6 @@ class Action(Enum):
     run = "run"
     status = "status"
     cancel = "cancel"
-
-
-@part
-class ArmConfig:
-    """A control arm: where it differs from RECAP, beside which it is trained for as many steps. None: as in the run."""
-
-    trains: bool = True  # False: the policy of the last iteration, prompted otherwise
-    rollouts: bool = True  # False: demonstrations alone
-    as_sft: bool = False  # prompts as SFT did
-    conditioned_pretraining: bool = False  # SFT reads labels of the demonstrations, as in the paper
-    indicator: IndicatorMode | None = None
-    episode_filter: EpisodeFilter | None = None
-    awr_temperature: Positive | None = None
-    indicator_dropout: Fraction | None = None
-    demo_fraction: Fraction | None = None
-    n_step: Count | None = None
-    positive_fraction: Fraction | None = None
-    force_positive: list[SourceKind] | None = None
-    prompt: Prompt | None = None
-    beta: Amount | None = None
 
 
 @part
@@ -84,8 +70,7 @@ class Config:
     launcher: LauncherConfig
     resources: ResourcesConfig
     tracking: TrackingConfig
-    arms: dict[str, ArmConfig] = field(default_factory=dict)
-    controls: list[str] = field(default_factory=list)  # names of arms
+    ablations: dict[AblationName, dict[str, Any]] = field(default_factory=dict)  # name -> its overrides
     action: Action = Action.run
     follow: bool = True
 

@@ -19,7 +19,8 @@ class Resample(Enum):
 
 class EpisodeFilter(Enum):
     all = "all"
-    success = "success"
+    success = "success"  # and every demonstration
+    demonstrations = "demonstrations"
 
 
 class ImageResample(Enum):

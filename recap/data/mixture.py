@@ -32,7 +32,7 @@ class Mixture:
         sources: in any order; all have the same cameras, state and action sizes.
         demo_fraction: share of the given data sets (`Frames.weight`, by which they divide it), where there are
             collected ones beside them (no weight), which are drawn from as one.
-        outcomes: `success` leaves out the frames of failed episodes that are no demonstrations.
+        episode_filter: `success` leaves out failed episodes that are no demonstrations, `demonstrations` all others.
         left_out: of each source, the frames that are never drawn: bool [N].
         fps: the pace of the environment, which sources of two paces are told to take.
 
@@ -44,7 +44,7 @@ class Mixture:
         self,
         sources: Sequence[Frames],
         demo_fraction: float,
-        outcomes: EpisodeFilter = EpisodeFilter.all,
+        episode_filter: EpisodeFilter = EpisodeFilter.all,
         left_out: Sequence[np.ndarray] | None = None,
         fps: float | None = None,
     ) -> None:
@@ -54,8 +54,8 @@ class Mixture:
         collected: list[np.ndarray] = []
         for number, source in enumerate(self.sources):
             keep = np.ones(len(source), dtype=bool)
-            if outcomes is EpisodeFilter.success and source.kind is not SourceKind.demonstration:
-                keep = source.success[source.episode]
+            if source.kind is not SourceKind.demonstration and episode_filter is not EpisodeFilter.all:
+                keep = source.success[source.episode] & (episode_filter is EpisodeFilter.success)
             if left_out is not None:
                 keep = keep & ~left_out[number]
             frames = np.flatnonzero(keep)
@@ -71,7 +71,7 @@ class Mixture:
             groups.append((1 - demo_fraction if given else 1.0, collected))
         if not groups:
             raise RecapError(
-                "there is no frame to train on: the data sets are empty, or outcomes=success and no rollout succeeded."
+                "there is no frame to train on: the data sets are empty, or episode_filter leaves nothing."
             )
         self._groups = [np.concatenate(rows) for _, rows in groups]
         self._until = np.cumsum([weight for weight, _ in groups]) / sum(weight for weight, _ in groups)

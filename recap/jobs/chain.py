@@ -22,22 +22,21 @@ from recap.jobs.job import (
     ordered,
     python,
     resources,
-    section,
     shards,
     submitted,
 )
 from recap.jobs.slurm import NEVER, Row
 from recap.jobs.snapshot import snapshot
-from recap.stages.base import Node
-from recap.storage.manifest import JOB, difference, finished, lock
+from recap.stages.base import Stage
+from recap.storage.manifest import JOB, difference, lock
 from recap.utils.errors import RecapError
 
 SETTLE_SECONDS = 30.0  # until a job that is gone counts as failed: a network file system may show its results later
 
 ENDINGS = {
     "TIMEOUT": "reached its time limit of {timeout_min} minutes, and had come back {max_requeues} times. "
-    "Fix: resources.{section}.timeout_min=…, or launcher.max_requeues=…",
-    "OUT_OF_MEMORY": "took more than its {mem_gb:g} GB. Fix: resources.{section}.mem_gb=…, or a smaller batch_size",
+    "Fix: resources.{kind}.timeout_min=…, or launcher.max_requeues=…",
+    "OUT_OF_MEMORY": "took more than its {mem_gb:g} GB. Fix: resources.{kind}.mem_gb=…, or a smaller batch_size",
     "CANCELLED": "was cancelled",
     "NODE_FAIL": "lost its node",
     "COMPLETED": "ended well, but its results cannot be seen from here. Fix: output=<a folder that all nodes share>",
@@ -71,7 +70,7 @@ class Chain:
     """The stages of one run (`cfg.output`), in order; done: called when all are finished."""
 
     cfg: Config
-    nodes: Sequence[Node]
+    stages: Sequence[Stage]
     run: Run
     done: Callable[[], None]
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -85,22 +84,20 @@ class Chain:
         """What its jobs run: as it is when this is first asked for, at submission."""
         return snapshot(self.directory)
 
-    def out(self, node: Node) -> Path:
-        return self.directory / node.path
-
-    def before(self, node: Node) -> list[str]:
+    def before(self, stage: Stage) -> list[str]:
         """Stages of this chain that make its inputs."""
-        paths = {other.path for other in self.nodes}
-        return [path for path in node.inputs.values() if path in paths]
+        paths = {other.path for other in self.stages}
+        return [path for path in stage.inputs.values() if path in paths]
 
-    def jobs(self, node: Node, alive: Path | None = None) -> list[StageJob]:
+    def jobs(self, stage: Stage, alive: Path | None = None) -> list[StageJob]:
         """What is written of them can be read by others, so it is without `launcher.setup`, which scripts have run."""
-        cfg = replace(self.cfg, launcher=replace(self.cfg.launcher, setup=[]))
-        return [StageJob(self.run, cfg, node, shard, alive) for shard in shards(self.cfg, node)]
+        launcher = replace(self.cfg.launcher, setup=[])
+        cfg, stage = replace(self.cfg, launcher=launcher), replace(stage, cfg=replace(stage.cfg, launcher=launcher))
+        return [StageJob(self.run, cfg, stage, shard, alive) for shard in shards(self.cfg, stage)]
 
-    def finished(self, node: Node) -> bool:
+    def finished(self, stage: Stage) -> bool:
         """Whether it was seen finished, and so need not be looked at again."""
-        return node.path in self.seen and self.seen[node.path].state is State.finished
+        return stage.path in self.seen and self.seen[stage.path].state is State.finished
 
     def ended(self) -> bool:
         """Whether nothing of it goes on."""
@@ -139,9 +136,9 @@ class OnSlurm:
         Raises:
             RecapError: another process is just doing that; SLURM refuses or does not answer.
         """
-        for node in chain.nodes:
-            if not finished(chain.out(node)):
-                _check_owner(chain.out(node))
+        for stage in chain.stages:
+            if not stage.finished:
+                _check_owner(stage.out)
         with lock(chain.directory):
             queue = slurm.queue()
             if queue is None:
@@ -150,39 +147,39 @@ class OnSlurm:
                 )
             found: dict[str, str] = {}  # stage -> its job
             new: set[str] = set()
-            for node in chain.nodes:
-                if finished(chain.out(node)):
+            for stage in chain.stages:
+                if stage.finished:
                     continue
-                before = [path for path in chain.before(node) if path in found]
-                rows = queue.get(job_name(chain, node), [])
-                job = _adoptable(chain, node, rows) if not new.intersection(before) else None
+                before = [path for path in chain.before(stage) if path in found]
+                rows = queue.get(job_name(chain, stage), [])
+                job = _adoptable(chain, stage, rows) if not new.intersection(before) else None
                 slurm.cancel(sorted({row.job for row in rows if row.active and row.job != job}))
                 if job is None:
-                    new.add(node.path)
-                    job = self._submit(chain, node, [found[path] for path in before])
-                found[node.path] = job
+                    new.add(stage.path)
+                    job = self._submit(chain, stage, [found[path] for path in before])
+                found[stage.path] = job
             kept = len(found) - len(new)
             adopted = f", {kept} already in the queue" if kept else ""
             print(f"{chain.directory}: {len(new)} jobs submitted{adopted}", flush=True)
             _tell_old_orders(chain, {path: job for path, job in found.items() if path not in new})
 
     @staticmethod
-    def _submit(chain: Chain, node: Node, after: list[str]) -> str:
-        folder, jobs = (chain.out(node) / JOB).absolute(), chain.jobs(node)
+    def _submit(chain: Chain, stage: Stage, after: list[str]) -> str:
+        folder, jobs = (stage.out / JOB).absolute(), chain.jobs(stage)
         folder.mkdir(parents=True, exist_ok=True)
         with slurm.clean_environment():
             job = slurm.submit(
                 chain.cfg.launcher,
-                resources(chain.cfg, node),
+                resources(chain.cfg, stage),
                 jobs,
                 folder=folder,
-                name=job_name(chain, node),
+                name=job_name(chain, stage),
                 after=after,
                 python=python(chain.cfg, chain.code),
             )
         slurm.release(job)
         note_submitted(
-            chain.out(node), job, len(jobs), chain.code, ordered(chain.cfg, node)
+            stage.out, job, len(jobs), chain.code, ordered(chain.cfg, stage)
         )  # without it nobody adopts the job
         return job
 
@@ -192,20 +189,20 @@ class OnSlurm:
         if queue is None:
             return False
         for chain in chains:
-            for node in chain.nodes:
-                if chain.finished(node):
+            for stage in chain.stages:
+                if chain.finished(stage):
                     continue
-                chain.seen[node.path] = self._see(chain, node, queue.get(job_name(chain, node), []))
+                chain.seen[stage.path] = self._see(chain, stage, queue.get(job_name(chain, stage), []))
         return True
 
-    def _see(self, chain: Chain, node: Node, rows: list[Row]) -> Seen:
-        job = _newest(rows) or next(reversed(submitted(chain.out(node))), "")
+    def _see(self, chain: Chain, stage: Stage, rows: list[Row]) -> Seen:
+        job = _newest(rows) or next(reversed(submitted(stage.out)), "")
         rows = [row for row in rows if row.job == job]
         elapsed = max((row.elapsed for row in rows), key=lambda text: (len(text), text), default="")
-        if finished(chain.out(node)):
+        if stage.finished:
             return Seen(State.finished, job)
         active = [row for row in rows if row.active]
-        broken = next((p for p in chain.before(node) if chain.seen[p].state in (State.failed, State.stopped)), None)
+        broken = next((p for p in chain.before(stage) if chain.seen[p].state in (State.failed, State.stopped)), None)
         if broken is not None:
             slurm.cancel([job] if active else [])
             return Seen(State.stopped, job, note=f"needs {broken}")
@@ -218,19 +215,19 @@ class OnSlurm:
             return Seen(State.running, job, elapsed, f"{running} of {len(rows)} shards" if len(rows) > 1 else "")
         if not job:
             return Seen(State.missing)
-        return self._judge(chain, node, job, {row.state for row in rows} - {"COMPLETED"}, elapsed)
+        return self._judge(chain, stage, job, {row.state for row in rows} - {"COMPLETED"}, elapsed)
 
-    def _judge(self, chain: Chain, node: Node, job: str, states: set[str], elapsed: str) -> Seen:
+    def _judge(self, chain: Chain, stage: Stage, job: str, states: set[str], elapsed: str) -> Seen:
         """What became of a job that is over, though its stage is not finished."""
-        text, told = error_of(chain.out(node), job)
+        text, told = error_of(stage.out, job)
         since = self.gone.setdefault(job, time.monotonic())
         if not states and not text and time.monotonic() - since < SETTLE_SECONDS:
             return Seen(State.running, job, elapsed, "ending")
         state = min(states) if states else slurm.ending(job)
         if not text:
-            asked = resources(chain.cfg, node)
+            asked = resources(chain.cfg, stage)
             words = ENDINGS.get(state, f"ended without a report ({state.lower()}: killed?)")
-            numbers = {**vars(asked), "section": section(node), "max_requeues": chain.cfg.launcher.max_requeues}
+            numbers = {**vars(asked), "kind": stage.kind, "max_requeues": chain.cfg.launcher.max_requeues}
             text = f"job {job} {words.format(**numbers)}"
         return Seen(State.failed, job, elapsed, problem=text, told=told)
 
@@ -241,11 +238,11 @@ class OnSlurm:
 def _tell_old_orders(chain: Chain, kept: dict[str, str]) -> None:
     """Says which of the jobs that go on were submitted with something else than is asked now. kept: stage -> job."""
     changed: list[str] = []
-    for node in chain.nodes:
-        known = submitted(chain.out(node)).get(kept.get(node.path, ""), {}).get("ordered")
-        if known is not None and (now := difference(known, ordered(chain.cfg, node))):
+    for stage in chain.stages:
+        known = submitted(stage.out).get(kept.get(stage.path, ""), {}).get("ordered")
+        if known is not None and (now := difference(known, ordered(chain.cfg, stage))):
             shown = "; ".join(line.replace(" -> ", ", now ") for line in now)
-            changed.append(f"  {node.path} (job {kept[node.path]}): {shown}")
+            changed.append(f"  {stage.path} (job {kept[stage.path]}): {shown}")
     if changed:
         lines = [*changed[:12], *([f"  … and {len(changed) - 12} more"] if len(changed) > 12 else [])]
         print(
@@ -270,16 +267,16 @@ def cancel(chain: Chain) -> list[str]:
     queue = slurm.queue()
     if queue is None:
         raise RecapError("SLURM does not answer (squeue). Fix: the same command again.")
-    names = {job_name(chain, node) for node in chain.nodes}
+    names = {job_name(chain, stage) for stage in chain.stages}
     jobs = sorted({row.job for name in names for row in queue.get(name, []) if row.active})
     slurm.cancel(jobs)
     return jobs
 
 
-def job_name(chain: Chain, node: Node) -> str:
+def job_name(chain: Chain, stage: Stage) -> str:
     """Says what the job is, and no other stage of any run of this user has it."""
-    place = hashlib.sha256(str(chain.out(node).resolve()).encode()).hexdigest()[:10]
-    return f"{chain.cfg.name}.{node.path.strip('/').replace('/', '.')}.{place}"
+    place = hashlib.sha256(str(stage.out.resolve()).encode()).hexdigest()[:10]
+    return f"{chain.cfg.name}.{stage.path.strip('/').replace('/', '.')}.{place}"
 
 
 def _newest(rows: Sequence[Row]) -> str:
@@ -287,11 +284,11 @@ def _newest(rows: Sequence[Row]) -> str:
     return max(rows, key=lambda row: (row.active, int(row.job)), default=Row("", "", "", "", "")).job
 
 
-def _adoptable(chain: Chain, node: Node, rows: Sequence[Row]) -> str | None:
+def _adoptable(chain: Chain, stage: Stage, rows: Sequence[Row]) -> str | None:
     """A job that will do the stage: submitted to the end, no task of it lost, and not hopeless."""
     job = _newest([row for row in rows if row.active])
     rows = [row for row in rows if row.job == job]
-    known = submitted(chain.out(node)).get(job)
+    known = submitted(stage.out).get(job)
     if known is None or len(rows) != known["shards"]:
         return None
     good = all((row.active and row.reason != NEVER) or row.state == "COMPLETED" for row in rows)

@@ -59,13 +59,13 @@ class Resources:
                 f"Fix: leave it out, or {key}.gpus_per_node={self.tasks_per_node}"
             )
         stage = key.rpartition(".")[2]
-        if stage in ("demonstrations", "policy", "value", "advantage") and self.shards > 1:
+        if stage in ("demonstrations", "policy", "value", "advantage", "gate") and self.shards > 1:
             more = {"demonstrations": "workers.num_workers make", "advantage": "resources.value_inference.shards make"}
             faster = more.get(stage, f"{key}.nodes and {key}.gpus_per_node make")
             yield f"{key}.shards={self.shards}: this stage is one job. Fix: {key}.shards=1; {faster} it faster"
-        if stage == "advantage" and self.nodes * self.tasks > 1:
+        if stage in ("advantage", "gate") and self.nodes * self.tasks > 1:
             fix = f"Fix: {key}.nodes=1, {key}.tasks_per_node=1, {key}.gpus_per_node=0"
-            yield f"{key}: one process labels. {fix}"
+            yield f"{key}: this stage is one process. {fix}"
         if stage == "demonstrations" and self.nodes * self.tasks > 1:
             yield (
                 f"{key}: one process starts the simulators. "
@@ -81,4 +81,5 @@ class ResourcesConfig:
     rollout: Resources
     value_inference: Resources
     advantage: Resources
+    gate: Resources
     eval: Resources

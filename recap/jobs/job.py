@@ -22,14 +22,14 @@ from recap.config import Config
 from recap.jobs import slurm
 from recap.jobs.config import LauncherKind, Resources
 from recap.jobs.preemption import heed, restarts
-from recap.stages.base import Node
+from recap.stages.base import Stage
 from recap.storage.manifest import JOB
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
 from recap.utils.notice import NOTICE
 from recap.utils.ranks import WHOLE, Share, process
 
-Run = Callable[[Config, Node, Share], None]
+Run = Callable[[Config, Stage, Share], None]
 ERROR, SUBMITTED = "error.txt", "jobs.jsonl"
 LETTERS = ("PYTHONUTF8=1", "PYTHONIOENCODING=utf-8")  # whatever locale the node has: what a job writes is read here
 
@@ -55,8 +55,8 @@ class StageJob:
     alive: a file that the submitting process keeps locked; the job ends with it. None: the job lives on by itself.
     """
 
-    def __init__(self, run: Run, cfg: Config, node: Node, shard: Share = WHOLE, alive: Path | None = None) -> None:
-        self.run, self.cfg, self.node, self.shard, self.alive = run, cfg, node, shard, alive
+    def __init__(self, run: Run, cfg: Config, stage: Stage, shard: Share = WHOLE, alive: Path | None = None) -> None:
+        self.run, self.cfg, self.stage, self.shard, self.alive = run, cfg, stage, shard, alive
 
     def __call__(self) -> None:
         """Raises what the stage raises; the first line of it goes to `error.txt`, which names the job."""
@@ -75,13 +75,13 @@ class StageJob:
         _own_renderer(environment.local_rank)
         again = f", restart {restarts()}" if restarts() else ""
         print(
-            f"{self.node.path} {self.shard}: job {job}, process {environment.rank}{again}", file=sys.stderr, flush=True
+            f"{self.stage.path} {self.shard}: job {job}, process {environment.rank}{again}", file=sys.stderr, flush=True
         )
         # A training that is told to leave before its first step would never get anywhere; the others lose nothing.
-        patient = NOTICE.at_a_good_moment() if self.node.kind == "train" else nullcontext()
+        patient = NOTICE.at_a_good_moment() if self.stage.trains else nullcontext()
         try:
             with patient:
-                self.run(self.cfg, self.node, self.shard)
+                self.run(self.cfg, self.stage, self.shard)
         except Exception as error:
             text = str(error) if isinstance(error, RecapError) else _last_line(error)
             with suppress(OSError):
@@ -131,20 +131,14 @@ def _end_with(alive: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- around the job
-def resources(cfg: Config, node: Node) -> Resources:
+def resources(cfg: Config, stage: Stage) -> Resources:
     """What the stage's job asks for."""
-    return getattr(cfg.resources, section(node))
+    found: Resources = getattr(cfg.resources, stage.kind)
+    return found
 
 
-def section(node: Node) -> str:
-    """The stage's name under `resources`."""
-    if node.kind == "train":
-        return node.options["role"].name
-    return {"evaluate": "eval", "gate": "advantage"}.get(node.kind, node.kind)  # the gate: seconds of one CPU
-
-
-def shards(cfg: Config, node: Node) -> list[Share]:
-    count = resources(cfg, node).shards
+def shards(cfg: Config, stage: Stage) -> list[Share]:
+    count = resources(cfg, stage).shards
     return [Share(index, count) for index in range(count)]
 
 
@@ -159,12 +153,12 @@ def python(cfg: Config, code: Path) -> str:
     return shlex.join(["env", *devices, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", *LETTERS]) + f" {own}"
 
 
-def ordered(cfg: Config, node: Node) -> dict[str, Any]:
+def ordered(cfg: Config, stage: Stage) -> dict[str, Any]:
     """What the stage's job is submitted with, by the configuration's keys; of shell lines, maybe secret, the hash."""
-    launcher, stage = vars(cfg.launcher), section(node)
+    launcher = vars(cfg.launcher)
     setup = hashlib.sha256(json.dumps(cfg.launcher.setup).encode()).hexdigest()[:8]
     kept = {f"launcher.{key}": launcher[key] for key in launcher if key not in ("kind", "setup")}
-    numbers = {f"resources.{stage}.{key}": value for key, value in vars(resources(cfg, node)).items()}
+    numbers = {f"resources.{stage.kind}.{key}": value for key, value in vars(resources(cfg, stage)).items()}
     return {**kept, "launcher.setup (hash)": setup, **numbers}
 
 

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from recap.jobs.chain import Chain, Seen, State
 from recap.jobs.job import error_of, python, resources
 from recap.jobs.slurm import clean_environment
-from recap.stages.base import Node
-from recap.storage.manifest import JOB, finished
+from recap.stages.base import Stage
+from recap.storage.manifest import JOB
 
 MINUTES = 7 * 24 * 60
 CANCEL_SECONDS = 15.0  # for a cancelled job to end
@@ -32,62 +32,62 @@ class OnThisMachine:
 
     def submit(self, chain: Chain) -> None:
         """Only its code: there is no queue that would wait."""
-        if not all(finished(chain.out(node)) for node in chain.nodes):
+        if not all(stage.finished for stage in chain.stages):
             _ = chain.code
 
     def look(self, chains: Sequence[Chain]) -> bool:
         for chain in chains:
-            for node in chain.nodes:
-                chain.seen[node.path] = self._see(chain, node)
-        ready = ((chain, node) for chain in chains for node in chain.nodes if self._ready(chain, node))
+            for stage in chain.stages:
+                chain.seen[stage.path] = self._see(chain, stage)
+        ready = ((chain, stage) for chain in chains for stage in chain.stages if self._ready(chain, stage))
         if self.stage is None and (found := next(ready, None)):
-            chain, node = found
-            self._start(chain, node)
-            chain.seen[node.path] = self._see(chain, node)
+            chain, stage = found
+            self._start(chain, stage)
+            chain.seen[stage.path] = self._see(chain, stage)
         return True
 
     @staticmethod
-    def _ready(chain: Chain, node: Node) -> bool:
-        made = all(chain.seen[path].state is State.finished for path in chain.before(node))
-        return made and chain.seen[node.path].state is State.missing
+    def _ready(chain: Chain, stage: Stage) -> bool:
+        made = all(chain.seen[path].state is State.finished for path in chain.before(stage))
+        return made and chain.seen[stage.path].state is State.missing
 
-    def _see(self, chain: Chain, node: Node) -> Seen:
-        before = chain.seen.get(node.path, Seen(State.missing))
-        mine = [job.job_id for job in self.jobs] if self.stage == (chain.directory, node.path) else []
+    def _see(self, chain: Chain, stage: Stage) -> Seen:
+        before = chain.seen.get(stage.path, Seen(State.missing))
+        mine = [job.job_id for job in self.jobs] if self.stage == (chain.directory, stage.path) else []
         if mine and not all(job.done() for job in self.jobs):
             elapsed = time.strftime("%M:%S", time.gmtime(time.monotonic() - self.began))
             return Seen(State.running, mine[0], elapsed)
         if mine:
             self._end()
-        if finished(chain.out(node)):
+        if stage.finished:
             return Seen(State.finished, mine[0] if mine else before.job)
         if mine:
-            told = [error_of(chain.out(node), job) for job in mine]
+            told = [error_of(stage.out, job) for job in mine]
             text, whole = next(
                 (found for found in told if found[0]), ("its job ended without a result (killed?)", False)
             )
             return Seen(State.failed, mine[0], problem=text, told=whole)
-        broken = next((p for p in chain.before(node) if chain.seen[p].state in (State.failed, State.stopped)), None)
+        broken = next((p for p in chain.before(stage) if chain.seen[p].state in (State.failed, State.stopped)), None)
         return before if broken is None else Seen(State.stopped, note=f"needs {broken}")
 
-    def _start(self, chain: Chain, node: Node) -> None:
+    def _start(self, chain: Chain, stage: Stage) -> None:
         import submitit
 
-        folder = (chain.out(node) / JOB).absolute()
+        folder = (stage.out / JOB).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.alive = (folder / ".alive").open("w")
         fcntl.flock(self.alive, fcntl.LOCK_EX)
         executor: Any = submitit.LocalExecutor(folder=folder, python=python(chain.cfg, chain.code))
-        asked = resources(chain.cfg, node)
+        asked = resources(chain.cfg, stage)
         executor.update_parameters(timeout_min=MINUTES, tasks_per_node=asked.nodes * asked.tasks)
         # The keyboard's Ctrl-C reaches this process alone, which then ends the jobs: submitit would show a traceback.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with clean_environment():
-                self.jobs = [executor.submit(job) for job in chain.jobs(node, Path(self.alive.name))]
+                self.jobs = [executor.submit(job) for job in chain.jobs(stage, Path(self.alive.name))]
         finally:
             signal.signal(signal.SIGINT, handler)
-        self.stage, self.began = (chain.directory, node.path), time.monotonic()
+        self.stage, self.began = (chain.directory, stage.path), time.monotonic()
 
     def _end(self) -> None:
         if self.alive is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -20,9 +19,8 @@ from recap.jobs.chain import Chain, Executor, OnSlurm, Seen, State, cancel
 from recap.jobs.config import LauncherKind
 from recap.jobs.job import launcher, resources
 from recap.jobs.local import OnThisMachine
-from recap.rollout.collect import journals
-from recap.stages.base import Node
-from recap.storage.manifest import JOB, finished
+from recap.stages.base import Stage
+from recap.storage.manifest import JOB
 from recap.utils.errors import RecapError
 
 WIDE = 120  # columns from which the logs fit into the table
@@ -71,8 +69,8 @@ def _status(chains: Sequence[Chain], on_slurm: bool) -> list[Chain]:
             raise RecapError("SLURM does not answer (squeue). Fix: the same command again.")
     else:
         for chain in chains:
-            for node in chain.nodes:
-                chain.seen[node.path] = Seen(State.finished if finished(chain.out(node)) else State.missing)
+            for stage in chain.stages:
+                chain.seen[stage.path] = Seen(State.finished if stage.finished else State.missing)
     console = Console()
     console.print(table(chains, console.width))
     return [chain for chain in chains if chain.failures()]
@@ -126,16 +124,16 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
         shown.add_column("elapsed", no_wrap=True, justify="right")
         if width >= WIDE:
             shown.add_column("log", overflow="fold")
-        for node in chain.nodes:
-            seen = chain.seen.get(node.path, Seen(State.missing))
+        for stage in chain.stages:
+            seen = chain.seen.get(stage.path, Seen(State.missing))
             cells: list[str | Text] = [
-                node.path,
+                stage.path,
                 seen.job,
                 Text(seen.state.value, STYLES[seen.state]),
-                _progress(chain, node),
+                _progress(chain, stage),
                 seen.elapsed,
             ]
-            shown.add_row(*cells, *([_log(chain, node)] if width >= WIDE else []))
+            shown.add_row(*cells, *([_log(chain, stage)] if width >= WIDE else []))
         rows.append(shown)
     if width < WIDE:
         rows.append(Text(f"logs: {chains[0].directory}/<stage>/{JOB}/<job>_0_log.err", "dim", overflow="fold"))
@@ -144,45 +142,26 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
     return Group(*rows)
 
 
-def _log(chain: Chain, node: Node) -> str:
+def _log(chain: Chain, stage: Stage) -> str:
     """Where the first process of the stage's job writes; found without a look at the disk."""
-    job = chain.seen[node.path].job if node.path in chain.seen else ""
-    shard = "_0" if resources(chain.cfg, node).shards > 1 else ""
-    return os.path.relpath(chain.out(node) / JOB / f"{job}{shard}_0_log.err") if job else ""
+    job = chain.seen[stage.path].job if stage.path in chain.seen else ""
+    shard = "_0" if resources(chain.cfg, stage).shards > 1 else ""
+    return os.path.relpath(stage.out / JOB / f"{job}{shard}_0_log.err") if job else ""
 
 
-def _logs(chain: Chain, node: Node) -> list[Path]:
+def _logs(chain: Chain, stage: Stage) -> list[Path]:
     """What the stage's job wrote to the console, the file written last at the end."""
-    job = chain.seen[node.path].job if node.path in chain.seen else ""
-    return sorted((chain.out(node) / JOB).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
+    job = chain.seen[stage.path].job if stage.path in chain.seen else ""
+    return sorted((stage.out / JOB).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
 
 
-def _progress(chain: Chain, node: Node) -> str:
+def _progress(chain: Chain, stage: Stage) -> str:
     """How far a running stage is, and why another one waits."""
-    seen, out = chain.seen.get(node.path, Seen(State.missing)), chain.out(node)
+    seen = chain.seen.get(stage.path, Seen(State.missing))
     if seen.state is not State.running:
         return seen.note
-    done, total = 0, node.options.get("episodes")
-    if node.kind == "train":
-        training = getattr(getattr(chain.cfg, node.options["role"].name), node.options["stage"].name)
-        done, total = _step(out / "metrics.jsonl"), training.steps
-    elif node.kind == "evaluate":
-        done = sum(path.read_bytes().count(b"\n") for path in journals(out / "episodes.jsonl") if path.is_file())
-    elif node.kind in ("rollout", "demonstrations"):
-        done = sum(1 for _ in (out / "episodes").glob("*.parquet"))
-        demonstrator = chain.cfg.data.demonstrator
-        total = total or (demonstrator.episodes if demonstrator else None)
-    share = f"{done}/{total}" if total else ""
-    return " · ".join(filter(None, [share, seen.note]))
-
-
-def _step(metrics: Path) -> int:
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - 2000))
-            return int(json.loads(file.read().splitlines()[-1])["step"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0
+    progress = stage.progress()
+    return " · ".join(filter(None, [f"{progress[0]}/{progress[1]}" if progress else "", seen.note]))
 
 
 class _Screen:
@@ -209,8 +188,8 @@ class _Lines:
 
     def show(self, chains: Sequence[Chain], answered: bool) -> None:
         for chain in chains:
-            for node in chain.nodes:
-                seen, out = chain.seen.get(node.path, Seen(State.missing)), chain.out(node)
+            for stage in chain.stages:
+                seen, out = chain.seen.get(stage.path, Seen(State.missing)), stage.out
                 before = self.told.setdefault(out, (State.missing, ""))
                 if (seen.state, seen.job) != before:
                     self.told[out] = (seen.state, seen.job)
@@ -229,8 +208,8 @@ def failure(chain: Chain) -> RecapError:
     """What failed in a chain, with the end of its log and the command that goes on."""
     parts = []
     for path, seen in chain.failures().items():
-        node = next(node for node in chain.nodes if node.path == path)
-        logs = _logs(chain, node)
+        stage = next(stage for stage in chain.stages if stage.path == path)
+        logs = _logs(chain, stage)
         lines = [f"{path} failed: {seen.problem}"]
         if logs:
             lines += [] if seen.told else [f"  | {line}" for line in _tail(logs[-1])]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from recap.config import AdvantageJob, EvalJob, with_arm
-from recap.pipeline.graph import advantage_node, eval_node, gate_node, value_inference_node
+from recap.config import AdvantageJob, EvalJob, ablated
+from recap.pipeline.graph import advantage, evaluation, gate, rollout, value_inference
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
 from recap.policies.roles import Role
-from recap.stages.base import Node, iteration_dir, prompt_for
+from recap.stages.acting import Evaluation, Rollout
+from recap.stages.base import Stage
 from recap.storage.manifest import stage_of
+from recap.utils.errors import RecapError
 
-TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")
+TRAININGS = re.compile(r"(ablations/\w+/)?(sft|value|iter_\d+/(policy|value))")
 
 
 def checkpoint_folder(checkpoint: str, kind: Role) -> Path:
@@ -36,67 +37,73 @@ def origin(checkpoint: Path) -> tuple[Path, str] | None:
     for run in stage.parents:
         path = stage.relative_to(run).as_posix()
         if TRAININGS.fullmatch(path) and not re.fullmatch(r"iter_\d+", run.resolve().name):
-            return run, path
+            return (run, path) if run.parent.name != "ablations" else (run.parents[1], f"ablations/{run.name}/{path}")
     return None
 
 
-def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
-    """What eval.py does: (configuration, stage, whether the stage is one of the run `cfg.output` itself).
+def eval_job(cfg: EvalJob) -> tuple[Stage, bool]:
+    """What eval.py does: (stage, whether it is one of the run `cfg.output` itself).
 
     The last checkpoint of a run's training is evaluated where loop.py does it, and collects the rollouts of the next
     iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory, and of
     swept values each has its own below the run.
+
+    Raises:
+        RecapError: the checkpoint cannot be used, or is of an ablation that the configuration does not have.
     """
     checkpoint = checkpoint_folder(cfg.checkpoint, Role.policy)
     found = origin(checkpoint)
     run, source = found or (Path(cfg.output), "")
-    if found and cfg.result is None and run.resolve() in Path(cfg.output).resolve().parents:
-        cfg = replace(cfg, result=cfg.output)  # one of several values: eval.beta=1,1.5,2 -m
-    head = source.rpartition("/")[0]  # iter_01, or that of a control
-    if cfg.result is not None:
-        place = str(Path(cfg.result).absolute())
-    elif not found:
-        step = checkpoint.parent if checkpoint.name == PRETRAINED else checkpoint
-        stage = stage_of(step)
-        tag = step.resolve().name if stage == step else f"{stage.resolve().name}_{step.name}"
-        place = f"{'rollout' if cfg.record else 'eval'}/{tag}"
-    elif not cfg.record:
-        place = f"{source}/eval" if source.endswith("sft") else f"{head}/eval"
-    else:
-        place = f"{head}/rollout" if "/controls/" in source else f"{iteration_dir(_next(source))}/rollout"
-    as_graph = found is not None and cfg.result is None
-    policy = source if as_graph else str((stage_of(checkpoint) if found else checkpoint).absolute())
-    arm = next((name for name in cfg.arms if f"/controls/{name}/" in source), None)
-    training = cfg.policy.sft if source.endswith("sft") else with_arm(cfg, arm).policy.finetune
-    settings = cfg.rollout if cfg.record else cfg.eval
-    episodes = settings.episodes if cfg.episodes is None else cfg.episodes
-    options: dict[str, Any] = {"episodes": episodes, "videos": min(settings.videos, episodes)}
-    if cfg.record:
-        prompt = prompt_for(settings.prompt, training)
-        beta = settings.beta if prompt is settings.prompt else 1.0
-        options = {"iteration": _next(source), "prompt": prompt, "beta": beta, **options}
-        node = Node(place, "rollout", {"policy": policy}, options)
-    else:
-        node = eval_node(cfg, place, policy, training, arm)
-        node.options.update(options)
-    own = as_graph and run.resolve() == Path(cfg.output).resolve()
-    return replace(cfg, output=str(run)), node, own
+    result = cfg.result
+    if found and result is None and run.resolve() in Path(cfg.output).resolve().parents:
+        result = cfg.output  # one of several values: eval.beta=1,1.5,2 -m
+    own, ablation = replace(cfg, output=str(run)), _ablation(source)
+    if ablation is not None:
+        if ablation not in cfg.ablations:
+            raise RecapError(f"checkpoint={cfg.checkpoint}: is of ablation {ablation}. Fix: ablation=[{ablation}]")
+        own = ablated(own, ablation)
+    iteration = _iteration(source)
+    there = result is None and found is not None
+    name = source if there else str((stage_of(checkpoint) if found else checkpoint).absolute())
+    stage: Rollout | Evaluation
+    stage = rollout(own, iteration + 1) if cfg.record else evaluation(own, iteration)
+    episodes = stage.episodes if cfg.episodes is None else cfg.episodes
+    stage = replace(stage, episodes=episodes, videos=min(stage.videos, episodes), ablation=ablation)
+    stage = replace(stage, inputs={"policy": name}, path=_place(result, source, checkpoint, stage))
+    return stage, there and run.resolve() == Path(cfg.output).resolve()
 
 
-def _next(source: str) -> int:
-    """The iteration whose rollouts a policy collects."""
-    found = re.match(r"iter_(\d+)/", source)
-    return int(found[1]) + 1 if found else 1
+def _place(result: str | None, source: str, checkpoint: Path, stage: Stage) -> str:
+    """The directory of what eval.py makes."""
+    if result is not None:
+        return str(Path(result).absolute())
+    if source:
+        return f"ablations/{stage.ablation}/{stage.path}" if stage.ablation else stage.path
+    step = checkpoint.parent if checkpoint.name == PRETRAINED else checkpoint
+    training = stage_of(step)
+    tag = step.resolve().name if training == step else f"{training.resolve().name}_{step.name}"
+    return f"{stage.kind}/{tag}"
 
 
-def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
+def _ablation(source: str) -> str | None:
+    found = re.match(r"ablations/(\w+)/", source)
+    return found[1] if found else None
+
+
+def _iteration(source: str) -> int:
+    """The iteration that a training belongs to; 0 is the pre-training."""
+    found = re.search(r"(?:^|/)iter_(\d+)/", source)
+    return int(found[1]) if found else 0
+
+
+def advantage_job(cfg: AdvantageJob) -> tuple[list[Stage], bool]:
     """What advantage.py does: (stages, whether they are the run's own); `result` names another place for the labels.
 
     With a checkpoint from elsewhere the values lie beside the labels; otherwise they are the run's, asked for once. The
     gate judges the labels of an iteration; demonstrations alone hold no failure to judge by.
     """
-    values, labels = value_inference_node(cfg, cfg.iteration), advantage_node(cfg, cfg.iteration)
-    gates = [gate_node(cfg, cfg.iteration)] if cfg.iteration else []
+    values, labels = value_inference(cfg, cfg.iteration), advantage(cfg, cfg.iteration)
+    gates = [gate(cfg, cfg.iteration)] if cfg.iteration else []
     inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
         checkpoint = checkpoint_folder(cfg.checkpoint, Role.value)
@@ -113,8 +120,8 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
         values = replace(values, path=str(result.with_name(f"{result.name}_values")), inputs=_absolute(cfg, inputs))
     inputs = _absolute(cfg, {**labels.inputs, "value_inference": values.path})
     labels = replace(labels, path=str(result), inputs=inputs)
-    gate = str(result.with_name(f"{result.name}_gate"))
-    return [values, labels, *(replace(node, path=gate, inputs={"labels": labels.path}) for node in gates)], False
+    beside = str(result.with_name(f"{result.name}_gate"))
+    return [values, labels, *(replace(one, path=beside, inputs={"labels": labels.path}) for one in gates)], False
 
 
 def _absolute(cfg: AdvantageJob, inputs: dict[str, str]) -> dict[str, str]:

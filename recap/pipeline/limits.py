@@ -9,28 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.config import AdvantageJob, Config, EvalJob, LoopJob, StageKind, with_arm
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, StageKind
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture
 from recap.envs import Env
 from recap.jobs.config import Resources
-from recap.jobs.job import section
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.pi0.config import PI0Config
-from recap.policies.roles import Role
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.rollout.config import Prompt
-from recap.stages.advantage import no_success
-from recap.stages.base import DEMONSTRATIONS, Node
+from recap.stages.acting import Acting
+from recap.stages.advantage import Advantage, no_success
+from recap.stages.base import DEMONSTRATIONS, Stage
+from recap.stages.training import Training, TrainPolicy
 from recap.training.config import IndicatorMode
 from recap.utils.errors import RecapError
 
-READS = ("train", "value_inference", "advantage")  # kinds of stages that read data sets
 INDICATORS: dict[IndicatorMode, tuple[bool | None, ...]] = {
     IndicatorMode.ignore: (None,),
     IndicatorMode.always_positive: (True,),
@@ -44,7 +43,7 @@ ROOM = 0.8  # share of a machine's memory that an advised batch takes
 
 def limits(
     cfg: Config,
-    nodes: Sequence[Node],
+    stages: Sequence[Stage],
     jobs: Mapping[str, Resources] | None,
     data: Sequence[Frames],
     env: Env | None,
@@ -55,23 +54,19 @@ def limits(
     jobs: see `preflight`. data: the given data sets that are here. env: None where it cannot be built here.
     absent: keys of networks and tokenizers that are not here.
     """
-    yield from _sizes(cfg, nodes, data, env)
+    yield from _sizes(cfg, stages, data, env)
     yield from _lengths(cfg, data)
-    yield from _outcomes(cfg, nodes, data)
-    yield from _fractions(cfg, nodes, data, env)
-    yield from _left_out(cfg, nodes, data)
-    yield from _prompts(cfg, nodes, data, env, absent)
-    yield from _batches(cfg, nodes, jobs, data, env)
-
-
-def _trains(nodes: Sequence[Node], policy: Role) -> list[Node]:
-    return [node for node in nodes if node.kind == "train" and node.options["role"] is policy]
+    yield from _outcomes(cfg, stages, data)
+    yield from _fractions(cfg, stages, data, env)
+    yield from _left_out(cfg, stages, data)
+    yield from _prompts(cfg, stages, data, env, absent)
+    yield from _batches(cfg, stages, jobs, data, env)
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
-def _sizes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+def _sizes(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
     """States and actions fit into what π0 pads them to."""
-    if not _trains(nodes, Role.policy):
+    if not any(isinstance(stage, TrainPolicy) for stage in stages):
         return
     found = [(f"data.sources.{one.name}", one.state.shape[1], one.action.shape[1]) for one in data]
     found += [(f"env={cfg.env.type.name}", env.state_dim, env.action_dim)] if env else []
@@ -139,69 +134,73 @@ def _tasks_of(data: Sequence[Frames]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------- labels
-def _outcomes(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Iterator[str]:
+def _outcomes(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames]) -> Iterator[str]:
     """Labels of the pre-training need a success: of failures alone, 30 % of the frames would be called positive."""
-    before = [node for node in nodes if node.kind == "advantage" and node.options["stage"] is StageKind.sft]
+    before = [stage for stage in stages if isinstance(stage, Advantage) and stage.training is StageKind.sft]
     if before and data and cfg.data.demonstrator is None and not any(one.success.any() for one in data):
         yield no_success([one.name for one in data], cfg.advantage.sft.positive_fraction)
 
 
-def _fractions(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
+def _fractions(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
     given = set(cfg.advantage.positive_fraction_by_task)
     if cfg.advantage.threshold is Threshold.all or not given:
         return
-    for node in nodes:
-        known = _tasks(cfg, node, data, env)
-        if node.kind == "advantage" and known and (unknown := sorted(given - known)):
+    for stage in stages:
+        known = _tasks(cfg, stage, data, env)
+        if stage.kind == "advantage" and known and (unknown := sorted(given - known)):
             yield (
-                f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which {node.path} has no frame. "
+                f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which {stage.path} has no frame. "
                 f"Fix: one of {', '.join(map(repr, sorted(known)[:8]))}"
             )
             return
 
 
-def _left_out(cfg: Config, nodes: Sequence[Node], data: Sequence[Frames]) -> Iterator[str]:
+def _left_out(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames]) -> Iterator[str]:
     """Something is left to train on."""
-    for node in nodes:
-        if node.kind != "train" or DEMONSTRATIONS in node.inputs or "rollouts_01" in node.inputs or not data:
+    for stage in stages:
+        if (
+            not isinstance(stage, Training)
+            or DEMONSTRATIONS in stage.inputs
+            or "rollouts_01" in stage.inputs
+            or not data
+        ):
             continue
-        if node.options["role"] is Role.policy:
-            training = getattr(with_arm(cfg, node.arm).policy, node.options["stage"].name)
+        if isinstance(stage, TrainPolicy):
             try:
-                Mixture(data, 1.0, training.episode_filter)
+                Mixture(data, 1.0, stage.settings.episode_filter)
             except RecapError as error:
-                yield f"{node.path}: {error}"
-        elif all(left_out(one, cfg.value, cfg.seed, node.options.get("member", 0)).all() for one in data):
+                yield f"{stage.path}: {error}"
+        elif all(left_out(one, cfg.value, cfg.seed, stage.number).all() for one in data):
             count = sum(len(one.length) for one in data)
             yield (
                 f"value.held_out={cfg.value.held_out:g}, value.ensemble_size={cfg.value.ensemble_size}, "
                 f"value.aggregation={cfg.value.aggregation.name}: of {count} episode{'s' if count > 1 else ''} "
-                f"{node.path} would train on none. Fix: more episodes, or value.held_out=0 value.aggregation=mean"
+                f"{stage.path} would train on none. Fix: more episodes, or value.held_out=0 value.aggregation=mean"
             )
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
-def _tasks(cfg: Config, node: Node, data: Sequence[Frames], env: Env | None) -> set[str]:
+def _tasks(cfg: Config, stage: Stage, data: Sequence[Frames], env: Env | None) -> set[str]:
     """The instructions that a stage reads: of the given data, of what is recorded in the environment, or of it."""
-    found = set(_tasks_of(data)) if node.kind in READS else set()
+    found = set(_tasks_of(data)) if stage.reads_data else set()
     if env is None:
         return found
     named = dict(zip(cfg.env.tasks, env.tasks, strict=True))
     collected = [named[task] for task in cfg.rollout.tasks or cfg.env.tasks]
-    if node.kind in ("demonstrations", "evaluate") or DEMONSTRATIONS in node.inputs:
+    if stage.kind in ("demonstrations", "eval") or DEMONSTRATIONS in stage.inputs:
         found |= set(env.tasks)
-    if node.kind == "rollout" or any(role.startswith("rollouts_") for role in node.inputs):
+    if stage.kind == "rollout" or any(role.startswith("rollouts_") for role in stage.inputs):
         found |= set(collected)
     return found
 
 
-def _said(cfg: Config, node: Node) -> Collection[bool | None]:
+def _said(cfg: Config, stage: Stage) -> Collection[bool | None]:
     """The indicators that a stage puts behind its instructions."""
-    if node.kind in ("rollout", "evaluate"):
-        told = TOLD[node.options["prompt"]]
-        return (told,) if node.options["beta"] == 1 else (told, None)
-    if node.kind == "train" and node.options["role"] is Role.policy:
-        said = set(INDICATORS[getattr(with_arm(cfg, node.arm).policy, node.options["stage"].name).indicator])
+    if isinstance(stage, Acting):
+        told = TOLD[stage.prompt]
+        return (told,) if stage.beta == 1 else (told, None)
+    if isinstance(stage, TrainPolicy):
+        said = set(INDICATORS[stage.settings.indicator])
         return said if isinstance(cfg, LoopJob) else said | _later(cfg)
     return (None,)
 
@@ -219,20 +218,19 @@ def _later(cfg: Config) -> set[bool | None]:
 
 
 def _prompts(
-    cfg: Config, nodes: Sequence[Node], data: Sequence[Frames], env: Env | None, absent: Collection[str]
+    cfg: Config, stages: Sequence[Stage], data: Sequence[Frames], env: Env | None, absent: Collection[str]
 ) -> Iterator[str]:
     """Every prompt of every stage fits; the longest of each network is named."""
     texts: dict[str, dict[str, str]] = {"policy": {}, "value": {}}  # {prompt: the first stage that reads it}
-    for node in nodes:
-        acts = node.kind in ("rollout", "evaluate")
-        if not acts and node.kind not in ("train", "value_inference"):
+    for stage in stages:
+        if not stage.computes:
             continue
-        policy = "policy" if acts or (node.kind == "train" and node.options["role"] is Role.policy) else "value"
-        for task in sorted(_tasks(cfg, node, data, env)):
-            for indicator in _said(cfg, node):
-                texts[policy].setdefault(prompt(task, indicator), node.path)
+        policy = "policy" if stage.acts or isinstance(stage, TrainPolicy) else "value"
+        for task in sorted(_tasks(cfg, stage, data, env)):
+            for indicator in _said(cfg, stage):
+                texts[policy].setdefault(prompt(task, indicator), stage.path)
     for policy, found in texts.items():
-        given = _given(cfg, nodes, policy)
+        given = _given(cfg, stages, policy)
         most = _padding(given) if given else getattr(cfg, policy).tokenizer_max_length
         if all(text.isascii() and len(text) + SPARE <= most for text in found):
             continue  # whatever the tokenizer
@@ -252,11 +250,11 @@ def _prompts(
             yield f"{policy}.tokenizer_max_length={most}: {has}. Fix: {policy}.tokenizer_max_length={count}"
 
 
-def _given(cfg: Config, nodes: Sequence[Node], policy: str) -> Path | None:
+def _given(cfg: Config, stages: Sequence[Stage], policy: str) -> Path | None:
     """The checkpoint that was given by hand to act or to be asked."""
     if not isinstance(cfg, EvalJob if policy == "policy" else AdvantageJob) or cfg.checkpoint is None:
         return None
-    paths = [node.inputs[policy] for node in nodes if policy in node.inputs and node.kind != "train"]
+    paths = [stage.inputs[policy] for stage in stages if policy in stage.inputs and not stage.trains]
     return checkpoint_of(Path(cfg.output) / paths[0]) if paths else None
 
 
@@ -286,7 +284,7 @@ def _counts(
 
 # ---------------------------------------------------------------------------------------------------- memory
 def _batches(
-    cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None, data: Sequence[Frames], env: Env | None
+    cfg: Config, stages: Sequence[Stage], jobs: Mapping[str, Resources] | None, data: Sequence[Frames], env: Env | None
 ) -> Iterator[str]:
     """A batch of pictures fits into memory: of this machine, or of what the jobs ask for."""
     if data:
@@ -295,19 +293,19 @@ def _batches(
         shapes = [(cfg.env.image_size, cfg.env.image_size, 3)] * len(env.cameras)
     else:
         return
-    for node in nodes:
-        if node.kind != "train":
+    for stage in stages:
+        if not isinstance(stage, Training):
             continue
-        size: PI0Config | ValueConfig = getattr(cfg, node.options["role"].name)
-        key = f"{node.options['role'].name}.{node.options['stage'].name}.batch_size"
-        asked = jobs[section(node)] if jobs is not None else None
+        size: PI0Config | ValueConfig = getattr(stage.cfg, stage.role.name)
+        key = f"{stage.role.name}.{stage.training.name}.batch_size"
+        asked = jobs[stage.kind] if jobs is not None else None
         memory = asked.mem_gb * 1e9 * asked.nodes if asked else machine_bytes()
         sample = sample_bytes(size, shapes, _on_device(cfg, asked))
-        batch = getattr(size, node.options["stage"].name).batch_size
+        batch = stage.settings.batch_size
         if batch * sample > memory:
             yield (
                 f"{key}={batch}: takes about {batch * sample / 1e9:.0f} GB of memory for {len(shapes)} cameras, and "
-                f"{f'resources.{section(node)}.mem_gb asks for' if asked else 'this machine has'} "
+                f"{f'resources.{stage.kind}.mem_gb asks for' if asked else 'this machine has'} "
                 f"{memory / 1e9:.0f} GB. Fix: {key}={max(1, int(ROOM * memory / sample))} or less"
             )
 

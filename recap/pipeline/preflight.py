@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from recap.config import Config, LoopJob
+from recap.config import Config
 from recap.data.cameras import choice
 from recap.data.mixture import Mixture
 from recap.data.sources import given
@@ -23,7 +23,7 @@ from recap.policies.folder import WEIGHTS
 from recap.policies.memory import disk_bytes, training_bytes
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
-from recap.stages.base import Node
+from recap.stages.base import Stage
 from recap.storage.manifest import CONFIG
 from recap.tracking.config import TrackingKind
 from recap.training.config import Sharding
@@ -33,24 +33,21 @@ from recap.utils.hub import Need, fetch, refusals
 from recap.utils.ranks import process
 
 DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
-ACTING = {"demonstrations", "rollout", "evaluate"}  # kinds of stages that simulate
-NETWORKS = {"train", "rollout", "value_inference", "evaluate"}  # kinds of stages that compute with a device
-READING = {"train", "value_inference", "advantage"}  # kinds of stages that read data sets
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
 ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
 
-def preflight(cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None = None) -> None:
+def preflight(cfg: Config, stages: Sequence[Stage], jobs: Mapping[str, Resources] | None = None) -> None:
     """Raises RecapError with everything that would stop these stages later.
 
     What is missing and the hub gives is fetched, but only when nothing else is wrong.
 
     jobs: what they ask of a cluster, by their names under `resources`; None: they run on this machine.
     """
-    wanted = [need for need in _needs(cfg, {node.kind for node in nodes}) if need.folder() is None]
+    wanted = [need for need in _needs(cfg, stages) if need.folder() is None]
     remote = [need for need in wanted if not Path(need.name).is_dir()]
-    found = list(_problems(cfg, nodes, jobs, absent={need.key for need in wanted}))
+    found = list(_problems(cfg, stages, jobs, absent={need.key for need in wanted}))
     incomplete = [need for need in wanted if need not in remote]
     found += [f"{n.key}={n.name}: holds no {n.files[0]}. Fix: name the folder that does." for n in incomplete]
     found += [_missing(need, reason) for need, reason in refusals(remote).items() if reason]
@@ -59,7 +56,7 @@ def preflight(cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] 
     if not found:
         for need in remote:
             fetch(need)
-        found = list(_problems(cfg, nodes, jobs, absent=set())) if wanted else []
+        found = list(_problems(cfg, stages, jobs, absent=set())) if wanted else []
     if found:
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
@@ -67,26 +64,27 @@ def preflight(cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] 
 
 
 def _problems(
-    cfg: Config, nodes: Sequence[Node], jobs: Mapping[str, Resources] | None, absent: set[str]
+    cfg: Config, stages: Sequence[Stage], jobs: Mapping[str, Resources] | None, absent: set[str]
 ) -> Iterator[str]:
     """absent: keys of what is not on this machine, of which nothing can be said yet."""
-    kinds = {node.kind for node in nodes}
-    yield from _disk(cfg)
-    if cfg.tracking.tensorboard and "train" in kinds and find_spec("tensorboard") is None:
+    trains, reads = any(stage.trains for stage in stages), any(stage.reads_data for stage in stages)
+    simulated = any(stage.simulates for stage in stages)
+    yield from _disk(cfg, stages)
+    if cfg.tracking.tensorboard and trains and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
     if cfg.tracking.kind is TrackingKind.trackio and find_spec("trackio") is None:
         yield "tracking=trackio: is not installed. Fix: pip install trackio, or tracking=local"
     yield from () if jobs is None else slurm.problems(cfg, jobs)
-    yield from start_problems(cfg, kinds)
+    yield from start_problems(cfg, stages)
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
-    computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
-    checks: list[Callable[[Config], object]] = [_device] if computes and kinds & NETWORKS else []
-    checks += [_memory] if computes and "train" in kinds else []
+    computes, simulates = jobs is None, simulated and (jobs is None or _renders())
+    checks: list[Callable[[Config], object]] = [_device] if computes and any(stage.computes for stage in stages) else []
+    checks += [_memory] if computes and trains else []
     checks += [_names] if simulates else []
     checks += [_environment] if simulates and ASSETS_KEY not in absent else []
-    checks += [_data] if kinds & READING and sources and data_here else []
-    checks += [_fit] if kinds & ACTING and kinds & READING and sources and data_here else []
+    checks += [_data] if reads and sources and data_here else []
+    checks += [_fit] if simulated and reads and sources and data_here else []
     failed: set[object] = set()
     for check in checks:
         if failed & {_names, _data} and check in (_environment, _fit):
@@ -99,27 +97,27 @@ def _problems(
     if not failed & {_names, _data, _fit}:
         data = [given(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
         try:
-            yield from limits(cfg, nodes, jobs, data, _world(cfg) if kinds & ACTING or not sources else None, absent)
+            yield from limits(cfg, stages, jobs, data, _world(cfg) if simulated or not sources else None, absent)
         except RecapError as error:
             yield str(error)
 
 
 # ---------------------------------------------------------------------------------------------------- the hub
-def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
+def _needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
-    yield from start_needs(cfg, kinds)
-    for name in ("policy", "value") if "train" in kinds else ():
+    yield from start_needs(cfg, stages)
+    for name in ("policy", "value") if any(stage.trains for stage in stages) else ():
         size = getattr(cfg, name)
         for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
             if repository := getattr(size, key, None):
                 yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
         if size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
-    for name, source in cfg.data.sources.items() if kinds & READING else ():
+    for name, source in cfg.data.sources.items() if any(stage.reads_data for stage in stages) else ():
         if source.root is None and source.repo_id is not None:
             files = ("meta/info.json", "data/*/*.parquet")
             yield Need(f"data.sources.{name}.repo_id", source.repo_id, "dataset", files, source.revision)
-    if cfg.env.type is EnvKind.libero and kinds & ACTING and not libero.assets_here():
+    if cfg.env.type is EnvKind.libero and any(stage.simulates for stage in stages) and not libero.assets_here():
         yield Need(ASSETS_KEY, libero.ASSETS_REPO, "dataset", tuple(f"{name}/*" for name in libero.FOLDERS))
 
 
@@ -139,7 +137,7 @@ def _missing(need: Need, reason: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- this machine
-def _disk(cfg: Config) -> Iterator[str]:
+def _disk(cfg: Config, stages: Sequence[Stage]) -> Iterator[str]:
     folder = Path(cfg.output).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -148,7 +146,7 @@ def _disk(cfg: Config) -> Iterator[str]:
     elif not os.access(folder, os.W_OK):
         yield f"output={cfg.output}: {folder} cannot be written. Fix: choose output=<a folder of yours>."
     else:
-        need = _disk_bytes(cfg)
+        need = _disk_bytes(cfg, stages)
         if (Path(cfg.output) / CONFIG).is_file():  # a run that has begun holds most of it already
             need /= 20
         if (free := shutil.disk_usage(folder).free) < need:
@@ -158,15 +156,14 @@ def _disk(cfg: Config) -> Iterator[str]:
             )
 
 
-def _disk_bytes(cfg: Config) -> float:
-    """What a run leaves behind, about; a stage by hand as a run without iterations."""
-    iterations = cfg.iterations if isinstance(cfg, LoopJob) else 0
-    arms = sum(cfg.arms[arm].trains for arm in cfg.controls)
-    return max(DATA, 1.1 * disk_bytes(cfg.policy, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
+def _disk_bytes(cfg: Config, stages: Sequence[Stage]) -> float:
+    """What these stages leave behind, about."""
+    policies, values = (sum(stage.kind == kind for stage in stages) for kind in ("policy", "value"))
+    return max(DATA, 1.1 * disk_bytes(cfg.policy, cfg.value, policies, values)) if policies + values else DATA
 
 
 def _renders() -> bool:
-    """Whether this machine can build environments; a cluster's login node need not."""
+    """Whether this machine can build environments; a cluster's login stage need not."""
     from recap.envs.rendering import choose_gl
 
     try:

@@ -7,22 +7,23 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TextIO
 
 from recap import tracking
-from recap.config import Action, AdvantageJob, Config, EvalJob, LoopJob, StageKind, TrainJob, shared, with_arm
+from recap.config import Action, AdvantageJob, Config, EvalJob, LoopJob, StageKind, TrainJob, shared
 from recap.jobs.chain import Chain
 from recap.jobs.config import LauncherKind
-from recap.jobs.job import Run, launcher, resources, section, submitted
+from recap.jobs.job import Run, launcher, resources, submitted
 from recap.pipeline import shown
 from recap.pipeline.commands import advantage_job, eval_job
-from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining, train_node, value_nodes
+from recap.pipeline.graph import by_hand, demonstrations, run_stages
 from recap.pipeline.preflight import preflight
-from recap.policies.roles import Role
 from recap.report import build_summary, print_table, write_html, write_summary
-from recap.stages.base import DEMONSTRATIONS, EXECUTION, Node
+from recap.stages.base import DEMONSTRATIONS, Say, Stage
+from recap.stages.training import EXECUTION
 from recap.storage.inside import stay_inside
 from recap.storage.manifest import (
     LOCK,
@@ -45,95 +46,90 @@ from recap.storage.manifest import (
 from recap.utils.errors import RecapError, disk_error
 from recap.utils.ranks import WHOLE, Share, process, wait
 
-SHARED = {"rollout", "evaluate", "value_inference"}  # kinds of stages whose work can be shared out
-RESUMED = SHARED | {"train"}  # those that go on where they were
-# What may change from one call of a run to the next: where and how it is executed, and the arms beside it.
-RUNNING = ("output", "device", "sharding", "launcher", "resources", "tracking", "arms", "controls", "action", "follow")
+# What may change from one call of a run to the next: where and how it is executed, and the ablations beside it.
+RUNNING = ("output", "device", "sharding", "launcher", "resources", "tracking", "ablations", "action", "follow")
 INPUT_SECONDS = 60.0  # after which a network file system shows what another node has finished
 ELSEWHERE = "result=<another directory> writes there"  # for somebody who wants other values by hand
 
 
 # ---------------------------------------------------------------------------------------------------- one stage
-def run_node(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
-    """Runs one stage of the run directory `cfg.output`, or a shard of it, or does nothing if it is finished.
+def run_stage(stage: Stage, shard: Share = WHOLE) -> None:
+    """Runs one stage, or a shard of it, or does nothing if it is finished.
 
-    Processes that were started together share a stage (SHARED) or train together. Of shares, the one that is done last
+    Processes that were started together divide a shardable stage, or train together. The share that is done last
     finishes the stage.
 
     Raises:
         RecapError: an input is missing or damaged, the directory belongs to another configuration, or another process
             works in it; and whatever the stage itself reports.
     """
-    cfg, out = with_arm(cfg, node.arm), Path(cfg.output) / node.path
-    inputs = {role: Path(cfg.output) / path for role, path in node.inputs.items()}
     beside = process()
-    share = shard.among(beside.index, beside.count) if node.kind in SHARED else shard
+    share = shard.among(beside.index, beside.count) if stage.shardable else shard
     if share.whole and not is_main_process():
-        _assist(cfg, node, inputs, out)
+        _assist(stage)
         return
-    config = node.config(cfg)
-    check(out, config)
-    if finished(out):
+    out = stage.out
+    check(out, stage.identity)
+    if stage.finished:
         if is_main_process():
-            _check_kept(node, out, inputs)
-            tracking.publish(shown.stage(cfg, node, out))
+            _check_kept(stage)
+            tracking.publish(shown.stage(stage))
         return
-    for role, path in inputs.items():
-        _check_input(cfg, node, role, path)
-    if share.whole or _contribute(cfg, node, inputs, out, share):
+    for role in stage.inputs:
+        _check_input(stage, role)
+    if share.whole or _contribute(stage, share):
         with lock(out):
-            if finished(out):  # another process finished it while this one looked
+            if stage.finished:  # another process finished it while this one looked
                 return
-            claim(out, config)
-            if node.kind in RESUMED:
-                begin(out, inputs)
+            claim(out, stage.identity)
+            if stage.resumes:
+                begin(out, stage.read)
             clear_leftovers(out)
             began = time.time()
-            with _logged(node, out) as say, tracking.tracked(shown.stage(cfg, node, out)):
-                _stage(node)(cfg, inputs, out, say, **node.options)
-                write_manifest(out, node=node.path, seed=cfg.seed, inputs=inputs, began=began)
+            with _logged(stage) as say, tracking.tracked(shown.stage(stage)):
+                stage.run(say)
+                write_manifest(out, node=stage.path, seed=stage.cfg.seed, inputs=stage.read, began=began)
             (out / SHARES).unlink(missing_ok=True)
     elif shard.whole:
-        _wait(node, out)
+        _wait(stage)
 
 
-def _contribute(cfg: Config, node: Node, inputs: dict[str, Path], out: Path, share: Share) -> bool:
+def run_job(cfg: Config, stage: Stage, shard: Share = WHOLE) -> None:
+    """A stage as a job. cfg: the run's, where the stage has that of an ablation."""
+    run_stage(stage, shard)
+
+
+def _contribute(stage: Stage, share: Share) -> bool:
     """Does one share of a stage beside the others; whether all are done."""
-    with lock(out, shared=True):
-        if finished(out):
+    with lock(stage.out, shared=True):
+        if stage.finished:
             return False
-        claim(out, node.config(cfg))
-        begin(out, inputs)
-        with _logged(node, out) as say:
-            _stage(node)(cfg, inputs, out, say, share=share, **node.options)
-        return note_share(out, share)
+        claim(stage.out, stage.identity)
+        begin(stage.out, stage.read)
+        with _logged(stage) as say:
+            stage.run(say, share)
+        return note_share(stage.out, share)
 
 
-def _assist(cfg: Config, node: Node, inputs: dict[str, Path], out: Path) -> None:
-    """What a process beside the main one does in a stage that is not shared out: its part of a training, or waiting."""
-    if finished(out):
+def _assist(stage: Stage) -> None:
+    """A process beside the main one: does its part of a training, and waits for any other stage."""
+    if stage.finished:
         return
-    if node.kind == "train":
-        _stage(node)(cfg, inputs, out, lambda _: None, **node.options)
-    _wait(node, out)
+    if stage.trains:
+        stage.run(lambda _: None)
+    _wait(stage)
 
 
-def _wait(node: Node, out: Path) -> None:
-    wait(lambda: finished(out), out / LOCK, f"to finish {node.path}")
-
-
-def _stage(node: Node) -> Callable[..., None]:
-    from recap.stages import stage
-
-    return stage(node.kind)
+def _wait(stage: Stage) -> None:
+    wait(lambda: stage.finished, stage.out / LOCK, f"to finish {stage.path}")
 
 
 @contextmanager
-def _logged(node: Node, out: Path) -> Iterator[Callable[[str], None]]:
-    """`say`, which tells the console and the stage's log; errors go to the log too."""
+def _logged(stage: Stage) -> Iterator[Say]:
+    """`say`, which prints to the console and the stage's log; errors go to the log too."""
     with (
-        (out / "log.txt").open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
-        _reported(node, out, log),
+        (stage.out / "log.txt").open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log,
+        _reported(stage, log),
     ):
 
         def say(text: str) -> None:
@@ -144,50 +140,50 @@ def _logged(node: Node, out: Path) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _reported(node: Node, out: Path, log: TextIO) -> Iterator[None]:
+def _reported(stage: Stage, log: TextIO) -> Iterator[None]:
     """Errors go to the stage's log with their traceback; what the disk or the device refuses becomes a RecapError."""
     try:
         yield
     except Exception as error:
         with suppress(OSError):
             log.write(traceback.format_exc())
-        if not isinstance(error, RecapError) and (refusal := disk_error(error, out)):
-            raise RecapError(f"{node.path}: {refusal}") from error
+        if not isinstance(error, RecapError) and (refusal := disk_error(error, stage.out)):
+            raise RecapError(f"{stage.path}: {refusal}") from error
         if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch is not imported here
             raise RecapError(
-                f"{node.path}: the device is out of memory ({str(error).splitlines()[0]}). "
+                f"{stage.path}: the device is out of memory ({str(error).splitlines()[0]}). "
                 "Fix: a smaller batch_size, or a larger device."
             ) from error
         raise
 
 
-def _check_kept(node: Node, out: Path, inputs: dict[str, Path]) -> None:
+def _check_kept(stage: Stage) -> None:
     """Raises RecapError if a finished stage was damaged since, or was made from other inputs than there are now."""
-    verify(out, _command(node.path), quick=True)
-    recorded = read_manifest(out)["inputs"]
-    for role, path in inputs.items():
+    verify(stage.out, _command(stage.path), quick=True)
+    recorded = read_manifest(stage.out)["inputs"]
+    for role, path in stage.read.items():
         there = finished(stage_of(path)) or (path / "config.json").is_file()  # or a checkpoint folder by hand
         if role in recorded and there and recorded[role]["sha256"] != results_digest(path):
             raise RecapError(
-                f"{out} was made from another {node.inputs[role]} than there is now. "
-                f"Fix: delete {out} and run the command again."
+                f"{stage.out} was made from another {stage.inputs[role]} than there is now. "
+                f"Fix: delete {stage.out} and run the command again."
             )
 
 
-def _check_input(cfg: Config, node: Node, role: str, path: Path) -> None:
-    deadline = time.monotonic() + (INPUT_SECONDS if in_job() else 0)
+def _check_input(stage: Stage, role: str) -> None:
+    path, deadline = stage.read[role], time.monotonic() + (INPUT_SECONDS if in_job() else 0)
     while not finished(stage_of(path)) and time.monotonic() < deadline and not (path / "config.json").is_file():
         time.sleep(1)
     if finished(stage_of(path)):
-        verify(stage_of(path), _command(node.inputs[role]))
+        verify(stage_of(path), _command(stage.inputs[role]))
     elif not (path / "config.json").is_file():  # a checkpoint folder by hand needs no finished stage
-        raise _missing(cfg, node, role)
+        raise _missing(stage, role)
 
 
-def _missing(cfg: Config, node: Node, role: str) -> RecapError:
+def _missing(stage: Stage, role: str) -> RecapError:
     return RecapError(
-        f"{node.path} needs {node.inputs[role]}, which is not finished in {cfg.output}. "
-        f"Fix: {_command(node.inputs[role])} with the same settings first, or let loop.py run it all."
+        f"{stage.path} needs {stage.inputs[role]}, which is not finished in {stage.cfg.output}. "
+        f"Fix: {_command(stage.inputs[role])} with the same settings first, or let loop.py run it all."
     )
 
 
@@ -215,8 +211,8 @@ def _command(path: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- several stages
-def run_nodes(
-    cfg: Config, nodes: Sequence[Node], *, identity: bool = True, run: Run = run_node, done: Callable[[], None]
+def run_all(
+    cfg: Config, stages: Sequence[Stage], *, identity: bool = True, run: Run = run_job, done: Callable[[], None]
 ) -> Chain | None:
     """Runs stages here, one after the other, and says what each did; or returns them as a chain of jobs, checked.
 
@@ -226,75 +222,76 @@ def run_nodes(
     Raises:
         RecapError: before any work, for whatever can be known by then; and what a stage reports.
     """
-    chain, inline = Chain(cfg, nodes, run, done), launcher(cfg) is LauncherKind.inline
+    chain, inline = Chain(cfg, stages, run, done), launcher(cfg) is LauncherKind.inline
     if cfg.action is not Action.run:
         return chain
-    for place, key in {cfg.output: "output", **{n.path: "result" for n in nodes if Path(n.path).is_absolute()}}.items():
+    elsewhere = {stage.path: "result" for stage in stages if Path(stage.path).is_absolute()}
+    for place, key in {cfg.output: "output", **elsewhere}.items():
         stay_inside(Path(place), key)
     if inline and not cfg.follow:
         raise RecapError("follow=false: launcher=inline works in this process. Fix: leave it out, or launcher=slurm.")
     if is_main_process():
-        _check(cfg, nodes, identity)
+        _check(cfg, stages, identity)
     if not inline:
-        for node in nodes:
-            if finished(chain.out(node)):
-                run_node(cfg, node)
+        for stage in stages:
+            if stage.finished:
+                run_stage(stage)
         return chain
     show: Callable[[str], None] = print if is_main_process() else lambda _: None
-    for node in nodes:
-        kept, began = finished(chain.out(node)), time.perf_counter()
+    for stage in stages:
+        kept, began = stage.finished, time.perf_counter()
         if not kept:
-            show(f"── {node.path}")
+            show(f"── {stage.path}")
         try:
-            run_node(cfg, node)
+            run_stage(stage)
         except RecapError:
-            if node.kind == "gate" and is_main_process():
+            if stage.kind == "gate" and is_main_process():
                 done()  # the report shows what it stopped for
             raise
-        show(f"── {node.path}  kept" if kept else f"── {node.path}  done in {time.perf_counter() - began:.0f} s")
+        show(f"── {stage.path}  kept" if kept else f"── {stage.path}  done in {time.perf_counter() - began:.0f} s")
     if is_main_process():
         done()
     return None
 
 
-def _check(cfg: Config, nodes: Sequence[Node], identity: bool) -> None:
+def _check(cfg: Config, stages: Sequence[Stage], identity: bool) -> None:
     """Raises RecapError for whatever can be known before the first stage; the run directory is this run's then."""
     run = Path(cfg.output)
     if identity:
         check(run, _identity(cfg))
-    for node in nodes:
-        check(run / node.path, node.config(cfg), "name=<another> starts a new run" if identity else ELSEWHERE)
-    to_do = [node for node in nodes if not finished(run / node.path)]
+    for stage in stages:
+        check(stage.out, stage.identity, "name=<another> starts a new run" if identity else ELSEWHERE)
+    to_do = [stage for stage in stages if not stage.finished]
     if to_do:
         _check_queue(cfg, to_do)
-        _check_order(cfg, nodes)
-        asked = {section(node): resources(cfg, node) for node in to_do}
+        _check_order(stages)
+        asked = {stage.kind: resources(cfg, stage) for stage in to_do}
         preflight(cfg, to_do, asked if launcher(cfg) is LauncherKind.slurm else None)
     if identity:
         claim(run, _identity(cfg))
 
 
-def _check_queue(cfg: Config, nodes: Sequence[Node]) -> None:
+def _check_queue(cfg: Config, stages: Sequence[Stage]) -> None:
     """Raises RecapError where `auto` would run here what may be in the queue of a cluster that does not answer now."""
     if cfg.launcher.kind is not LauncherKind.auto or launcher(cfg) is LauncherKind.slurm or not is_main_process():
         return
-    for node in nodes:
-        if jobs := submitted(Path(cfg.output) / node.path):
+    for stage in stages:
+        if jobs := submitted(stage.out):
             raise RecapError(
-                f"{node.path} was submitted to SLURM (job {next(reversed(jobs))}), which does not answer now. "
+                f"{stage.path} was submitted to SLURM (job {next(reversed(jobs))}), which does not answer now. "
                 "Fix: the same command again later, or launcher=inline if that job is gone."
             )
 
 
-def _check_order(cfg: Config, nodes: Sequence[Node]) -> None:
+def _check_order(stages: Sequence[Stage]) -> None:
     """Raises RecapError for an input that is neither there nor made by an earlier one of these stages."""
     made: set[str] = set()
-    for node in nodes:
-        for role, path in node.inputs.items():
-            there = finished(stage_of(Path(cfg.output) / path)) or Path(path).is_absolute()
-            if path not in made and not there and not finished(Path(cfg.output) / node.path):
-                raise _missing(cfg, node, role)
-        made.add(node.path)
+    for stage in stages:
+        for role, path in stage.inputs.items():
+            there = finished(stage_of(stage.read[role])) or Path(path).is_absolute()
+            if path not in made and not there and not stage.finished:
+                raise _missing(stage, role)
+        made.add(stage.path)
 
 
 def _identity(cfg: Config) -> dict:
@@ -311,30 +308,25 @@ def _identity(cfg: Config) -> dict:
 
 # ---------------------------------------------------------------------------------------------------- entrypoints
 def run_loop(cfg: LoopJob) -> Chain | None:
-    """A run: pre-training, the iterations, the controls of the last, the report; `cfg.iteration`: that one alone.
+    """A run: pre-training, the iterations, the ablations of the last, the report; `cfg.iteration`: that one alone.
 
     Iteration 1 brings the pre-training with it.
     """
-    iterations = range(1, cfg.iterations + 1) if cfg.iteration is None else [cfg.iteration]
-    last = iterations[-1] == cfg.iterations
-    nodes = pretraining(cfg) if iterations[0] == 1 else []
-    for iteration in iterations:
-        nodes += iteration_nodes(cfg, iteration)
-    for arm in cfg.controls if last else []:
-        nodes += control_nodes(cfg, arm, cfg.iterations)
-    nodes = list({node.path: node for node in nodes}.values())  # arms share the labels of the pre-training
-    return run_nodes(cfg, nodes, run=run_and_report, done=lambda: _report(cfg, show=last))
+    rounds = run_stages(cfg, cfg.iterations)
+    stages = [stage for one in rounds for stage in one] if cfg.iteration is None else rounds[cfg.iteration - 1]
+    last = cfg.iteration in (None, cfg.iterations)
+    return run_all(cfg, stages, run=run_and_report, done=lambda: _report(cfg, show=last))
 
 
-def run_and_report(cfg: Config, node: Node, shard: Share = WHOLE) -> None:
-    """A stage of a loop as a job: the report is up to date after each evaluation and each value gate, also one that
-    stops the run; whoever follows it.
+def run_and_report(cfg: Config, stage: Stage, shard: Share = WHOLE) -> None:
+    """A stage of a loop as a job. The report is up to date after each evaluation and each value gate, also one that
+    stops the run.
     """
     try:
-        run_node(cfg, node, shard)
+        run_stage(stage, shard)
     finally:
-        told = node.kind == "gate" or (node.kind == "evaluate" and finished(Path(cfg.output) / node.path))
-        if told and is_main_process():
+        reported = stage.kind == "gate" or (stage.kind == "eval" and stage.finished)
+        if reported and is_main_process():
             with lock(Path(cfg.output)):
                 _report(cfg, show=False)
 
@@ -361,22 +353,19 @@ def _read(path: Path) -> object:
 
 def run_train(cfg: TrainJob) -> Chain | None:
     """One training; the demonstrations first, if they are to be recorded."""
-    recorded = [] if cfg.data.demonstrator is None else [Node(DEMONSTRATIONS, "demonstrations")]
-    before = cfg.iteration if cfg.stage is StageKind.finetune else 0
-    trained = (
-        value_nodes(cfg, before) if cfg.role is Role.value else [train_node(cfg, cfg.role, cfg.stage, cfg.iteration)]
-    )
-    return run_nodes(cfg, [*recorded, *trained], done=lambda: None)
+    iteration = cfg.iteration if cfg.stage is StageKind.finetune else 0
+    return run_all(cfg, [*demonstrations(cfg), *by_hand(cfg, cfg.role, iteration)], done=lambda: None)
 
 
 def run_advantage(cfg: AdvantageJob) -> Chain | None:
     """Values and labels of an iteration, by the run's own value function or the one in `checkpoint`."""
-    nodes, identity = advantage_job(cfg)
-    return run_nodes(cfg, nodes, identity=identity, done=lambda: None)
+    stages, identity = advantage_job(cfg)
+    return run_all(cfg, stages, identity=identity, done=lambda: None)
 
 
 def run_eval(cfg: EvalJob) -> Chain | None:
     """Evaluates a checkpoint, or records rollouts with it (`record=true`)."""
-    cfg, node, identity = eval_job(cfg)
-    result = Path(cfg.output) / node.path / ("dataset" if cfg.record else "result.json")
-    return run_nodes(cfg, [node], identity=identity, done=lambda: print(result))
+    stage, identity = eval_job(cfg)
+    result = stage.out / ("dataset" if cfg.record else "result.json")
+    run = replace(cfg, output=stage.cfg.output)
+    return run_all(run, [stage], identity=identity, done=lambda: print(result))

@@ -5,26 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from recap.config import Config, StageKind, shared
-from recap.policies.roles import Role
-from recap.stages.base import Node
+from recap.config import Config, shared
+from recap.stages.base import Stage
 from recap.tracking import Shown
 
 
-def stage(cfg: Config, node: Node, out: Path) -> Shown:
-    run, out = Path(cfg.output).absolute(), out.absolute()
-    found = re.match(r"iter_(\d+)/(?:controls/(\w+)/)?", node.path)
-    about = {"iteration": int(found[1]) if found else 0, "arm": found[2] if found else None}
+def stage(stage: Stage) -> Shown:
+    run, out = Path(stage.cfg.output).absolute(), stage.out.absolute()
+    found = re.search(r"(?:^|/)iter_(\d+)/", stage.path)
+    about = {"iteration": int(found[1]) if found else 0, "ablation": stage.ablation}
     return Shown(
-        wanted=cfg.tracking,
+        wanted=stage.cfg.tracking,
         run=run,
         out=out,
-        name=out.name if Path(node.path).is_absolute() else node.path,
-        group=group(cfg),
-        kind=node.kind,
-        job=job_type(node),
-        config={**node.config(cfg), **about},
-        inputs={role: run / path for role, path in node.inputs.items()},
+        name=out.name if Path(stage.path).is_absolute() else stage.path,
+        group=group(stage.cfg),
+        kind=stage.kind,
+        trains=stage.trains,
+        config={**stage.identity, **about},
+        inputs={role: path.absolute() for role, path in stage.read.items()},
     )
 
 
@@ -32,16 +31,7 @@ def loop(cfg: Config) -> Shown:
     """What the run achieved so far, from its summary.json, over the iteration."""
     run = Path(cfg.output).absolute()
     config = {key: value for key, value in shared(cfg).items() if key != "launcher"}  # it may hold secrets
-    return Shown(cfg.tracking, run, run, "loop", group(cfg), "loop", "loop", config)
-
-
-def job_type(node: Node) -> str:
-    """`sft`, `policy`, `value`, `eval`, or what the stage is."""
-    if node.kind == "train":
-        if node.options["role"] is Role.value:
-            return "value"
-        return "sft" if node.options["stage"] is StageKind.sft else "policy"
-    return "eval" if node.kind == "evaluate" else node.kind
+    return Shown(cfg.tracking, run, run, "loop", group(cfg), "loop", config=config)
 
 
 def group(cfg: Config) -> str:

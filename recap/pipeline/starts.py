@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,28 +10,28 @@ from recap.config import Config, EvalJob
 from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, HUB_ID, WEIGHTS, Held, checkpoint_of, held
 from recap.policies.roles import Role
 from recap.policies.sizes import Trained
+from recap.stages.base import Stage
 from recap.utils.errors import RecapError
 from recap.utils.hub import Need, find
 
 READABLE = ("*.json", "*.safetensors", "tokenizer*")  # no pickles: nothing would read them
-ACTING = {"rollout", "evaluate"}  # kinds of stages that run a checkpoint
 RUN = "checkpoint"  # the key of the one that eval.py runs
 
 
-def starts(cfg: Config, kinds: Collection[str]) -> dict[str, tuple[str, Role]]:
+def starts(cfg: Config, stages: Sequence[Stage]) -> dict[str, tuple[str, Role]]:
     """key -> (folder or hub id, what it has to be)."""
     found = {}
-    for kind in Role if "train" in kinds else ():
+    for kind in Role if any(stage.trains for stage in stages) else ():
         if name := getattr(cfg, kind.name).pretrained:
             found[f"{kind.name}.pretrained"] = (name, kind)
-    if isinstance(cfg, EvalJob) and ACTING & set(kinds):
+    if isinstance(cfg, EvalJob) and any(stage.acts for stage in stages):
         found[RUN] = (cfg.checkpoint, Role.policy)
     return found
 
 
-def start_problems(cfg: Config, kinds: Collection[str]) -> Iterator[str]:
+def start_problems(cfg: Config, stages: Sequence[Stage]) -> Iterator[str]:
     """What is wrong with those that are on this machine."""
-    for key, (name, kind) in starts(cfg, kinds).items():
+    for key, (name, kind) in starts(cfg, stages).items():
         try:
             if found := _look(key, name, kind):
                 _check_trains(cfg, key, name, found[1])
@@ -39,9 +39,9 @@ def start_problems(cfg: Config, kinds: Collection[str]) -> Iterator[str]:
             yield str(error)
 
 
-def start_needs(cfg: Config, kinds: Collection[str]) -> Iterator[Need]:
+def start_needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
     """What of them is not on this machine and may be on the hub; also weights and tokenizers that they name."""
-    for key, (name, kind) in starts(cfg, kinds).items():
+    for key, (name, kind) in starts(cfg, stages).items():
         with suppress(RecapError):  # see `start_problems`
             found = _look(key, name, kind)
             if found is None:  # a repository holds weights or adapters; which, is known when it is here

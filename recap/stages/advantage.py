@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,9 +16,8 @@ from recap.method import advantage as equations
 from recap.method.config import Threshold
 from recap.method.returns import rewards
 from recap.policies.value.splits import held_out
+from recap.stages.base import Inputs, Say, Stage
 from recap.stages.inputs import (
-    Inputs,
-    Say,
     episodes_of,
     normalized_returns,
     pooled_episodes,
@@ -26,6 +26,26 @@ from recap.stages.inputs import (
     sources,
 )
 from recap.utils.errors import RecapError
+from recap.utils.ranks import WHOLE, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage(Stage):
+    """`training`: of the policy, by which the labels are read."""
+
+    kind = "advantage"
+    keys = ("data", "advantage")
+    reads_data = True
+
+    training: StageKind
+
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        before = used["advantage"].pop("sft")
+        settings = used["advantage"] | (before if self.training is StageKind.sft else {})
+        return {**used, "advantage": settings, "value": {"aggregation": values["value"]["aggregation"]}}
+
+    def run(self, say: Say, share: Share = WHOLE) -> None:
+        advantage(self.cfg, self.read, self.out, say, stage=self.training)
 
 
 def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageKind) -> None:

@@ -1,88 +1,93 @@
-"""A stage of a run: where it lies, what it reads, and which part of the configuration decides its result."""
+"""A stage of a run: where it lies, what it reads, which part of the configuration decides its result, what it does.
+
+Each kind of stage is one class in one file of this folder; `recap.pipeline.graph` says which stages a run has.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from recap.config import Config, StageKind, plain, with_arm
-from recap.policies.roles import Role
+from recap.config import Config, plain
 from recap.rollout.config import Prompt
+from recap.storage.manifest import finished
 from recap.training.config import IndicatorMode, PolicyTrainConfig
+from recap.utils.ranks import WHOLE, Share
 
 DEMONSTRATIONS = "demonstrations"
+Inputs = Mapping[str, Path]  # role -> directory of a finished stage
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Node:
-    """One stage. `path`: its directory below the run directory; `inputs`: role -> path of the stage it reads.
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One planned stage. Fields of a subclass are settings that decide its result beside the configuration.
 
-    `kind` names the function in `recap.stages`; `options` are its arguments beside the configuration, which is that of
-    the control arm `arm` if one is named. Absolute paths are those given by hand: a result directory elsewhere, a
-    checkpoint folder instead of a stage.
+    `cfg`: the configuration of the run, or of the ablation that it belongs to. `path`: its directory below the run
+    directory. `inputs`: role -> path of the stage that it reads. Absolute paths were named on the command line: a
+    result directory elsewhere, a checkpoint folder instead of a stage.
     """
 
-    path: str
-    kind: str
-    inputs: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    arm: str | None = None
+    kind: ClassVar[str]  # its name in paths, resources, W&B and messages
+    keys: ClassVar[tuple[str, ...]] = ()  # nodes of the configuration that decide its result
+    simulates: ClassVar[bool] = False  # starts environments
+    acts: ClassVar[bool] = False  # runs a policy in them
+    trains: ClassVar[bool] = False
+    reads_data: ClassVar[bool] = False
+    computes: ClassVar[bool] = False  # runs networks, on `device`
+    shardable: ClassVar[bool] = False  # several jobs can share its work
+    resumes: ClassVar[bool] = False  # continues a half-filled directory instead of starting over
 
-    def config(self, cfg: Config) -> dict[str, Any]:
-        """The resolved values that decide this stage's result, as in its config.yaml."""
-        cfg = with_arm(cfg, self.arm)
-        values = plain(cfg)
-        used: dict[str, Any] = {"stage": self.kind, **plain_options(self.options), "seed": cfg.seed}
+    cfg: Config
+    path: str
+    inputs: dict[str, str]
+    ablation: str | None = None
+
+    @property
+    def out(self) -> Path:
+        return Path(self.cfg.output) / self.path
+
+    @property
+    def read(self) -> dict[str, Path]:
+        """role -> directory."""
+        return {role: Path(self.cfg.output) / path for role, path in self.inputs.items()}
+
+    @property
+    def finished(self) -> bool:
+        return finished(self.out)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The resolved values that decide the result, as in the stage's config.yaml."""
+        values = plain(self.cfg)
+        used: dict[str, Any] = {"stage": self.kind, **self._settings(), "seed": self.cfg.seed}
         used |= {f"input_{role}": path for role, path in self.inputs.items() if Path(path).is_absolute()}
-        for key in USES[self.kind]:
-            used[key] = values[key]
+        used |= {key: values[key] for key in self.keys}
         used.get("data", {}).pop("rollouts", None)
         used.get("workers", {}).pop("num_workers", None)  # how many processes simulate does not show in the result
-        if self.kind == "train":
-            used |= self._trained(values)
-        if self.kind == "advantage":
-            used["value"] = {"aggregation": values["value"]["aggregation"]}
-            if self.options["stage"] is StageKind.sft:
-                used["advantage"] |= used["advantage"].pop("sft")
-            else:
-                del used["advantage"]["sft"]
-        if self.kind == "gate":
-            used["value"] = {"bins": values["value"]["bins"]}
-            del used["gate"]["action"], used["advantage"]["sft"]
-        if self.kind in ("rollout", "evaluate"):
-            used["n_action_steps"], used["num_inference_steps"] = (
-                cfg.policy.n_action_steps,
-                cfg.policy.num_inference_steps,
-            )
+        return self.refined(used, values)
+
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        """What a subclass adds to its identity, or leaves out. values: the whole configuration, plain."""
         return used
 
-    def _trained(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The model, and what its targets come from."""
-        model = values[self.options["role"].name]
-        other = StageKind.finetune if self.options["stage"] is StageKind.sft else StageKind.sft
-        for key in (*EXECUTION, other.name):
-            model.pop(key, None)
-        if self.options["role"] is Role.policy:
-            return {"policy": model}
-        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
-        return {"value": model, "advantage": returns}
+    def run(self, say: Say, share: Share = WHOLE) -> None:
+        """Fills `out`. Called again on a half-filled directory, it continues there if it `resumes`.
 
+        say: prints a line and logs it. share: the part of the work to do, where the stage is `shardable`.
+        """
+        raise NotImplementedError
 
-EXECUTION = ("gradient_checkpointing", "compile")  # of a model: how it is computed, not what
-USES: dict[str, tuple[str, ...]] = {
-    "demonstrations": ("env", "data"),
-    "train": ("precision", "data"),
-    "rollout": ("env", "workers"),
-    "value_inference": ("data",),
-    "advantage": ("data", "advantage"),
-    "gate": ("gate", "advantage"),
-    "evaluate": ("env", "workers"),
-}
+    def progress(self) -> tuple[int, int] | None:
+        """(done, total) of a stage that runs in another process."""
+        return None
 
-
-def plain_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: getattr(value, "name", value) for key, value in options.items() if value is not None}
+    def _settings(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {f.name for f in fields(Stage)}}
+        return {key: getattr(value, "name", value) for key, value in own.items() if value is not None}
 
 
 def iteration_dir(iteration: int) -> str:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recap.config import Config
 from recap.data.labels import PARQUET, THRESHOLDS, read_labels, read_thresholds
 from recap.method.config import GateAction, Normalization, Threshold
-from recap.method.gate import ALL, Check, Labelled, judge
-from recap.stages.gate_figure import draw
-from recap.stages.inputs import Inputs, Say
+from recap.stages.base import Inputs, Say, Stage
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
+from recap.utils.ranks import WHOLE, Share
+
+if TYPE_CHECKING:
+    from recap.method.gate import Check, Labelled
 
 RESULT, FIGURE = "gate.json", "gate.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Stage):
+    kind = "gate"
+    keys = ("gate", "advantage")
+
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        del used["gate"]["action"], used["advantage"]["sft"]
+        return {**used, "value": {"bins": values["value"]["bins"]}}
+
+    def run(self, say: Say, share: Share = WHOLE) -> None:
+        gate_stage(self.cfg, self.read, self.out, say)
 
 
 def gate_stage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
@@ -26,6 +42,9 @@ def gate_stage(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
     Raises:
         RecapError: a check failed and gate.action=stop: with its numbers, the plot, and what to do.
     """
+    from recap.method.gate import judge
+    from recap.stages.gate_figure import draw
+
     labels = labelled(cfg, inputs["labels"])
     checks = judge(labels, cfg.gate)
     failed = [check for check in checks if not check.passed]
@@ -57,6 +76,8 @@ def _record(check: Check) -> dict[str, object]:
 
 def labelled(cfg: Config, folder: Path) -> Labelled:
     """All data sets of an advantage stage together."""
+    from recap.method.gate import ALL, Labelled
+
     thresholds, settings = read_thresholds(folder), cfg.advantage
     paths = sorted(folder.glob(f"*/{PARQUET}"))
     if not paths:

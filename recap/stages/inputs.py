@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -17,12 +17,10 @@ from recap.data.sources import given
 from recap.envs import EpisodeSpec, instructions, make_env
 from recap.method.config import Normalization, SourceKind
 from recap.method.returns import normalize, normalizers, returns, rewards
-from recap.stages.base import DEMONSTRATIONS
+from recap.stages.base import DEMONSTRATIONS, Inputs
 from recap.utils.errors import RecapError
 
 NORMALIZERS = "normalizers.json"  # of a value function: steps by task
-Inputs = Mapping[str, Path]  # role -> directory of a finished stage
-Say = Callable[[str], None]
 
 STATES_PER_SEED = 10_000_000  # runs with different seeds never share an initial state
 

@@ -22,8 +22,8 @@ from recap.rollout.collect import EpisodeResult, already, demonstrate, journals,
 from recap.rollout.config import Prompt
 from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
-from recap.stages.base import prompt_for
-from recap.stages.inputs import Inputs, Say, plan, publish, published
+from recap.stages.base import Inputs, Say, prompt_for
+from recap.stages.inputs import plan, publish, published
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text

@@ -33,7 +33,8 @@ from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
-from recap.stages.inputs import NORMALIZERS, Inputs, Say, normalized_returns, sources, task_normalizers
+from recap.stages.base import Inputs, Say
+from recap.stages.inputs import NORMALIZERS, normalized_returns, sources, task_normalizers
 from recap.storage.manifest import is_main_process
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import train

@@ -1,31 +1,42 @@
-"""The values stage: what every member of the value function says of every frame. What labels need networks for."""
+"""Values of every frame by every member of the value function: the part of labelling that needs networks."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from recap.config import Config
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture, Picked
 from recap.data.prefetch import ahead
-from recap.data.tensors import tensors
-from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
-from recap.policies.value.modeling_value import RecapValuePolicy
-from recap.stages.inputs import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
-from recap.stages.train import check_fit
+from recap.stages.base import Inputs, Say, Stage
+from recap.stages.inputs import NORMALIZERS, episodes_of, read_normalizers, sources
 from recap.utils.device import device_name
 from recap.utils.errors import RecapError
 from recap.utils.files import appearing, sync, write_text
 from recap.utils.progress import Progress
 from recap.utils.ranks import WHOLE, Share
 
+if TYPE_CHECKING:
+    from recap.policies.checkpoint import Checkpoint
+
 VALUE_BATCH = 256  # frames in one pass of the value function
 BLOCK = 16 * VALUE_BATCH  # frames in one file of values: what a killed stage loses at most, and what is shared out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueInference(Stage):
+    kind = "value_inference"
+    keys = ("data",)
+    reads_data = computes = shardable = resumes = True
+
+    def run(self, say: Say, share: Share = WHOLE) -> None:
+        value_inference(self.cfg, self.read, self.out, say, share=share)
 
 
 def value_inference(cfg: Config, inputs: Inputs, out: Path, say: Say, *, share: Share = WHOLE) -> None:
@@ -63,6 +74,10 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
     missing = [(frames, start) for frames, start in share.of(blocks) if not _block(folder, frames, start).is_file()]
     if not missing:
         return
+    from recap.policies.checkpoint import Checkpoint  # imports torch
+    from recap.policies.value.modeling_value import RecapValuePolicy
+    from recap.stages.train import check_fit
+
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
     for frames in data:
@@ -94,14 +109,18 @@ def _block(folder: Path, frames: Frames, start: int) -> Path:
     return folder / f"{frames.name}_{start:09d}.npy"
 
 
-@torch.no_grad()
 def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -> np.ndarray:
     """V(o_t, l) of every frame, or of a range of them: float64 [N]."""
+    import torch
+
+    from recap.data.tensors import tensors
+
     which = which or range(len(frames))
     mixture, found = Mixture([frames], 1.0), []
     parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
     gather = ahead(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
     for k in range(len(parts)):
         batch = tensors(gather(k))
-        found.append(checkpoint.policy.value(checkpoint.prepare(batch)).double().cpu().numpy())
+        with torch.no_grad():
+            found.append(checkpoint.policy.value(checkpoint.prepare(batch)).double().cpu().numpy())
     return np.concatenate(found)

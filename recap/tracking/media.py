@@ -105,7 +105,7 @@ def rest(_: Any, out: Path, __: int) -> Row:
 
 
 RESULTS: dict[str, Callable[[Any, Path, int], Row]] = {
-    "evaluate": evaluation,
+    "eval": evaluation,
     "demonstrations": recording,
     "rollout": recording,
     "value_inference": values,

@@ -34,14 +34,14 @@ from recap.utils.files import write_text
 # In the directory that is sent. No ".wandb": where that is, wandb writes to it instead of to "wandb".
 STATE, LOCK = ".wandb.json", ".tracking"
 INIT_SECONDS, FINISH_SECONDS = 60.0, 300.0  # nobody waits for them but the next stage's curves
-ARTIFACTS = {"sft": "policy", "policy": "policy", "value": "value_function", "rollout": "dataset", "eval": "evaluation"}
+ARTIFACTS = {"value": "value_function", "rollout": "dataset", "eval": "evaluation"}  # their type in W&B
 
 
 @dataclass(frozen=True)
 class Shown:
     """A stage, or what a run achieved so far (kind `loop`), as W&B shows it.
 
-    run: the run directory; out: the stage's; job: its job type; inputs: role -> what it reads; config: resolved.
+    run: the run directory; out: the stage's; kind: its job type; inputs: role -> what it reads; config: resolved.
     """
 
     wanted: TrackingConfig
@@ -50,8 +50,8 @@ class Shown:
     name: str
     group: str
     kind: str
-    job: str
-    config: dict[str, Any]
+    trains: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -62,8 +62,8 @@ class Shown:
 
     @property
     def tags(self) -> list[str]:
-        arm = self.config.get("arm")
-        return [tag[:64] for tag in [*self.wanted.tags, *([f"arm {arm}"] if arm else [])]]
+        ablation = self.config.get("ablation")
+        return [tag[:64] for tag in [*self.wanted.tags, *([f"ablation {ablation}"] if ablation else [])]]
 
     @property
     def digest(self) -> str:
@@ -110,7 +110,7 @@ class Run:
             entity=shown.wanted.entity,
             name=shown.name,
             group=shown.group,
-            job_type=shown.job,
+            job_type=shown.kind,
             tags=shown.tags,
             dir=str(shown.run),
             reinit="create_new",  # never the run of a stage whose end was not heard
@@ -122,7 +122,7 @@ class Run:
                 disable_git=True,
                 disable_code=True,
                 git_commit=(git_commit() or "").removesuffix("-dirty") or None,
-                x_disable_stats=shown.kind != "train",
+                x_disable_stats=not shown.trains,
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,  # or else it would count as sent
@@ -156,7 +156,7 @@ class Run:
     def send_results(self) -> None:
         """What a stage that is no training came to: one row."""
         shown = self.shown
-        if shown.kind != "train" and self.next == 0:
+        if not shown.trains and self.next == 0:
             self.send(0, media.results(self.lib, shown.kind, shown.out, shown.wanted.videos))
 
     def send_all(self) -> None:
@@ -186,7 +186,7 @@ class Run:
                     self.run.use_artifact(f"{name}:{results_digest(stage)[:12]}", use_as=role)
         about = {key: manifest[key] for key in ("stage", "seed", "git_commit", "inputs", "host")}
         about |= {"results": results_digest(shown.out), "directory": str(shown.out.absolute())}
-        kind = ARTIFACTS.get(shown.job, shown.job)
+        kind = ARTIFACTS.get(shown.kind, shown.kind)
         made = self.lib.Artifact(_artifact_name(shown.group, shown.name), kind, metadata=about)
         made.add_reference(f"file://{shown.out.absolute() / 'manifest.json'}")
         self.run.log_artifact(made, aliases=["latest", about["results"][:12]])

@@ -39,7 +39,7 @@ SECRET = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 def tracked(shown: Shown) -> Iterator[None]:
     """Around the work of a stage: a training is followed while it goes on, any other stage is sent when it is done."""
     sender = _sender(shown)
-    if sender and shown.kind == "train":
+    if sender and shown.trains:
         sender.tell(sender.follow, shown)
     try:
         yield

@@ -1,0 +1,86 @@
+"""Training of the policy and of the value function: SFT (pre-training) on demonstrations, then fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from recap.config import StageKind
+from recap.policies.roles import Role
+from recap.stages.base import Say, Stage
+from recap.training.config import PolicyTrainConfig, TrainConfig
+from recap.utils.ranks import WHOLE, Share
+
+EXECUTION = ("gradient_checkpointing", "compile")  # of a network: how it is computed, not what
+TAIL_BYTES = 2000  # of metrics.jsonl: enough for its last line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Stage):
+    """`training`: SFT or fine-tuning. Of the model's keys, those of the other one do not matter."""
+
+    role: ClassVar[Role]
+    keys = ("precision", "data")
+    trains = reads_data = computes = resumes = True
+
+    training: StageKind
+
+    @property
+    def settings(self) -> TrainConfig:
+        found: TrainConfig = getattr(getattr(self.cfg, self.role.name), self.training.name)
+        return found
+
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        other = StageKind.finetune if self.training is StageKind.sft else StageKind.sft
+        model = {key: value for key, value in values[self.role.name].items() if key not in (*EXECUTION, other.name)}
+        return {**used, self.role.name: model}
+
+    def run(self, say: Say, share: Share = WHOLE) -> None:
+        from recap.stages.train import train_stage  # imports torch
+
+        train_stage(self.cfg, self.read, self.out, say, role=self.role, stage=self.training, member=self.number)
+
+    @property
+    def number(self) -> int:
+        """Which member of an ensemble it is."""
+        return 0
+
+    def progress(self) -> tuple[int, int]:
+        try:
+            with (self.out / "metrics.jsonl").open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - TAIL_BYTES))
+                done = int(json.loads(file.read().splitlines()[-1])["step"])
+        except (OSError, ValueError, IndexError, KeyError):
+            done = 0
+        return done, self.settings.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicy(Training):
+    kind = "policy"
+    role = Role.policy
+
+    @property
+    def settings(self) -> PolicyTrainConfig:
+        found: PolicyTrainConfig = getattr(self.cfg.policy, self.training.name)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainValue(Training):
+    """A member of the value function's ensemble."""
+
+    kind = "value"
+    role = Role.value
+
+    member: int | None = None  # None: the first
+
+    @property
+    def number(self) -> int:
+        return self.member or 0
+
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
+        return {**super().refined(used, values), "advantage": returns}
