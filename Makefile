@@ -4,6 +4,7 @@ STAMP := .venv/.setup-done
 ARGS ?=
 RUN ?= outputs/demo
 SEEDS ?= 31,32,33,34,35
+SETTINGS ?= all_outcomes,positive_only,forced_demonstrations,no_dropout,pickier,generous,more_demonstrations,longer_n_step,whole_episode
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-small study report test test-slow soak lint format lock clean
 
@@ -21,9 +22,9 @@ demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all control arms; hours on two cores
+study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all baselines; hours on two cores
 	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
-	$(PY) loop.py experiment=ablation/settings +iterations=1 seed=$(SEEDS) $(ARGS)
+	$(PY) loop.py experiment=study 'ablation=[$(SETTINGS)]' +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) -m recap.study outputs/study outputs/study_three docs
 

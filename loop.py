@@ -4,7 +4,7 @@
     python loop.py +iterations=3                                   the guide's experiment: π0 on LIBERO
     python loop.py experiment=demo +iterations=2 seed=0,1,2 -m     three runs: outputs/demo/seed=0, seed=1, …
     python loop.py experiment=demo iterations=1 advantage.positive_fraction=0.2,0.3 -m
-    python loop.py experiment=demo iterations=1 'controls=[labels_on_demonstrations]'
+    python loop.py experiment=demo iterations=1 'ablation=[filtered_bc,awr]'
     python loop.py +iterations=3 follow=false                      on a cluster: submit and leave
     python loop.py +iterations=3 action=status                     or action=cancel
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from documented import ENTRIES, Command
 from tiny_run import RUN, TINY
 
-# What the tiny run adds to experiment=demo; the demo's own arms stay. Most of the time simulators take to start.
-SHORT = [override for override in TINY if not override.startswith(("experiment=", "controls="))]
+# What the tiny run adds to experiment=demo; the demo's own ablations stay. Most of the time simulators take to start.
+SHORT = [override for override in TINY if not override.startswith(("experiment=", "ablation="))]
 SHORT += ["gate.action=warn", "workers.num_workers=1"]
 # π0 at full size on LIBERO becomes a tiny one on the embedded task; data= and env= are changed in the command itself.
 EMBEDDED = ["size=tiny", "env.suite=null", "env.tasks=[put both moka pots on the stove]", "policy.pretrained=null"]
@@ -64,7 +64,7 @@ def small(command: Command) -> list[str]:
         behind += [f"{key}=moka" for key in ("env", "data") if key not in keys]
         behind += ["name=libero"] if not keys.keys() & {"experiment", "name"} else []
     many = keys.get("experiment", "").startswith(("study", "ablation/settings"))
-    behind += ["controls=[awr,guided]"] if many else []  # of nine; test_arms.py is about arms
+    behind += ["ablation=[awr,guided]"] if many else []  # of nine; test_ablations.py is about them
     behind += [
         f"output='outputs/${{name}}/{word}'" for word, long in zip(words, given, strict=True) if _cut(long, word)
     ]

@@ -19,9 +19,9 @@ import pytest
 
 from recap.cli import entrypoint as cli
 from recap.cli import sweep
-from recap.config import AdvantageJob, Config, EvalJob, LoopJob, TrainJob
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, StageKind, TrainJob
 from recap.pipeline import runner as pipeline
-from recap.stages.base import Node
+from recap.stages.training import TrainPolicy
 from recap.utils import home
 from recap.utils.errors import RecapError
 
@@ -294,7 +294,8 @@ def shown(cfg: Config) -> None:
 
 def shown_in_a_stage(cfg: Config) -> None:
     Path(cfg.output).mkdir(parents=True)
-    with pipeline._reported(Node("sft", "train"), Path(cfg.output), io.StringIO()):
+    stage = TrainPolicy(cfg=cfg, path="", inputs={}, training=StageKind.sft)
+    with pipeline._reported(stage, io.StringIO()):
         shown(cfg)
 
 

@@ -107,9 +107,9 @@ def test_every_word_is_a_key_of_its_command() -> None:
     inner = [Command(f"python {c.text[c.text.index(' train.py') + 1 :]}", c.where) for c in taken("torchrun")]
     wrong = [f"{c.where}: {word}" for c in [*taken("entrypoint"), *inner] for word in _unknown(c)]
     assert not wrong, "\n".join(wrong)
-    assert _unknown(Command("python loop.py experiment=dmeo +arms.x.lr=1 seed=0,1 -m", "")) == [
+    assert _unknown(Command("python loop.py experiment=dmeo +ablatons.x.lr=1 seed=0,1 -m", "")) == [
         "experiment=dmeo",
-        "+arms.x.lr=1",
+        "+ablatons.x.lr=1",
     ]
 
 
@@ -123,8 +123,9 @@ def _unknown(command: Command) -> list[str]:
 def _is_known(word: str, own: list[str]) -> bool:
     key, _, value = word.lstrip("+").partition("=")
     if key in GROUPS and value not in NAMED:
-        return all((CONF / key / f"{choice}.yaml").is_file() for choice in value.split(","))
-    return key in (*own, *GROUPS) or re.sub(r"^(arms|data\.sources)\.\w+", r"\1.<name>", key) in own
+        return all((CONF / key / f"{choice}.yaml").is_file() for choice in value.strip("[]").split(","))
+    named = re.sub(r"^data\.sources\.\w+", "data.sources.<name>", re.sub(r"^ablations\..*", "ablations", key))
+    return key in (*own, *GROUPS) or named in own
 
 
 def test_every_inline_override_composes() -> None:

@@ -24,7 +24,7 @@ from tiny_run import RUN, Outcome, call, read, run, tiny
 pytestmark = pytest.mark.slow
 
 PENDING = {"python eval.py env=libero checkpoint=<a folder of lerobot's π0> eval.prompt=none"}
-COMPOSED = "conf/experiment/"  # test_config.py composes what these say; arms: test_arms.py
+COMPOSED = "conf/experiment/"  # test_config.py composes what these say; ablations: test_ablations.py
 ORDER = ("entrypoint", "module", "lerobot-eval", "wandb", "tensorboard")
 PAGES: dict[str, list[Command]] = {}
 for one in sorted(taken(*ORDER), key=lambda command: ORDER.index(str(rule(command)))):

@@ -14,21 +14,21 @@ from recap.config import LoopJob, typed
 from recap.jobs.chain import Chain, OnSlurm, Seen, State
 from recap.jobs.slurm import Row, _minutes
 from recap.jobs.watch import failure, table
-from recap.pipeline.graph import control_nodes, iteration_nodes, pretraining
-from recap.pipeline.runner import run_node
+from recap.pipeline.graph import run_stages
+from recap.pipeline.runner import run_job
 
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A run of one iteration and a control, of which nothing is there."""
+    """A run of one iteration and an ablation, of which nothing is there."""
     from hydra import compose, initialize_config_dir
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(tmp_path / "loop.py"), "+iterations=1", "action=status"])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = typed(compose("loop", [*TINY[:1], *TINY[2:], "+iterations=1"]), LoopJob)
-    nodes = [*pretraining(cfg), *iteration_nodes(cfg, 1), *control_nodes(cfg, cfg.controls[0], 1)]
-    return Chain(cfg, nodes, run_node, lambda: None, {node.path: Seen(State.missing) for node in nodes})
+    (stages,) = run_stages(cfg, 1)
+    return Chain(cfg, stages, run_job, lambda: None, {stage.path: Seen(State.missing) for stage in stages})
 
 
 def shown(chain: Chain, width: int) -> list[str]:
@@ -80,9 +80,9 @@ def write(chain: Chain, error: str, log: str) -> None:
 
 
 def judged(chain: Chain, *rows: Row) -> Seen:
-    node = next(node for node in chain.nodes if node.path == "sft")
+    stage = next(stage for stage in chain.stages if stage.path == "sft")
     chain.seen["demonstrations"] = Seen(State.finished)
-    return OnSlurm()._see(chain, node, list(rows))
+    return OnSlurm()._see(chain, stage, list(rows))
 
 
 def row(state: str, job: str = "7") -> Row:
@@ -135,8 +135,8 @@ def test_what_the_queue_says_of_a_job(chain: Chain) -> None:
     assert judged(chain, row("COMPLETED")).note == "ending", "its results may be on their way"
     assert judged(chain).note == "ending"
     chain.seen["demonstrations"] = Seen(State.failed)
-    node = next(node for node in chain.nodes if node.path == "sft")
-    assert OnSlurm()._see(chain, node, []).state is State.stopped
+    stage = next(stage for stage in chain.stages if stage.path == "sft")
+    assert OnSlurm()._see(chain, stage, []).state is State.stopped
     (chain.directory / "sft/manifest.json").write_text("{}")
     assert judged(chain, row("FAILED")).state is State.finished, "the manifest counts, not the cluster"
 

@@ -18,6 +18,7 @@ from tiny_run import ROOT, Outcome, read, run
 from recap.config import EvalJob, typed
 from recap.export import export
 from recap.pipeline.commands import checkpoint_folder
+from recap.pipeline.graph import evaluation, train_policy
 from recap.pipeline.starts import start_needs, start_problems
 from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
@@ -206,12 +207,13 @@ def test_adapters_are_exported_and_started_from(lora: Checkpoint, tmp_path: Path
 def test_before_the_first_stage(lora: Checkpoint, demo: EvalJob) -> None:
     """What preflight is told of checkpoints: what is wrong with them, and what of the hub they need."""
     demo = replace(demo, checkpoint="lora", policy=replace(demo.policy, pretrained="lora", trainable=Trained.lora))
-    both = {"train", "evaluate"}
+    acts, trains = [evaluation(demo, 0)], [train_policy(demo, 0)]
+    both = [*acts, *trains]
     assert [*start_problems(demo, both)] == []
     assert [*start_needs(demo, both)] == []
     demo.policy.trainable = Trained.all
-    assert [*start_problems(demo, {"evaluate"})] == []
-    (problem,) = start_problems(demo, {"train"})
+    assert [*start_problems(demo, acts)] == []
+    (problem,) = start_problems(demo, trains)
     assert problem == (
         "policy.pretrained=lora: holds adapters, but policy.trainable=all. "
         "Fix: policy.trainable=lora, or start from a checkpoint without."
@@ -233,7 +235,7 @@ def test_before_the_first_stage(lora: Checkpoint, demo: EvalJob) -> None:
         ),
     }
     demo.policy.pretrained = "nobody/nothing"
-    assert [need.name for need in start_needs(demo, {"train"})] == ["nobody/nothing"]
+    assert [need.name for need in start_needs(demo, trains)] == ["nobody/nothing"]
 
 
 @pytest.fixture(scope="module")

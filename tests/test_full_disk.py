@@ -15,8 +15,8 @@ from tiny_run import ROOT, RUN, TINY, Outcome, call, results, snapshot
 
 from recap.cli.entrypoint import _run
 from recap.config import LoopJob
-from recap.pipeline.graph import iteration_nodes, pretraining
-from recap.pipeline.runner import run_node
+from recap.pipeline.graph import run_stages
+from recap.pipeline.runner import run_stage
 
 
 def test_an_output_that_cannot_be(tmp_path: Path) -> None:
@@ -103,8 +103,7 @@ def _stage_alone(stage: str, cwd: Path) -> Outcome:
     """A stage without what is checked before, which would have seen that the disk is full."""
 
     def main(cfg: LoopJob) -> None:
-        nodes = [*pretraining(cfg), *iteration_nodes(cfg, 1)]
-        run_node(cfg, next(node for node in nodes if node.path == stage))
+        run_stage(next(one for one in run_stages(cfg, 1)[0] if one.path == stage))
 
     def command() -> None:
         sys.exit(_run(main, LoopJob, ROOT / "conf", "loop"))

@@ -12,7 +12,7 @@ from test_config import ROOT, load
 from recap.config import Config, StageKind
 from recap.data.config import EpisodeFilter
 from recap.method.config import Normalization, Threshold
-from recap.pipeline.graph import train_node
+from recap.pipeline.graph import by_hand
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config
 from recap.policies.roles import Role
 from recap.policies.value.modeling_value import RecapValueConfig
@@ -151,9 +151,9 @@ def test_the_loop_of_the_guide() -> None:
     assert (cfg.rollout.episodes, cfg.rollout.prompt.name, cfg.rollout.beta) == (300, "positive", 1)
     for policy, start in ((Role.policy, "sft"), (Role.value, "value")):
         for iteration in (1, 2, 3):
-            node = train_node(cfg, policy, StageKind.finetune, iteration)
-            assert node.inputs["pretrained"] == start, "restarts from the pre-trained one, not from the last"
-            assert [role for role in node.inputs if role.startswith("rollouts_")] == [
+            (stage,) = by_hand(cfg, policy, iteration)
+            assert stage.inputs["pretrained"] == start, "restarts from the pre-trained one, not from the last"
+            assert [role for role in stage.inputs if role.startswith("rollouts_")] == [
                 f"rollouts_{k:02d}" for k in range(1, iteration + 1)
             ], "all rollouts so far"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, reduce
@@ -17,21 +17,20 @@ from hydra import compose, initialize_config_dir
 from policy_helpers import new_pi0, new_value
 from tiny_run import ROOT, RUN, TINY, read, run
 
-from recap.config import AdvantageJob, ArmConfig, Config, EvalJob, LoopJob, StageKind, TrainJob, typed
+from recap.config import AdvantageJob, Config, EvalJob, LoopJob, StageKind, TrainJob, typed
 from recap.data.frames import Frames, load_frames
 from recap.data.labels import THRESHOLDS, Thresholds
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec, make_env
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, SourceKind
-from recap.pipeline.graph import advantage_node, control_nodes, iteration_nodes, pretraining, sft_node, train_node
+from recap.pipeline import graph
 from recap.pipeline.limits import limits
-from recap.policies.roles import Role
 from recap.policies.value.config import Aggregation
 from recap.policies.words import builtin_words, prompt
 from recap.rollout.config import Prompt
 from recap.stages.advantage import advantage, doubts
-from recap.stages.base import Node
+from recap.stages.base import Stage
 from recap.stages.value_inference import value_inference
 from recap.training.config import IndicatorMode
 
@@ -74,7 +73,7 @@ TYPED: dict[type[Config], tuple[str, ...]] = {
 def _composed(kind: type[Config], own: bool) -> Any:
     entry, *more = TYPED[kind]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose(entry, ["experiment=demo_small", "controls=[]", *more, *(OWN if own else ())]), kind)
+        return typed(compose(entry, ["experiment=demo_small", "ablation=[]", *more, *(OWN if own else ())]), kind)
 
 
 def job(kind: type[Config], changes: dict[str, Any], own: bool = True) -> Any:
@@ -90,12 +89,12 @@ def loop(changes: dict[str, Any] | None = None, own: bool = True) -> LoopJob:
     return job(LoopJob, changes or {}, own)  # type: ignore[no-any-return]
 
 
-def nodes(cfg: Config) -> list[Node]:
-    return [*pretraining(cfg), *iteration_nodes(cfg, 1)]
+def whole(cfg: Config) -> list[Stage]:
+    return graph.run_stages(cfg, 1)[0]
 
 
-def said(cfg: Config, *data: Frames, stages: list[Node] | None = None, jobs: Any = None) -> list[str]:
-    return list(limits(cfg, nodes(cfg) if stages is None else stages, jobs, data, make_env(cfg.env)))
+def said(cfg: Config, *data: Frames, stages: Sequence[Stage] | None = None, jobs: Any = None) -> list[str]:
+    return list(limits(cfg, whole(cfg) if stages is None else stages, jobs, data, make_env(cfg.env)))
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
@@ -116,8 +115,7 @@ def test_sizes_of_data_and_environment(made: Made) -> None:
         "policy.max_state_dim=2: env=moka has observation.state of dimension 8. Fix: policy.max_state_dim=8",
         "policy.max_action_dim=3: env=moka has action of dimension 7. Fix: policy.max_action_dim=7",
     ]
-    value = train_node(narrow, Role.value, StageKind.sft)
-    assert said(narrow, wide, stages=[value]) == [], "a value function takes any"
+    assert said(narrow, wide, stages=graph.train_value(narrow, 0)) == [], "a value function takes any"
 
 
 # ---------------------------------------------------------------------------------------------------- returns
@@ -174,10 +172,9 @@ def test_failures_alone_are_not_labelled(made: Made) -> None:
     assert "policy.sft.indicator=ignore" in text
     assert said(loop(), lost) == [], "rollouts may succeed"
     assert said(labelled, made(-10, 12)) == []
-    arm = loop({"controls": ["conditioned_pretraining"]})
-    assert said(arm, lost, stages=control_nodes(arm, "conditioned_pretraining", 1))[0] == text
+    assert said(loop({"ablations": {"paper": {"policy.sft.indicator": "use"}}}), lost)[0] == text
     by_hand = job(AdvantageJob, {})
-    assert said(by_hand, lost, stages=[advantage_node(by_hand, 0)])[0] == text
+    assert said(by_hand, lost, stages=[graph.advantage(by_hand, 0)])[0] == text
 
 
 def test_a_fraction_for_a_task_that_is_not_there(made: Made) -> None:
@@ -226,17 +223,16 @@ def test_prompts_of_the_environment(made: Made) -> None:
     assert f"'{POT}\\nAdvantage: positive\\n' of iter_01/policy has {need} tokens" in text
 
 
-def test_prompts_of_arms(made: Made) -> None:
-    told = ArmConfig(indicator=IndicatorMode.use, prompt=Prompt.negative)
-    cfg = loop({**QUIET, "arms": {"told": told}, "controls": ["told"]})
-    (text,) = said(cfg, made(20, 25, tasks=(PAN,)), stages=[*nodes(cfg), *control_nodes(cfg, "told", 1)])
-    assert "of iter_01/controls/told/policy has 34 tokens" in text
+def test_prompts_of_ablations(made: Made) -> None:
+    labelled = {"policy.finetune.indicator": "use", "eval.prompt": "negative"}
+    (text,) = said(loop({**QUIET, "ablations": {"labelled": labelled}}), made(20, 25, tasks=(PAN,)))
+    assert "of ablations/labelled/iter_01/policy has 34 tokens" in text
 
 
 def test_a_training_by_hand_knows_what_later_stages_will_say(made: Made) -> None:
     cfg = job(TrainJob, {})
     assert cfg.policy.sft.indicator.name == "ignore"
-    (text,) = said(cfg, made(20, 25, tasks=(PAN,)), stages=[sft_node(cfg, "sft", "advantage")])
+    (text,) = said(cfg, made(20, 25, tasks=(PAN,)), stages=[graph.train_policy(cfg, 0)])
     assert text.endswith("Fix: policy.tokenizer_max_length=34")
 
 
@@ -245,15 +241,16 @@ def test_a_given_checkpoint_reads_what_it_was_made_for(tmp_path: Path) -> None:
     new_pi0(tokenizer_max_length=need - 1).save(tmp_path / "ck")
     new_value(tokenizer_max_length=5).save(tmp_path / "value")
     cfg = job(EvalJob, {"policy.tokenizer_max_length": 90, "checkpoint": str(tmp_path / "ck")}, own=False)
-    options = {"prompt": Prompt.positive, "beta": 1.0}
-    (text,) = said(cfg, stages=[Node("eval/ck", "evaluate", {"policy": cfg.checkpoint}, options)])
+    stage = replace(graph.evaluation(cfg, 1), path="eval/ck", inputs={"policy": cfg.checkpoint})
+    (text,) = said(cfg, stages=[stage])
     assert f"/ck: reads {need - 1} tokens, and the prompt '{POT}\\nAdvantage: positive\\n' of eval/ck has" in text
     assert text.endswith(f"or a policy trained with policy.tokenizer_max_length={need}")
-    told_nothing = {**options, "prompt": Prompt.none}
-    assert said(cfg, stages=[Node("eval/ck", "evaluate", {"policy": cfg.checkpoint}, told_nothing)]) == []
+    assert said(cfg, stages=[replace(stage, prompt=Prompt.none)]) == []
     asked = job(AdvantageJob, {"checkpoint": str(tmp_path / "value")}, own=False)
-    node = Node("value_inference", "value_inference", {"value": asked.checkpoint, "demonstrations": "demonstrations"})
-    assert "/value: reads 5 tokens" in said(asked, stages=[node])[0]
+    stages = [
+        replace(graph.value_inference(asked, 0), inputs={"value": asked.checkpoint, "demonstrations": "demonstrations"})
+    ]
+    assert "/value: reads 5 tokens" in said(asked, stages=stages)[0]
 
 
 def test_pretrained_weights_of_the_same_robot_bring_their_tokenizer(made: Made, tmp_path: Path) -> None:

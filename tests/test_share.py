@@ -13,8 +13,8 @@ import pytest
 from tiny_run import ROOT, RUN, TINY, results, snapshot, tiny
 
 from recap.config import LoopJob
-from recap.pipeline.graph import iteration_nodes
-from recap.pipeline.runner import run_node
+from recap.pipeline.graph import iteration_stages
+from recap.pipeline.runner import run_stage
 from recap.storage.manifest import note_share
 from recap.utils.ranks import WHOLE, Share, process
 
@@ -64,9 +64,9 @@ def test_shards_make_what_one_makes(stage: str, loop: LoopJob, finished_run: Pat
     """In any order, one of them again, and the last one puts it together."""
     run, count = Path(loop.output), STAGES[stage]
     shutil.rmtree(run / stage)
-    node = next(node for node in iteration_nodes(loop, 1) if node.path == stage)
+    one = next(one for one in iteration_stages(loop, 1) if one.path == stage)
     for index in [count - 1, *reversed(range(count)), 0]:
-        run_node(loop, node, Share(index, count))
+        run_stage(one, Share(index, count))
         assert (run / stage / "manifest.json").exists() == (index == 0)
     assert results(run)[stage] == results(finished_run / RUN)[stage]
     left = {path.name for path in (run / stage).iterdir()}
@@ -79,12 +79,12 @@ def test_a_split_can_be_changed_in_the_middle(loop: LoopJob, finished_run: Path)
     """What two of four have played, the whole does not play again."""
     run, stage = Path(loop.output), "iter_01/eval"
     shutil.rmtree(run / stage)
-    node = next(node for node in iteration_nodes(loop, 1) if node.path == stage)
+    one = next(one for one in iteration_stages(loop, 1) if one.path == stage)
     for index in (1, 3):
-        run_node(loop, node, Share(index, 4))
+        run_stage(one, Share(index, 4))
     lines = [json.loads(path.read_text()) for path in sorted((run / stage).glob("episodes.*of4.jsonl"))]
     assert [line["index"] for line in lines] == [1, 3]
-    run_node(loop, node)
+    run_stage(one)
     assert [json.loads(line)["index"] for line in (run / stage / "episodes.jsonl").read_text().splitlines()] == [0, 2]
     assert results(run)[stage] == results(finished_run / RUN)[stage]
 
@@ -92,13 +92,13 @@ def test_a_split_can_be_changed_in_the_middle(loop: LoopJob, finished_run: Path)
 def test_a_killed_value_inference_goes_on(loop: LoopJob, finished_run: Path) -> None:
     run, stage = Path(loop.output), "iter_01/value_inference"
     shutil.rmtree(run / stage)
-    node = next(node for node in iteration_nodes(loop, 1) if node.path == stage)
-    run_node(loop, node, Share(0, 2))
+    one = next(one for one in iteration_stages(loop, 1) if one.path == stage)
+    run_stage(one, Share(0, 2))
     before = snapshot(run / stage / "blocks")
     assert len(before) == 1
-    run_node(loop, node, Share(0, 2))
+    run_stage(one, Share(0, 2))
     assert snapshot(run / stage / "blocks") == before, "what is there is not made again"
-    run_node(loop, node)
+    run_stage(one)
     assert results(run)[stage] == results(finished_run / RUN)[stage]
 
 

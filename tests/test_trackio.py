@@ -15,7 +15,7 @@ from tiny_run import ROOT
 from recap import tracking
 from recap.config import ConfigError, LoopJob, typed
 from recap.pipeline import preflight
-from recap.stages.base import Node
+from recap.pipeline.graph import gate
 from recap.storage.manifest import write_manifest
 from recap.tracking import wandb
 from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
@@ -51,16 +51,16 @@ def test_it_is_chosen_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"tracking\.mode=online: tracking=trackio has no W&B\. Fix"):
             typed(compose("loop", [*choice, "tracking.mode=online"]), LoopJob)
     assert (cfg.tracking.kind, cfg.tracking.videos) == (TrackingKind.trackio, 4)
-    preflight.preflight(cfg, [Node("iter_01/gate", "gate")])
+    preflight.preflight(cfg, [gate(cfg, 1)])
     monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     with pytest.raises(RecapError, match=r"tracking=trackio: is not installed\. Fix: pip install trackio"):
-        preflight.preflight(cfg, [Node("iter_01/gate", "gate")])
+        preflight.preflight(cfg, [gate(cfg, 1)])
 
 
-def shown(run: Path, name: str, kind: str, job: str) -> tracking.Shown:
+def shown(run: Path, name: str, kind: str) -> tracking.Shown:
     out = run / name
     out.mkdir(parents=True, exist_ok=True)
-    return tracking.Shown(WANTED, run, out, name, "demo/seed=0", kind, job, {"seed": 0})
+    return tracking.Shown(WANTED, run, out, name, "demo/seed=0", kind, kind in ("policy", "value"), {"seed": 0})
 
 
 def logs(database: Any, name: str) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def train(stage: tracking.Shown, start: int, stop: int, *, killed: bool = False)
 def test_a_stage_that_was_interrupted_has_each_step_once(
     tmp_path: Path, database: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stage = shown(tmp_path / "run", "iter_01/policy", "train", "policy")
+    stage = shown(tmp_path / "run", "iter_01/policy", "policy")
     pictures = stage.out / "first_batch"
     pictures.mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "0.png")
@@ -108,7 +108,7 @@ def test_a_stage_that_was_interrupted_has_each_step_once(
 
 def test_results_of_a_stage_and_runs_of_one_name(tmp_path: Path, database: Any) -> None:
     for run in ("run", "another"):  # two folders with a run of the same name and seed
-        stage = shown(tmp_path / run, "iter_01/value_inference", "value_inference", "value_inference")
+        stage = shown(tmp_path / run, "iter_01/value_inference", "value_inference")
         np.save(stage.out / "rollouts_01.npy", np.linspace(-1, 0, 100))
         write_manifest(stage.out, node=stage.name, seed=0, inputs={}, began=time.time())
         tracking.publish(stage)
@@ -125,7 +125,7 @@ def test_a_database_that_cannot_be_written_costs_a_line(
     tmp_path: Path, database: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "trackio").write_text("in the way")
-    stage = shown(tmp_path / "run", "sft", "train", "sft")
+    stage = shown(tmp_path / "run", "sft", "policy")
     train(stage, 0, 3)
     tracking.close()
     told = capfd.readouterr()

@@ -112,22 +112,22 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 import psutil
 from recap import tracking
-from recap.config import LoopJob, StageKind, typed
+from recap.config import LoopJob, typed
 from recap.pipeline import shown
 from recap.policies.roles import Role
-from recap.pipeline.graph import train_node
+from recap.pipeline.graph import by_hand
 from recap.storage.manifest import claim, write_manifest
 
 root, start, stop, ending, *overrides = sys.argv[1:]
 tracking.wandb.INIT_SECONDS, tracking.wandb.LEAVE_SECONDS = 3.0, 6.0
 with initialize_config_dir(root + "/conf", version_base="1.3"):
     cfg = typed(compose("loop", ["experiment=demo_small", "+iterations=1", *overrides]), LoopJob)
-node = train_node(cfg, Role.value, StageKind.sft)
-out = Path(cfg.output) / node.path
-claim(out, node.config(cfg))
+(stage,) = by_hand(cfg, Role.value, 0)
+out = stage.out
+claim(out, stage.identity)
 folder = Path(cfg.output) / "wandb"
 before, began = set(folder.glob("offline-run-*/*.wandb")), time.perf_counter()
-with tracking.tracked(shown.stage(cfg, node, out)):
+with tracking.tracked(shown.stage(stage)):
     with tracking.Tracker(out / "metrics.jsonl", int(start)) as tracker:
         for step in range(int(start) + 1, int(stop) + 1):
             tracker.log(step, loss=1 / step)
@@ -141,7 +141,7 @@ with tracking.tracked(shown.stage(cfg, node, out)):
     if ending == "broken":
         [service] = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
         service.kill()
-    write_manifest(out, node=node.path, seed=0, inputs={}, began=time.time())
+    write_manifest(out, node=stage.path, seed=0, inputs={}, began=time.time())
 tracking.close()
 """
 

@@ -20,9 +20,9 @@ from recap.dashboard import LAYOUT, workspace
 
 LOOP = [
     *[sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", "tracking.mode=offline", "rollout.videos=1"],
-    *["controls=[negative_prompt]", "policy.sft.steps=24", "policy.finetune.steps=12"],
+    *["ablation=[negative_prompt]", "policy.sft.steps=24", "policy.finetune.steps=12"],
 ]
-CONTROL = "iter_01/controls/negative_prompt/eval"
+CONTROL = "ablations/negative_prompt/iter_01/eval"
 TRAININGS = {"sft": 24, "value": 4, "iter_01/value": 4, "iter_01/policy": 12}
 
 
@@ -128,8 +128,8 @@ def check_loop(run: OfflineRun, summary: dict) -> None:
         assert [row["loop/success/low"], row["loop/success/high"]] == pytest.approx(policy["eval"]["ci95"])
         assert row["loop/data/rollouts"] == policy["data"]["rollouts"]
         assert row["loop/minutes/iteration"] > 0
-    (control,) = summary["controls"]
-    assert run.summary["loop/controls/negative_prompt/rate"] == control["eval"]["success_rate"]
+    (control,) = summary["ablations"]
+    assert run.summary["loop/ablations/negative_prompt/rate"] == control["eval"]["success_rate"]
 
 
 @pytest.mark.slow

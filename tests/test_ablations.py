@@ -1,4 +1,4 @@
-"""Control arms, several value functions, and the other ways to run the method: each as a run of the loop."""
+"""Ablations, several value functions, and the other ways to run the method: each as a run of the loop."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from recap.method.config import SourceKind
 from recap.policies.value.config import Aggregation
 from recap.policies.value.splits import held_out, left_out
 
-ARMS = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstrations", "forced_demonstrations"]
+NAMES = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstrations", "forced_demonstrations"]
 
 
 def manifests(run_dir: Path) -> set[str]:
     return {path.parent.relative_to(run_dir).as_posix() for path in run_dir.rglob("manifest.json")}
 
 
-# ---------------------------------------------------------------------------------------------------- arms
-def test_arms_join_a_finished_run(finished_run: Path, work: Path) -> None:
-    """Other arms later, on the same data; each differs from RECAP in what it says and in nothing else."""
+# ---------------------------------------------------------------------------------------------------- ablations
+def test_ablations_join_a_finished_run(finished_run: Path, work: Path) -> None:
+    """Ablations added later, on the same data; each has the stages that its overrides change, and no others."""
     before = results(work / RUN)
-    seen = tiny("loop", "+iterations=1", f"controls=[{','.join(ARMS)}]", cwd=work)
+    seen = tiny("loop", "+iterations=1", f"ablation=[{','.join(NAMES)}]", cwd=work)
     assert seen.code == 0, seen.err
     after = results(work / RUN)
     assert before.items() <= after.items(), "nothing is made again"
-    head = work / RUN / "iter_01/controls"
-    assert {path.name for path in head.iterdir()} == set(ARMS)
-    for arm in ARMS:
-        trained = arm not in ("guided", "negative_prompt")
-        assert (head / arm / "policy").is_dir() == trained
-        assert (head / arm / "advantage").is_dir() == (arm == "forced_demonstrations")
-    prompts = {arm: read(head / arm / "eval/result.json") for arm in ARMS}
-    assert {arm: result["prompt"] for arm, result in prompts.items()} == {
+    head = work / RUN / "ablations"
+    evaluated, trained = {"iter_01/eval"}, {"iter_01/policy", "iter_01/eval"}
+    assert {name: manifests(head / name) for name in NAMES} == {
+        "filtered_bc": trained,
+        "awr": trained,
+        "guided": evaluated,
+        "negative_prompt": evaluated,
+        "labels_on_demonstrations": trained,
+        "forced_demonstrations": trained | {"iter_01/advantage"},
+    }
+    prompts = {name: read(head / name / "iter_01/eval/result.json") for name in NAMES}
+    assert {name: result["prompt"] for name, result in prompts.items()} == {
         "filtered_bc": "none",
         "awr": "none",
         "guided": "positive",
@@ -47,31 +51,69 @@ def test_arms_join_a_finished_run(finished_run: Path, work: Path) -> None:
         "forced_demonstrations": "positive",
     }
     assert (prompts["guided"]["beta"], prompts["negative_prompt"]["beta"]) == (1.5, 1.0)
-    inputs = {arm: set(read(head / arm / "policy/manifest.json")["inputs"]) for arm in ("filtered_bc", "awr")}
+    inputs = {name: set(read(head / name / "iter_01/policy/manifest.json")["inputs"]) for name in NAMES[:2] + NAMES[4:]}
     assert inputs["filtered_bc"] == {"pretrained", "demonstrations", "rollouts_01"}
     assert inputs["awr"] == inputs["filtered_bc"] | {"labels", "gate"}
-    forced = read_labels(head / "forced_demonstrations/advantage/demonstrations")
+    assert inputs["labels_on_demonstrations"] == {"pretrained", "demonstrations", "labels", "gate"}
+    assert inputs["forced_demonstrations"] == inputs["filtered_bc"] | {"labels"}, "the gate judges the run's labels"
+    forced = read_labels(head / "forced_demonstrations/iter_01/advantage/demonstrations")
     assert forced["indicator"].all()
-    told = read(work / RUN / "summary.json")
-    assert {control["arm"] for control in told["controls"]} == set(ARMS)
-    checkpoint = f"checkpoint={RUN}/iter_01/controls/awr/policy/checkpoints/last"
-    by_hand = tiny("eval", checkpoint, cwd=work)
-    assert "── iter_01/controls/awr/eval  kept" in by_hand.out, by_hand.err
+    summary = read(work / RUN / "summary.json")
+    assert {ablation["name"] for ablation in summary["ablations"]} == set(NAMES)
+    checkpoint = f"checkpoint={RUN}/ablations/awr/iter_01/policy/checkpoints/last"
+    by_hand = tiny("eval", checkpoint, "ablation=awr", cwd=work)
+    assert "── ablations/awr/iter_01/eval  kept" in by_hand.out, by_hand.err
+    unknown = tiny("eval", checkpoint, cwd=work)
+    assert "is of ablation awr. Fix: ablation=[awr]" in unknown.err
 
 
-def test_an_arm_of_ones_own(work: Path) -> None:
-    seen = tiny("loop", "+iterations=1", "+arms.mine.positive_fraction=0.1", "controls=[mine]", cwd=work)
+def test_any_key_can_be_ablated(finished_run: Path, work: Path) -> None:
+    """In one line: of the labels, of the value function, of how experience is collected, of the pre-training."""
+    before = results(work / RUN)
+    mine = [
+        "+ablations.pick={advantage.positive_fraction:0.1}",
+        "+ablations.value.value.finetune.steps=3",
+        "+ablations.noisy={rollout.episodes: 2}",
+        "ablation=conditioned_pretraining",
+    ]
+    seen = tiny("loop", "+iterations=1", *mine, cwd=work)
     assert seen.code == 0, seen.err
-    assert read_thresholds(work / RUN / "iter_01/controls/mine/advantage").wanted_positive == 0.1
-    refused = tiny("loop", "+iterations=1", "controls=[filtered_bcc]", cwd=work)
-    assert refused.code == 2
-    assert "controls=[filtered_bcc]: there is no such arm. Nearest: filtered_bc" in refused.err
-    empty = tiny("loop", "+iterations=1", "+arms.same.trains=true", "controls=[same]", cwd=work)
-    assert "arms.same={}: differs from RECAP in nothing" in empty.err
-    both = tiny("loop", "+iterations=1", "+arms.x={trains: false, episode_filter: all}", "controls=[x]", cwd=work)
-    assert "arms.x.episode_filter: trains=false" in both.err
-    weighed = tiny("loop", "+iterations=1", "+arms.x.awr_temperature=0.1", "controls=[x]", cwd=work)
-    assert "weighs frames instead of naming them" in weighed.err
+    assert before.items() <= results(work / RUN).items(), "nothing is made again"
+    head, labelled = work / RUN / "ablations", {f"iter_01/{stage}" for stage in ("advantage", "policy", "eval")}
+    judged = labelled | {"iter_01/value", "iter_01/value_inference"}
+    assert {path.name: manifests(path) for path in head.iterdir()} == {
+        "pick": labelled,
+        "value": judged,
+        "noisy": judged | {"iter_01/rollout"},
+        "conditioned_pretraining": {"sft", "iter_01/policy", "iter_01/eval"},
+    }
+    assert {"value_inference", "advantage"} <= manifests(work / RUN), "of the pre-training: any ablation may read them"
+    assert read_thresholds(head / "pick/iter_01/advantage").wanted_positive == 0.1
+    assert read(head / "noisy/iter_01/policy/manifest.json")["inputs"]["rollouts_01"]["path"] == "../rollout"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "says"),
+    [
+        (["ablation=filtered_bcc"], 2, "ablation=filtered_bcc: no such choice"),
+        (
+            ["+ablations.x.advantage.nstep=3"],
+            2,
+            "ablations.x.advantage.nstep=3: no such key. Nearest: advantage.n_step",
+        ),
+        (["+ablations.x.advantage.look_ahead=3"], 2, "ablations.x.advantage.look_ahead=3: renamed to advantage.n_step"),
+        (["+ablations.x.seed=-1"], 2, "ablations.x.seed=-1: must be at least 0"),
+        (["+ablations.x.policy.finetune.awr_temperature=0.1"], 2, "weighs frames instead of naming them"),
+        (["+ablations.a-b.seed=1"], 2, "letters, digits and _ only"),
+        (["+ablations.same.advantage.n_step=5"], 1, "ablations.same: changes nothing"),
+        (["+ablations.same={}"], 1, "ablations.same: changes nothing"),
+        (["controls=[awr]"], 2, "controls=[awr]: renamed to ablation"),
+    ],
+)
+def test_ablations_that_cannot_be(overrides: list[str], code: int, says: str, tmp_path: Path) -> None:
+    seen = tiny("loop", "+iterations=1", *overrides, cwd=tmp_path)
+    assert (seen.code, says in seen.err) == (code, True), seen.err
+    assert not (tmp_path / RUN).exists(), "nothing was started"
 
 
 # ---------------------------------------------------------------------------------------------------- the method
