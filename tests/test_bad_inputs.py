@@ -147,6 +147,15 @@ def test_an_unwritable_report(work: Path) -> None:
     refuses(work, "loop", "+iterations=1", says=["cannot write", "report.html"])
 
 
+def test_a_run_of_an_earlier_version(work: Path) -> None:
+    """Its keys had other names, all over: it names what still continues it."""
+    path, commit = work / RUN / "config.yaml", read(work / RUN / "sft/manifest.json")["git_commit"]
+    path.write_text(path.read_text().replace("\npolicy:", "\npi0:"))
+    version = f"git checkout {commit.removesuffix('-dirty')}" if commit else "the version that made it"
+    says = [f"{RUN} was made by an earlier version", "name=<another> starts a new run", version]
+    refuses(work, "loop", "+iterations=1", says=says)
+
+
 def test_a_busy_run_directory(work: Path) -> None:
     shutil.rmtree(work / RUN / "iter_01/eval")
     (work / RUN / "iter_01/eval").mkdir()

@@ -22,7 +22,7 @@ LOOP = [
     *[sys.executable, str(ROOT / "loop.py"), *TINY, "+iterations=1", "tracking.mode=offline", "rollout.videos=1"],
     *["ablation=[negative_prompt]", "policy.sft.steps=24", "policy.finetune.steps=12"],
 ]
-CONTROL = "ablations/negative_prompt/iter_01/eval"
+ABLATION = "ablations/negative_prompt/iter_01/eval"
 TRAININGS = {"sft": 24, "value": 4, "iter_01/value": 4, "iter_01/policy": 12}
 
 
@@ -51,12 +51,12 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
     assert "everything was sent" not in done.stdout
 
     runs = by_name(run_dir)
-    assert sorted(runs) == sorted([*STAGES, CONTROL, "loop"])
+    assert sorted(runs) == sorted([*STAGES, ABLATION, "loop"])
     assert {run.group for run in runs.values()} == {"demo_small/seed=0"}
     assert {run.project for run in runs.values()} == {"recap"}
     assert {run.exit_code for run in runs.values()} == {0}
     assert {name: run.job for name, run in runs.items()} == {
-        name: {"sft": "sft", "loop": "loop"}.get(name, name.rpartition("/")[2]) for name in runs
+        name: {"sft": "policy", "loop": "loop"}.get(name, name.rpartition("/")[2]) for name in runs
     }
     for name, run in runs.items():
         assert run.steps == sorted(set(run.steps)), f"{name}: each step once, in order"
@@ -66,7 +66,7 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
         assert all(entry.ref for made in own for entry in made.manifest.contents), "no weights, no data are uploaded"
     for name, steps in TRAININGS.items():
         check_training(runs[name], run_dir / name, steps)
-    for name in [*STAGES, CONTROL]:
+    for name in [*STAGES, ABLATION]:
         stage = yaml.safe_load((run_dir / name / "config.yaml").read_text())
         assert stage.items() <= runs[name].config.items()
         made_from = {entry["path"]: entry["run"] for entry in runs[name].config["made_from"].values()}
@@ -78,7 +78,7 @@ def test_a_whole_run_killed_twice(tmp_path: Path) -> None:
         "labels",
         "gate",
     }
-    assert runs[CONTROL].tags == ["arm negative_prompt"]
+    assert runs[ABLATION].tags == ["ablation negative_prompt"]
     assert len(runs["sft/eval"].media()) == len(runs["iter_01/rollout"].media()) == 1
     check_advantage(runs["iter_01/advantage"], read(run_dir / "iter_01/advantage/thresholds.json"))
     (gate,) = runs["iter_01/gate"].rows
@@ -128,8 +128,8 @@ def check_loop(run: OfflineRun, summary: dict) -> None:
         assert [row["loop/success/low"], row["loop/success/high"]] == pytest.approx(policy["eval"]["ci95"])
         assert row["loop/data/rollouts"] == policy["data"]["rollouts"]
         assert row["loop/minutes/iteration"] > 0
-    (control,) = summary["ablations"]
-    assert run.summary["loop/ablations/negative_prompt/rate"] == control["eval"]["success_rate"]
+    (ablation,) = summary["ablations"]
+    assert run.summary["loop/ablations/negative_prompt/rate"] == ablation["eval"]["success_rate"]
 
 
 @pytest.mark.slow

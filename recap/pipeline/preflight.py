@@ -69,7 +69,6 @@ def _problems(
     """absent: keys of what is not on this machine, of which nothing can be said yet."""
     trains, reads = any(stage.trains for stage in stages), any(stage.reads_data for stage in stages)
     simulated = any(stage.simulates for stage in stages)
-    yield from _disk(cfg, stages)
     if cfg.tracking.tensorboard and trains and find_spec("tensorboard") is None:
         yield "tracking.tensorboard=true: is not installed. Fix: pip install tensorboard, or leave it out"
     if cfg.tracking.kind is TrackingKind.trackio and find_spec("trackio") is None:
@@ -94,6 +93,7 @@ def _problems(
         except RecapError as error:
             failed.add(check)
             yield str(error)
+    yield from _disk(cfg, stages)
     if not failed & {_names, _data, _fit}:
         data = [given(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
         try:
@@ -194,7 +194,8 @@ def _memory(cfg: Config) -> None:
         raise RecapError(
             f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
             f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-            "Fix: a machine with such a GPU, policy.trainable=lora, size=tiny, or device=cpu if you mean it."
+            "Fix: experiment=demo learns on two CPU cores in minutes; for this size a machine with such a GPU, "
+            "policy.trainable=lora, or device=cpu if you mean it."
         )
 
 

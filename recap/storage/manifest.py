@@ -74,6 +74,8 @@ def check(directory: Path, config: dict[str, Any], start_new: str = "name=<anoth
     except (yaml.YAMLError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise RecapError(f"{path} cannot be read ({problem}). Fix: restore it, or delete {directory}.") from error
+    if "pi0" in old:  # the policy's keys, before they were called by its role
+        raise _earlier_version(directory)
     if changed := difference(old, config):
         shown = "\n  ".join(changed[:12]) + (f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else "")
         raise RecapError(
@@ -81,6 +83,17 @@ def check(directory: Path, config: dict[str, Any], start_new: str = "name=<anoth
             f"Fix: {start_new}, the old values continue this one, or delete {directory}."
         )
     return True
+
+
+def _earlier_version(directory: Path) -> RecapError:
+    """Names the commit that made a directory, where one of its manifests does."""
+    manifests = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.rglob(MANIFEST)))
+    commit = next((found for one in manifests if (found := one.get("git_commit"))), None)
+    version = f"git checkout {commit.removesuffix('-dirty')}" if commit else "the version that made it"
+    return RecapError(
+        f"{directory} was made by an earlier version, whose keys had other names. "
+        f"Fix: name=<another> starts a new run; to continue this one: {version}"
+    )
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
