@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recap.method.advantage import positive_shares
+from recap.method.advantage import indicator, positive_shares
 from recap.method.config import GateConfig
 from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
-from recap.method.returns import Bins, Floats, Ints, c_fail_floor
+from recap.method.returns import Bins, Floats, Ints, c_fail_floor, cost
 
 ALL = "all tasks"
 MINORITY = 3  # successes, and failures, below which an AUC says nothing
@@ -90,9 +90,7 @@ class Labelled:
     @cached_property
     def above(self) -> NDArray[np.bool_]:
         """A > ε, whatever is forced positive: bool [n]."""
-        names, which = np.unique(self.task.astype(str), return_inverse=True)
-        out: NDArray[np.bool_] = self.advantage > np.array([self.epsilon[name] for name in names])[which]
-        return out
+        return indicator(self.advantage, self.task.tolist(), self.epsilon, self.source.tolist())
 
 
 def judge(labels: Labelled, limits: GateConfig) -> list[Check]:
@@ -204,7 +202,8 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
         here = episodes.task == task
         length, success = episodes.length[here], episodes.success[here]
         pairs += int(success.sum()) * int((~success).sum())
-        wrong += int((length[success][:, None] - 1 >= length[~success] - 1 + labels.c_fail).sum())
+        costs = cost(length, success, labels.c_fail)
+        wrong += int((costs[success][:, None] >= costs[~success]).sum())
         floor = max(floor, c_fail_floor(length.tolist(), success.tolist()))
     if not pairs:
         return _untold("c_fail", limit, "rollout.episodes", "no task has both successes and failures")
@@ -219,12 +218,12 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
 def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
     """Whether returns lie below the lowest bin. Per task, failures do so on purpose, and only successes count."""
     episodes, limit = labels.episodes, f"at most {limits.max_misplaced:g}"
-    cost = episodes.length - 1 + np.where(episodes.success, 0.0, labels.c_fail)  # = -R_0, in steps
+    costs = cost(episodes.length, episodes.success, labels.c_fail)
     counted = episodes.success if labels.clipped else np.ones(len(episodes), bool)
     if not counted.any():
         return _untold("bin_range", limit, "rollout.episodes", "there is no success")
-    outside = (cost > np.array([labels.normalizer[task] for task in episodes.task]))[counted]
-    share, lowest = float(outside.mean()), float(cost[counted].max())
+    outside = (costs > np.array([labels.normalizer[task] for task in episodes.task]))[counted]
+    share, lowest = float(outside.mean()), float(costs[counted].max())
     text = (
         f"the returns of {share:.1%} of {len(outside)} {'successes' if labels.clipped else 'episodes'} reach below the "
         f"lowest bin: down to -{lowest:g} steps, divided by {_numbers(labels.normalizer)}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recap.method.returns import positive
 from recap.utils.errors import RecapError
 
 Episodes = Sequence[Mapping[str, Any]]  # each: task, initial_state, seed, success, steps (and index), as in result.json
@@ -110,8 +111,7 @@ def summarize(episodes: Episodes, fps: float) -> dict[str, Any]:
     """
     if not episodes:
         raise RecapError("no episode was evaluated (0 episodes); set episodes to at least 1.")
-    if not (math.isfinite(fps) and fps > 0):
-        raise RecapError(f"fps is {fps}; it must be a positive number of control steps per second.")
+    positive("fps", fps, "number of control steps per second")
     for episode in episodes:
         if episode["steps"] < 1:
             raise RecapError(
