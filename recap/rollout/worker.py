@@ -70,9 +70,8 @@ class Failure:
 
 def describe(episode: EpisodeSpec | EpisodeResult) -> str:
     """How messages name an episode."""
-    return (
-        f"episode {episode.index} (task {episode.task!r}, initial state {episode.initial_state}, seed {episode.seed})"
-    )
+    state = f"initial state {episode.initial_state}"
+    return f"episode {episode.index} (task {episode.task!r}, {state}, seed {episode.seed})"
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
@@ -85,9 +84,7 @@ def main(descriptor: int) -> NoReturn:
     """Serves requests ("method", *arguments) on a socket until it closes; an exception is the last answer."""
     with contextlib.suppress(EOFError, ConnectionError):
         _serve(Connection(descriptor))
-    os._exit(
-        0
-    )  # without tear-down: at interpreter exit EGL and MuJoCo free their contexts in the wrong order and complain
+    os._exit(0)  # at an ordinary exit EGL and MuJoCo free their contexts in the wrong order and complain
 
 
 def _serve(connection: Connection) -> None:
@@ -105,12 +102,9 @@ def _serve(connection: Connection) -> None:
 
 
 def _failure(error: Exception, spec: EpisodeSpec | None) -> Failure:
+    known = error if isinstance(error, RecapError) else disk_error(error, "its files")
     place = traceback.extract_tb(error.__traceback__)[-1]
-    what = str(error)
-    if not isinstance(error, RecapError):
-        refusal = disk_error(error, "its files")
-        line = f"{Path(place.filename).name}:{place.lineno}"
-        what = str(refusal) if refusal else f"{type(error).__name__}: {error} ({line})"
+    what = known or f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
     where = f"{describe(spec)} failed" if spec else "the environment could not be started"
     return Failure(f"{where}: {what}", traceback.format_exc())
 
