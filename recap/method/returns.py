@@ -125,7 +125,7 @@ class Bins:
     @cached_property
     def centers(self) -> Floats:
         """v_b, [n], rising."""
-        return np.linspace(-1.0, 0.0, self.n)
+        return np.linspace(-1.0, 0.0, self.n, dtype=np.float64)
 
     def encode(self, value: ArrayLike) -> Ints:
         """The class of each value in the cross-entropy of Eq. (1): the index of the nearest centre.
