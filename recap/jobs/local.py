@@ -62,10 +62,8 @@ class OnThisMachine:
         if finished(chain.out(node)):
             return Seen(State.finished, mine[0] if mine else before.job)
         if mine:
-            told = [error_of(chain.out(node), job) for job in mine]
-            text, whole = next(
-                (found for found in told if found[0]), ("its job ended without a result (killed?)", False)
-            )
+            errors = [error_of(chain.out(node), job) for job in mine]
+            text, whole = next((e for e in errors if e[0]), ("its job ended without a result (killed?)", False))
             return Seen(State.failed, mine[0], problem=text, told=whole)
         broken = next((p for p in chain.before(node) if chain.seen[p].state in (State.failed, State.stopped)), None)
         return before if broken is None else Seen(State.stopped, note=f"needs {broken}")
