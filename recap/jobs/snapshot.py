@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from recap.storage.manifest import COMMIT, git_commit
+from recap.utils.files import remove
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("recap", "conf")
@@ -88,7 +89,4 @@ def _clear(code: Path) -> None:
     if code.is_symlink() or not code.is_dir():
         code.unlink()
         return
-    trash = code.with_name(f".{code.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(trash, ignore_errors=True)
-    code.rename(trash)
-    shutil.rmtree(trash)
+    remove(code)
