@@ -192,15 +192,14 @@ class Sender(threading.Thread):
         if self._answers(shown):
             try:
                 run = _wandb_run(shown, online=True)
+                _say(f"W&B: {run.run.project_url}, group {shown.group}")
+                return run
             except (Exception, SystemExit) as error:
                 if self.abandoned:
                     raise
                 self._online = False
                 _end_service()  # it holds the run's id
                 _say(f"W&B: {_first_line(error)}; {_later(shown)}")
-            else:
-                _say(f"W&B: {run.run.project_url}, group {shown.group}")
-                return run
         return _wandb_run(shown, online=False)
 
     def _answers(self, shown: Shown) -> bool:
@@ -210,47 +209,40 @@ class Sender(threading.Thread):
             return False
         if self._online is None:
             server = _service().settings.base_url
-            self._online = answers(server, ANSWER_SECONDS[mode])
+            self._online = _answers_http(server, ANSWER_SECONDS[mode])
             if not self._online:
                 _say(f"W&B: {server} does not answer; {_later(shown)}")
         return self._online
 
 
-# ---------------------------------------------------------------------------------------------------- parts of it
-def answers(server: str, seconds: float) -> bool:
-    """Whether anything answers HTTP there in time."""
+# ---------------------------------------------------------------------------------------------------- wandb itself
+def _answers_http(server: str, seconds: float) -> bool:
     try:
-        with urllib.request.urlopen(server, timeout=seconds):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
+        urllib.request.urlopen(server, timeout=seconds).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
 
 
 def _service() -> Any:
-    """wandb's library with its own process, which inherits none of ours: other processes get services of their own."""
+    """wandb's library with a process of its own, which no process of ours inherits.
+
+    What the two leave in the temporary folder goes with this process.
+    """
     import wandb
 
-    with _own_temporary_files():
-        library = wandb.setup(settings=wandb.Settings(silent=True))
-    os.environ.pop("WANDB_SERVICE", None)
-    atexit.unregister(close)
-    atexit.register(close)  # before wandb's own end, which waits without a limit
-    return library
-
-
-@contextmanager
-def _own_temporary_files() -> Iterator[None]:
-    """What wandb and its process leave in the temporary folder goes with this process."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = tempfile.tempdir = _temporary_folder()
     try:
-        yield
+        library = wandb.setup(settings=wandb.Settings(silent=True))
     finally:
         tempfile.tempdir = None  # looked for again
         os.environ.pop("TMPDIR")
         os.environ.update({} if before is None else {"TMPDIR": before})
+    os.environ.pop("WANDB_SERVICE", None)
+    atexit.unregister(close)
+    atexit.register(close)  # before wandb's own end, which waits without a limit
+    return library
 
 
 @cache
