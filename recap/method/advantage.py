@@ -51,10 +51,10 @@ def advantages(rewards: ArrayLike, values: ArrayLike, n_step: int | None, normal
 def read_value(
     values: ArrayLike, held_out: ArrayLike, how: Literal["mean", "worst", "out_of_fold"]
 ) -> tuple[Floats, Bools]:
-    """One V of several: their mean, the worst of them, or of the one member that left the frame's episode out.
+    """One V of several: their mean, the worst, or that of the one member that never trained on the frame's episode.
 
     values: [members, n]; held_out: bool [members, n], whether a member never trained on the frame's episode.
-    Returns V [n], and bool [n]: whether whoever said it had never seen the episode.
+    Returns V [n], and bool [n]: whether no member that it comes from trained on the episode.
     """
     v, out = finite("values", values, ndim=2), np.asarray(held_out, dtype=bool)
     if v.shape != out.shape:
@@ -108,9 +108,9 @@ def thresholds(
     a = finite("advantages", advantages, ndim=1)
     names, which = _groups(tasks, len(a))
     if unknown := sorted(set(by_task or {}) - set(names)):
+        found = ", ".join(map(repr, names))
         raise RecapError(
-            f"advantage.positive_fraction_by_task names {unknown[0]!r}, which has no frames; there are "
-            f"{', '.join(map(repr, names))}."
+            f"advantage.positive_fraction_by_task names {unknown[0]!r}, which has no frames; there are {found}."
         )
     if scope == "per_task":
         fractions = dict.fromkeys(names, positive_fraction) | dict(by_task or {})
@@ -133,10 +133,8 @@ def indicator(
     a = finite("advantages", advantages, ndim=1)
     names, which = _groups(tasks, len(a))
     if missing := [name for name in names if name not in epsilon]:
-        raise RecapError(
-            f"no threshold ε for task {missing[0]!r}; there is one for {sorted(epsilon)}. Run advantage.py again on "
-            "these data sets."
-        )
+        fix = "Run advantage.py again on these data sets."
+        raise RecapError(f"no threshold ε for task {missing[0]!r}; there is one for {sorted(epsilon)}. {fix}")
     eps = finite("epsilon", [epsilon[name] for name in names], ndim=1)
     kinds, kind = _sources(source, len(a))
     if unknown := sorted(set(force_positive) - set(SOURCES)):
@@ -172,10 +170,8 @@ def positive_shares(indicator: ArrayLike, source: Sequence[str], success: ArrayL
     """
     flags, won = np.asarray(indicator), np.asarray(success)
     if flags.ndim != 1 or won.shape != flags.shape or flags.dtype != bool or won.dtype != bool:
-        raise RecapError(
-            f"indicator and success must be bool [n]; got {flags.dtype} {list(flags.shape)} and {won.dtype} "
-            f"{list(won.shape)}."
-        )
+        got = f"{flags.dtype} {list(flags.shape)} and {won.dtype} {list(won.shape)}"
+        raise RecapError(f"indicator and success must be bool [n]; got {got}.")
     if not flags.size:
         raise RecapError("there are no frames: no positive share can be computed.")
     kinds, kind = _sources(source, len(flags))

@@ -1,7 +1,7 @@
 """The value gate: whether labels can be believed, before any policy is trained on them. Arrays in, sentences out.
 
-Whatever memory flatters is measured on episodes that the value function never trained on. A check of ranking fails only
-when its whole 95 % interval lies beyond the limit. Where there is too little to tell, it says so and passes.
+What memorising would flatter is measured on episodes that the value function never trained on. A check of ranking fails
+only when its whole 95 % interval lies beyond the limit. Where there is too little to tell, a check says so and passes.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     yield _outcomes(labels, limits)
     at_most = f"interval reaches {limits.max_over_fit:g}"
     if not len(known):
-        text = "nothing is known by heart: every value comes from a function that never trained on the episode"
+        text = "no value comes from a function that trained on the episode"
         yield Check("over_fit", 0.0, at_most, passed=True, knob="value.aggregation", text=text)
         return
     of_known = rank_correlation(labels.value, labels.returns, known)
@@ -154,7 +154,7 @@ def _untold(name: str, limit: str, knob: str, text: str) -> Check:
 
 
 def _spread(labels: Labelled, limits: GateConfig) -> Check:
-    """Within tasks: that V tells them apart is no merit."""
+    """Within tasks: telling tasks apart is no merit of V."""
     inside = np.zeros(2)
     for task in labels.episodes.tasks():
         rows = labels.task == task
@@ -168,8 +168,9 @@ def _spread(labels: Labelled, limits: GateConfig) -> Check:
 
 
 def _saturation(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
-    """V in an end bin where its target is not; and targets there, of which V can learn nothing but that."""
-    value, target = (_at_an_end(array, labels.bins) for array in (labels.value, labels.returns))
+    """V in an end bin where its target is not; and targets in an end bin, which teach V nothing else."""
+    ends = [np.isin(Bins(labels.bins).encode(of), (0, labels.bins - 1)) for of in (labels.value, labels.returns)]
+    value, target = ends
     share = float((value & ~target).mean())
     text = f"{share:.1%} of V lie in the lowest or highest bin while their returns do not"
     knob = "value.finetune.learning_rate (lower), value.finetune.steps"
@@ -180,12 +181,6 @@ def _saturation(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     knob = f"advantage.normalizer (now {_numbers(labels.normalizer)}), advantage.c_fail (now {labels.c_fail:g})"
     limit = f"at most {limits.max_clipped:g}"
     yield Check("saturated_returns", share, limit, share <= limits.max_clipped, knob, text)
-
-
-def _at_an_end(array: Floats, bins: int) -> NDArray[np.bool_]:
-    index = Bins(bins).encode(array)
-    out: NDArray[np.bool_] = (index == 0) | (index == bins - 1)
-    return out
 
 
 def _numbers(by_task: Mapping[str, float]) -> str:

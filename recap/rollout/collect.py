@@ -168,11 +168,9 @@ def _rounds(
 def _batch(
     observations: dict[int, Observation], playing: dict[int, EpisodeSpec], slots: int, task: str
 ) -> dict[str, Any]:
-    some = next(iter(observations.values()))
-    batch: dict[str, Any] = {key: np.zeros((slots, *value.shape), value.dtype) for key, value in some.items()}
-    for slot, observation in observations.items():
-        for key, value in observation.items():
-            batch[key][slot] = value
+    blank = {key: np.zeros_like(value) for key, value in next(iter(observations.values())).items()}
+    rows = [observations.get(slot, blank) for slot in range(slots)]
+    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in blank}
     batch["task"] = [playing[slot].task if slot in playing else task for slot in range(slots)]
     return batch
 
@@ -187,22 +185,20 @@ def _checked(
     actions = np.asarray(actions, dtype=np.float32)
     if actions.ndim != 3 or len(actions) != pool.slots:
         raise RecapError(f"the policy returned actions of shape {actions.shape}, not [{pool.slots} slots, chunk, dim]")
-    if actions.shape[2] != pool.facts.action_dim:
+    _, chunk, dim = actions.shape
+    if dim != pool.facts.action_dim:
+        fix = "use a checkpoint that was trained on data of this environment, or choose its environment with env=…"
         raise RecapError(
-            f"the policy's actions have dimension {actions.shape[2]}, the environment takes {pool.facts.action_dim}: "
-            "use a checkpoint that was trained on data of this environment, or choose its environment with env=…"
+            f"the policy's actions have dimension {dim}, the environment takes {pool.facts.action_dim}: {fix}"
         )
-    if not 1 <= n_action_steps <= actions.shape[1]:
-        raise RecapError(
-            f"n_action_steps={n_action_steps} does not fit the policy's chunks of {actions.shape[1]} actions: "
-            f"choose 1 to {actions.shape[1]}"
-        )
+    if not 1 <= n_action_steps <= chunk:
+        what = f"does not fit the policy's chunks of {chunk} actions: choose 1 to {chunk}"
+        raise RecapError(f"n_action_steps={n_action_steps} {what}")
     for slot, spec in playing.items():
         if not np.isfinite(actions[slot]).all():
-            raise RecapError(
-                f"the policy returned NaN or infinite actions in {describe(spec)}, chunk {chunks[slot]}: "
-                "its checkpoint or its normalisation statistics are broken"
-            )
+            where = f"{describe(spec)}, chunk {chunks[slot]}"
+            fix = "its checkpoint or its normalisation statistics are broken"
+            raise RecapError(f"the policy returned NaN or infinite actions in {where}: {fix}")
     return actions
 
 

@@ -117,7 +117,7 @@ def train(
 
 def _notice_given(processes: int, device: torch.device) -> bool:
     """The same answer in all processes, after the same step."""
-    given = NOTICE.given()
+    given = NOTICE.given
     if processes > 1 and NOTICE.expected:
         given = bool(mean(torch.tensor(float(given), device=device)).item())
     return given
