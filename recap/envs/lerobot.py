@@ -49,14 +49,12 @@ class LerobotEpisodes:
         self._env: gym.Env[Any, Any] = next(iter(self._envs.values()))
         self._steps = 0
 
-    def reset(
-        self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
-    ) -> dict[str, np.ndarray]:
+    def reset(self, *, task: str, split: str, initial_state: int, seed: int) -> dict[str, np.ndarray]:
         """The first observation. `seed` is for the policy's noise alone."""
         if self._envs[task] is not self._env:
             self._leave(self._env)
         self._env, self._steps = self._envs[task], 0
-        return self._observe(self._reset(self._env, self._numbers[task], split, initial_state), render)
+        return self._observe(self._reset(self._env, self._numbers[task], split, initial_state), render=True)
 
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         raw, _, terminated, truncated, info = self._env.step(np.asarray(action, np.float32))
@@ -64,9 +62,6 @@ class LerobotEpisodes:
         success = bool(info.get("is_success", False))
         done = success or terminated or truncated or self._steps >= self.config.max_steps
         return self._observe(raw, render), success, bool(done)
-
-    def max_steps(self, task: str) -> int:
-        return self.config.max_steps
 
     def close(self) -> None:
         for env in self._envs.values():

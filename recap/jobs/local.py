@@ -25,13 +25,13 @@ class OnThisMachine:
     tied = True
 
     def __init__(self) -> None:
-        self.stage: tuple[Path, str] | None = None  # run directory and path of the one that runs
+        self.stage: tuple[Path, str] | None = None  # run directory and path of the running one
         self.jobs: list[Any] = []
         self.alive: TextIO | None = None
         self.began = 0.0
 
     def submit(self, chain: Chain) -> None:
-        """Only its code: there is no queue that would wait."""
+        """Only keeps its code: there is no queue."""
         if not all(finished(chain.out(node)) for node in chain.nodes):
             _ = chain.code
 

@@ -39,8 +39,8 @@ class EpisodeResult:
 class Job:
     """What all episodes of one roll share.
 
-    record: folder of finished episodes (data.lerobot_writer), or None. videos: folder of mp4 files, of the plan indices
-    in `film`. max_steps: an earlier time-out than the environment's own, in control steps.
+    record: folder of finished episodes (data.lerobot_writer). videos: folder of mp4 files, of the indices in `film`.
+    max_steps: an earlier time-out than the environment's own, in control steps.
     """
 
     split: str
@@ -147,23 +147,16 @@ class Simulation:
 
     def act(self, chunks: Mapping[int, np.ndarray]) -> tuple[dict[int, EpisodeResult], dict[int, Observation]]:
         """Executes {slot: actions [n, A]}. Returns the slots that ended, and the observations of those that go on."""
-        results, observations = {}, {}
-        for number, actions in chunks.items():
-            result = self._advance(self.slots[number], actions)
-            if result is None:
-                observations[number] = self.slots[number].observation
-            else:
-                results[number] = result
-        return results, observations
+        ended = {number: self._advance(self.slots[number], actions) for number, actions in chunks.items()}
+        results = {number: result for number, result in ended.items() if result is not None}
+        return results, {number: self.slots[number].observation for number in ended if number not in results}
 
     def demonstrate(self, spec: EpisodeSpec, config: DemonstratorConfig, keep_failures: bool) -> EpisodeResult:
         """One whole demonstrated episode, written. Its time-out is the demonstrator's, longer than the policy's."""
         self.current = spec
         if self.env_config.type is not EnvKind.moka:
-            raise RecapError(
-                f"env={self.env_config.type.name} has no scripted demonstrator: "
-                "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
-            )
+            fix = "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
+            raise RecapError(f"env={self.env_config.type.name} has no scripted demonstrator: {fix}")
         from recap.envs.moka.demonstrator import Demonstrator
 
         if self.stage is None:

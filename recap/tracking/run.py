@@ -71,10 +71,9 @@ class Shown:
 
 # ---------------------------------------------------------------------------------------------------- a run
 class Run:
-    """Open until `closing` ends it, and alone: no other process sends this directory meanwhile.
+    """Open until `closing` ends it; no other process sends this directory meanwhile.
 
-    Raises whatever wandb or trackio raise, OSError where files cannot be written, and RecapError while another process
-    sends it.
+    Raises what wandb or trackio raise, OSError where files cannot be written, RecapError while another process sends it.
     """
 
     def __init__(self, shown: Shown, *, online: bool = False) -> None:
@@ -173,7 +172,7 @@ class Run:
             self._send_artifact(manifest)
 
     def _send_artifact(self, manifest: dict[str, Any]) -> None:
-        """A stage's results as W&B knows them: their hashes and where they are. Nothing of them is uploaded."""
+        """An artifact of a stage's results: their hashes and where they are. Nothing is uploaded."""
         shown = self.shown
         for role, path in shown.inputs.items() if self.online else ():  # W&B refuses it offline; `made_from` names them
             stage = stage_of(path)
@@ -190,7 +189,7 @@ class Run:
 
     @contextmanager
     def closing(self, code: int) -> Iterator[Run]:
-        """Ends it, as failed where something is raised. With code 0 it was sent, unless it has changed meanwhile."""
+        """Ends it, as failed where something is raised. With code 0 it counts as sent, unless it has changed since."""
         seen = self.shown.digest
         with self._lock:
             try:
