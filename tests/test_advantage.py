@@ -242,7 +242,7 @@ def test_fractions_of_single_tasks():
     a, tasks = np.arange(20.0), ["slow"] * 10 + ["fast"] * 10
     epsilon = thresholds(a, tasks, 0.3, by_task={"fast": 0.1})
     assert [share(a[:10], epsilon["slow"]), share(a[10:], epsilon["fast"])] == [0.3, 0.1]
-    with pytest.raises(RecapError, match="'other', of which there is no frame; there are 'slow', 'fast'"):
+    with pytest.raises(RecapError, match="'other', which has no frames; there are 'slow', 'fast'"):
         thresholds(a, tasks, 0.3, by_task={"other": 0.1})
 
 

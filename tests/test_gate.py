@@ -224,7 +224,7 @@ def test_too_few_or_one_sided_held_out_episodes_are_said_not_judged() -> None:
     assert not answers(won)["rank"].unknown
     out_of_fold = replace(labelled(), held_out=np.ones(len(won.value), dtype=bool))
     assert answers(out_of_fold)["over_fit"].passed
-    assert "nothing is known by heart" in answers(out_of_fold)["over_fit"].text
+    assert "no value comes from a function that trained on the episode" in answers(out_of_fold)["over_fit"].text
 
 
 def test_demonstrations_do_not_stand_in_for_successes_of_the_policy() -> None:

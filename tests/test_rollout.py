@@ -151,7 +151,7 @@ def test_videos_show_the_first_episodes_of_the_plan(recorded):
 
 def test_an_earlier_time_out_and_one_line_of_progress(capfd):
     assert [r.steps for r in play(2, 1, plan=PLAN[:2], max_steps=6, progress="evaluate")] == [6, 6]
-    assert capfd.readouterr().err.splitlines()[-1].startswith("evaluate: 2/2 episodes · success 0% · ")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("evaluate: 2/2  success 0% · ")
 
 
 def test_demonstrations_succeed_resume_and_repeat(tmp_path):

@@ -36,7 +36,7 @@ GROUPS = ("policy", "stage", "size", "env", "data", "ablation", "launcher", "sit
 def entrypoint[C: Config](schema: type[C]) -> Callable[[Callable[[C], Chain | None]], Callable[[], None]]:
     """Decorates `main(cfg)` of <name>.py, configured by conf/<name>.yaml beside it; cfg is a checked `schema`.
 
-    main does the work, or returns it as a chain of jobs; those of all runs of a sweep are submitted side by side.
+    main does the work, or returns it as a chain of jobs; the chains of a sweep are submitted side by side.
     """
 
     def decorate(function: Callable[[C], Chain | None]) -> Callable[[], None]:
@@ -193,11 +193,11 @@ def explain(error: Exception, schema: type[Config]) -> str:
         return f"{_given(found[1])}: {_unknown(found[1], schema)}"
     if found := re.match(r"Could not append to config. An item is already at '([^']*)'", text):
         return f"+{_given(found[1])}: the key exists already. Fix: {_given(found[1])}"
-    if text.startswith("Error resolving interpolation") and (twice := _added()):
-        return f"{_given(twice)}: is a choice that is there already. Fix: {_given(twice)}, without +"
+    twice = _added() if text.startswith("Error resolving interpolation") else None
     if found := re.match(r"Multiple values for (\S+)\.|force-add of config groups is not supported: '\+*(\w+)", text):
-        key = found[1] or found[2]
-        return f"{_given(key)}: is a choice that is there already. Fix: {_given(key)}, without +"
+        twice = found[1] or found[2]
+    if twice:
+        return f"{_given(twice)}: is a choice that is there already. Fix: {_given(twice)}, without +"
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {text}"
     return "\n".join(filter(None, [text, str(error.__cause__ or "").split("\n")[0]]))
@@ -206,9 +206,8 @@ def explain(error: Exception, schema: type[Config]) -> str:
 def _missing(text: str) -> tuple[str, list[str]]:
     """The file that Hydra did not find, and what there is in its group."""
     found = re.search(r"Could not (?:find|load) '([^']*)'", text)
-    listed = re.search(
-        r"Available options in [^\n]*\n((?:\s+\S+\n?)*)", text.split("\nConfig search path", maxsplit=1)[0]
-    )
+    before = text.partition("\nConfig search path")[0]
+    listed = re.search(r"Available options in [^\n]*\n((?:\s+\S+\n?)*)", before)
     return found[1] if found else "", listed[1].split() if listed else []
 
 

@@ -1,4 +1,4 @@
-"""What a command line stands for: every run of it, composed, typed and checked once, before the first one starts."""
+"""The runs that a command line stands for, each composed, typed and checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -116,8 +116,7 @@ def _values(override: Override) -> list[str]:
         assert override.input_line is not None
         return [override.input_line]
     if not override.is_discrete_sweep():
-        raise ConfigError(
-            [f"{override.input_line}: an interval has no end. Fix: list the values: {override.key_or_group}=1,2,3"]
-        )
+        fix = f"Fix: list the values: {override.key_or_group}=1,2,3"
+        raise ConfigError([f"{override.input_line}: an interval has no end. {fix}"])
     values = itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1)
     return [f"{override.get_key_element()}={value}" for value in values]

@@ -1,4 +1,4 @@
-"""Environments behind one face; `make_env` builds the one that the configuration names."""
+"""Environments behind one interface; `make_env` builds the one that the configuration names."""
 
 from __future__ import annotations
 
@@ -36,15 +36,11 @@ class Env(Protocol):
     state_names: tuple[str, ...] | None
     action_names: tuple[str, ...] | None
 
-    def reset(
-        self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
-    ) -> dict[str, np.ndarray]: ...
+    def reset(self, *, task: str, split: str, initial_state: int, seed: int) -> dict[str, np.ndarray]: ...
 
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         """One control step with float32 (action_dim,) in `action_range` -> (observation, success, done)."""
         ...
-
-    def max_steps(self, task: str) -> int: ...
 
     def close(self) -> None: ...
 

@@ -37,12 +37,10 @@ class EnvConfig:
         if not self.tasks or not all(task.strip() for task in self.tasks):
             yield f"{key}.tasks={self.tasks}: must list at least one instruction"
         elif len(set(self.tasks)) < len(self.tasks):
-            yield f"{key}.tasks={self.tasks}: the same instruction stands twice"
+            yield f"{key}.tasks={self.tasks}: the same instruction is listed twice"
         if self.recorded_images is Images.video and self.image_size % 2:
-            yield (
-                f"{key}.image_size={self.image_size}: videos need an even number. "
-                f"Fix: that, or {key}.recorded_images=png"
-            )
+            fix = f"Fix: that, or {key}.recorded_images=png"
+            yield f"{key}.image_size={self.image_size}: videos need an even number. {fix}"
 
 
 @part

@@ -49,14 +49,12 @@ class LerobotEpisodes:
         self._env: gym.Env[Any, Any] = next(iter(self._envs.values()))
         self._steps = 0
 
-    def reset(
-        self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
-    ) -> dict[str, np.ndarray]:
-        """The first observation. `seed` is the policy's noise, of which no environment knows."""
+    def reset(self, *, task: str, split: str, initial_state: int, seed: int) -> dict[str, np.ndarray]:
+        """The first observation. `seed` is for the policy's noise alone."""
         if self._envs[task] is not self._env:
             self._leave(self._env)
         self._env, self._steps = self._envs[task], 0
-        return self._observe(self._reset(self._env, self._numbers[task], split, initial_state), render)
+        return self._observe(self._reset(self._env, self._numbers[task], split, initial_state), render=True)
 
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         raw, _, terminated, truncated, info = self._env.step(np.asarray(action, np.float32))
@@ -64,9 +62,6 @@ class LerobotEpisodes:
         success = bool(info.get("is_success", False))
         done = success or terminated or truncated or self._steps >= self.config.max_steps
         return self._observe(raw, render), success, bool(done)
-
-    def max_steps(self, task: str) -> int:
-        return self.config.max_steps
 
     def close(self) -> None:
         for env in self._envs.values():
@@ -78,13 +73,9 @@ class LerobotEpisodes:
         from lerobot.envs.configs import EnvConfig as LerobotConfig
 
         kind = LerobotConfig.get_choice_class(self.config.type.name)
-        config, size = self.config, self.config.image_size
-        wanted = {
-            "task": config.suite,
-            "episode_length": config.max_steps,
-            "observation_height": size,
-            "observation_width": size,
-        }
+        size = self.config.image_size
+        wanted = {"task": self.config.suite, "episode_length": self.config.max_steps}
+        wanted |= {"observation_height": size, "observation_width": size}
         known = {field.name for field in fields(kind)}
         return kind(**{key: value for key, value in wanted.items() if key in known and value is not None})
 
@@ -111,10 +102,8 @@ class LerobotEpisodes:
             raise RecapError(f"env.fps={self.config.fps}: {name} runs at {self.fps}. Fix: env.fps={self.fps}")
         for key in self.cameras:
             if (found := shapes[key][:2]) != (wanted, wanted):
-                raise RecapError(
-                    f"env.image_size={wanted}: {name} draws {key} at {found[0]}×{found[1]}. "
-                    f"Fix: env.image_size={found[0]}"
-                )
+                size = f"{found[0]}×{found[1]}. Fix: env.image_size={found[0]}"
+                raise RecapError(f"env.image_size={wanted}: {name} draws {key} at {size}")
 
     def _observe(self, raw: dict[str, Any], render: bool) -> dict[str, np.ndarray]:
         from lerobot.envs.utils import preprocess_observation

@@ -23,6 +23,7 @@ from recap.envs.config import EnvConfig
 from recap.envs.lerobot import LerobotEpisodes, matching, state_seed
 from recap.envs.rendering import choose_gl
 from recap.utils.errors import RecapError
+from recap.utils.files import write_text
 from recap.utils.hub import download, find
 
 STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "left_finger", "right_finger")
@@ -119,7 +120,7 @@ def _black(*, width: int, height: int, **_: Any) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ installation, assets
 @functools.cache
 def import_libero() -> ModuleType:
-    """hf-libero's `libero.libero`, without the question that it asks on standard input when it has no configuration.
+    """hf-libero's `libero.libero`, with a configuration, without which it would ask on standard input.
 
     Raises RecapError: it is not installed; the configuration cannot be written.
     """
@@ -137,9 +138,7 @@ def import_libero() -> ModuleType:
     try:
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            partial.write_text(yaml.safe_dump({key: str(path) for key, path in paths.items()}), encoding="utf-8")
-            partial.replace(file)
+            write_text(file, yaml.safe_dump({key: str(path) for key, path in paths.items()}))
     except OSError as error:
         raise RecapError(
             f"env=libero: {file} cannot be written ({error.strerror}). Fix: LIBERO_CONFIG_PATH=<a folder of yours>"
@@ -167,15 +166,13 @@ def assets_here() -> bool:
 
 
 def find_assets() -> Path:
-    """The folder of LIBERO's assets: $RECAP_LIBERO_ASSETS, hf-libero's own, or the hub's cache.
+    """The folder of LIBERO's assets: $RECAP_LIBERO_ASSETS and no other, or hf-libero's own, or the hub's cache.
 
-    Raises RecapError, with the fix, if there is none; the variable is not second-guessed.
+    Raises RecapError where there is none.
     """
-    named = os.environ.get(ASSETS)
-    if named:
+    if named := os.environ.get(ASSETS):
         given = Path(named).expanduser()
-        missing = [name for name in FOLDERS if not (given / name).is_dir()]
-        if missing:
+        if missing := [name for name in FOLDERS if not (given / name).is_dir()]:
             raise RecapError(f"{ASSETS}={named}: has no {', '.join(missing)}. Fix: LIBERO's assets folder, or unset it")
         return given.absolute()
     package = Path(str(import_libero().__file__)).parent / "assets"

@@ -27,11 +27,10 @@ PROBE = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current
 
 @functools.cache
 def choose_gl() -> str:
-    """Sets MUJOCO_GL and returns it: on Linux the user's value if it works, else the first of EGL and OSMesa that does.
+    """Sets MUJOCO_GL and returns it: on Linux the user's value, or else the first of EGL and OSMesa that works.
 
-    A broken driver may crash its process, so each is tried in a process of its own (half a second). Processes started
-    later inherit the answer, so call this before starting workers. macOS keeps mujoco's own choice (an empty string).
-    Raises RecapError when none works.
+    Each is tried in a process of its own (half a second), since a broken driver may crash it. Call this before starting
+    workers, which inherit the answer. macOS keeps mujoco's own choice (""). Raises RecapError when none works.
     """
     chosen = os.environ.get("MUJOCO_GL", "")
     if not sys.platform.startswith("linux") or (chosen and os.environ.get(TRIED) == chosen):

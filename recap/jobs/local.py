@@ -25,13 +25,13 @@ class OnThisMachine:
     tied = True
 
     def __init__(self) -> None:
-        self.stage: tuple[Path, str] | None = None  # run directory and path of the one that runs
+        self.stage: tuple[Path, str] | None = None  # run directory and path of the running one
         self.jobs: list[Any] = []
         self.alive: TextIO | None = None
         self.began = 0.0
 
     def submit(self, chain: Chain) -> None:
-        """Only its code: there is no queue that would wait."""
+        """Only keeps its code: there is no queue."""
         if not all(stage.finished for stage in chain.stages):
             _ = chain.code
 
@@ -62,10 +62,8 @@ class OnThisMachine:
         if stage.finished:
             return Seen(State.finished, mine[0] if mine else before.job)
         if mine:
-            told = [error_of(stage.out, job) for job in mine]
-            text, whole = next(
-                (found for found in told if found[0]), ("its job ended without a result (killed?)", False)
-            )
+            errors = [error_of(stage.out, job) for job in mine]
+            text, whole = next((e for e in errors if e[0]), ("its job ended without a result (killed?)", False))
             return Seen(State.failed, mine[0], problem=text, told=whole)
         broken = next((p for p in chain.before(stage) if chain.seen[p].state in (State.failed, State.stopped)), None)
         return before if broken is None else Seen(State.stopped, note=f"needs {broken}")

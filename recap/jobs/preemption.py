@@ -1,4 +1,4 @@
-"""What a SLURM job does with its notice: the signal before its time is up or before it is pushed out."""
+"""What a SLURM job does with its notice: the signal before its time is up or before it is preempted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ def heed(requeues: int, seconds: float) -> None:
 
 
 def requeue(most: int) -> None:
-    """Puts the job back into the queue, once, and ends this process; it starts again where the disk says it was.
-
-    Returns if the job came back often enough: then its end is near.
-    """
+    """Puts the job back into the queue and ends this process. Returns if the job has come back `most` times."""
     if restarts() >= most:
         return
     tracking.preempting()

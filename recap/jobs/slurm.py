@@ -1,4 +1,4 @@
-"""What is asked of a SLURM cluster. Its answers are not trusted: no answer is `None`, and a job may have vanished."""
+"""Everything that is asked of a SLURM cluster, which may not answer, and whose jobs may vanish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,21 @@ class Row:
         return self.state in WAITING | RUNNING | HELD
 
 
-def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
+def _run(command: Sequence[str], seconds: float = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
+    """A command of SLURM's; failed with NO_ANSWER as its error where it cannot run or does not return."""
     try:
         return subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
+        return subprocess.CompletedProcess(command, 1, "", NO_ANSWER)
 
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without what belongs to the job or to the processes that this one may be part of; with the way to the cluster.
+    """Without the variables of the job or the processes that this one may be part of; with the way to the cluster.
 
-    Outside of a job, what a user has sbatch told by variables (SBATCH_ACCOUNT) stays.
+    Outside of a job, a user's own variables for sbatch (SBATCH_ACCOUNT) stay.
     """
     from submitit.helpers import clean_env
 
@@ -75,51 +76,57 @@ def clean_environment() -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------- the cluster
 def answers() -> tuple[bool, str]:
-    """Whether there is a cluster, and why one thinks so."""
+    """Whether there is a cluster, and how that is known."""
     if shutil.which("sbatch") is None:
         return False, "there is no sbatch here"
     found = _run(["sinfo", "-h", "-o", "%R"], ANSWER_SECONDS)
-    if found is None or found.returncode or not found.stdout.strip():
+    if found.returncode or not found.stdout.strip():
         return False, f"there is an sbatch here, but no SLURM controller answered within {ANSWER_SECONDS:g} s"
     return True, f"a SLURM controller answers, with partitions {', '.join(sorted(set(found.stdout.split())))}"
 
 
 def queue() -> dict[str, list[Row]] | None:
     """This user's jobs by name, those lately ended included, tasks of arrays one by one. None: no answer."""
-    form = "%A|%F|%T|%j|%r|%M"
-    found = _run(["squeue", "-h", "-r", "-t", "all", "--me", "-o", form], PATIENCE_SECONDS)
-    if found is None or found.returncode:
+    found = _run(["squeue", "-h", "-r", "-t", "all", "--me", "-o", "%F|%T|%j|%r|%M"])
+    if found.returncode:
         return None
     jobs: dict[str, list[Row]] = {}
     for line in found.stdout.splitlines():
-        if len(fields := line.split("|")) == 6:
-            _, job, state, name, reason, elapsed = fields
+        if len(fields := line.split("|")) == 5:
+            job, state, name, reason, elapsed = fields
             jobs.setdefault(name, []).append(Row(job, state, name, reason, elapsed))
     return jobs
 
 
 def cancel(jobs: Sequence[str]) -> None:
     if jobs:
-        _run(["scancel", *jobs], PATIENCE_SECONDS)
+        _run(["scancel", *jobs])
 
 
 def ending(job: str) -> str:
     """How a job ended that squeue has forgotten; VANISHED if nobody knows."""
-    found = _run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"], PATIENCE_SECONDS)
-    states = (
-        [] if found is None or found.returncode else [line.split()[0] for line in found.stdout.splitlines() if line]
-    )
+    found = _run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"])
+    states = [line.split()[0] for line in found.stdout.splitlines() if line and not found.returncode]
     return next((state for state in states if state != "COMPLETED"), states[0] if states else "VANISHED")
 
 
 # ---------------------------------------------------------------------------------------------------- submission
-def asked(launcher: LauncherConfig, resources: Resources) -> dict[str, Any]:
-    """Options of sbatch."""
+def _alike(launcher: LauncherConfig) -> dict[str, tuple[str, Any]]:
+    """What all jobs ask for alike, as typed after `launcher.` -> sbatch's option and its value."""
+    found: dict[str, tuple[str, Any]] = {}
+    for key in ("account", "qos", "constraint"):
+        if value := getattr(launcher, key):
+            found[f"{key}={value}"] = (key, value)
+    for option in launcher.options:
+        key, given, value = option.partition("=")
+        found[f"options=['{option}']"] = (key, value if given else True)
+    return found
+
+
+def _asked(launcher: LauncherConfig, resources: Resources, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Options of sbatch; without: settings of all jobs to leave out."""
     options: dict[str, Any] = {
         "partition": launcher.partition,
-        "account": launcher.account,
-        "qos": launcher.qos,
-        "constraint": launcher.constraint,
         "nodes": resources.nodes,
         "ntasks-per-node": resources.tasks,
         "cpus-per-task": resources.cpus_per_task,
@@ -127,9 +134,7 @@ def asked(launcher: LauncherConfig, resources: Resources) -> dict[str, Any]:
         "mem": f"{round(resources.mem_gb * 1024)}M",
         "time": resources.timeout_min,
     }
-    for option in launcher.options:
-        key, given, value = option.partition("=")
-        options[key] = value if given else True
+    options |= dict(option for setting, option in _alike(launcher).items() if setting not in without)
     return {key: value for key, value in options.items() if value is not None}
 
 
@@ -145,15 +150,12 @@ def submit(
 ) -> str:
     """Submits callables as one job, or as the tasks of an array; its id. It is held until `release`.
 
-    after: jobs that have to end well before.
-
-    Raises:
-        RecapError: SLURM refuses.
+    after: jobs that must succeed first. Raises RecapError where SLURM refuses.
     """
     import submitit
 
     executor: Any = submitit.SlurmExecutor(folder=folder, python=python)
-    options = {**asked(launcher, resources), "hold": True, "requeue": True, "kill-on-invalid-dep": "yes"}
+    options = {**_asked(launcher, resources), "hold": True, "requeue": True, "kill-on-invalid-dep": "yes"}
     if after:
         options["dependency"] = f"afterok:{':'.join(after)}"
     again = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {launcher.max_requeues} ]'
@@ -189,10 +191,7 @@ def submit(
 
 
 def _setup(folder: Path, lines: Sequence[str]) -> list[str]:
-    """What a job's script runs in their place: a file that only its owner reads, since they may hold secrets.
-
-    The script itself can be read by others, in the job's folder and from the controller.
-    """
+    """Puts them, which may hold secrets, into a file for its owner alone; others can read the script of a job."""
     if not lines:
         return []
     text = "\n".join(lines) + "\n"
@@ -202,12 +201,10 @@ def _setup(folder: Path, lines: Sequence[str]) -> list[str]:
 
 
 def release(job: str) -> None:
-    """Everything that the job needs is on the disk."""
-    done = _run(["scontrol", "release", job], PATIENCE_SECONDS)
-    if done is None or done.returncode:
-        raise RecapError(
-            f"SLURM does not release job {job}: {done.stderr.strip() if done else 'no answer'}. Fix: again."
-        )
+    """Lets a job start: everything that it needs is on the disk."""
+    done = _run(["scontrol", "release", job])
+    if done.returncode:
+        raise RecapError(f"SLURM does not release job {job}: {done.stderr.strip()}. Fix: the same command again.")
 
 
 # ---------------------------------------------------------------------------------------------------- before
@@ -222,7 +219,7 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
         )
         return
     limit = partitions[name].minutes if name in partitions else None
-    refused: list[str] = []  # settings of all jobs, whose mistake is told once
+    refused: list[str] = []  # settings of all jobs: each mistake is told once
     for stage, resources in stages.items():
         if limit is not None and resources.timeout_min > limit:
             yield (
@@ -231,8 +228,8 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
                 "or launcher.partition=…"
             )
             continue
-        while (said := _refusal(_without(cfg.launcher, refused), resources)) and (
-            culprit := _culprit(_without(cfg.launcher, refused), resources)
+        while (said := _refusal(cfg.launcher, resources, refused)) and (
+            culprit := _culprit(cfg.launcher, resources, refused, said)
         ):
             refused.append(culprit)
             yield f"launcher.{culprit}: SLURM refuses it: {said}. Fix: another value, or leave it out."
@@ -241,40 +238,23 @@ def problems(cfg: Config, stages: Mapping[str, Resources]) -> Iterator[str]:
             yield f"resources.{stage}: SLURM refuses its job: {said} ({numbers}). Fix: ask for what the cluster has."
 
 
-def _refusal(launcher: LauncherConfig, resources: Resources) -> str:
-    """What sbatch has against a job; "" for nothing."""
-    options = [key if value is True else f"{key}={value}" for key, value in asked(launcher, resources).items()]
+def _refusal(launcher: LauncherConfig, resources: Resources, without: Sequence[str]) -> str:
+    """Why sbatch would refuse a job; "" if it would not."""
+    asked = _asked(launcher, resources, without)
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in asked.items()]
     with clean_environment():
-        flags = [f"--{option}" for option in options]
-        test = _run(["sbatch", "--test-only", *flags, "--wrap=true"], PATIENCE_SECONDS)
-    if test is None:
-        return NO_ANSWER
+        test = _run(["sbatch", "--test-only", *flags, "--wrap=true"])
+    if not test.returncode:
+        return ""
     lines = [line.strip() for line in test.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
-    said = (
-        re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", lines[-1]) if lines else "without a word"
-    )
-    return said if test.returncode else ""
+    said = lines[-1] if lines else "without a word"
+    return re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", said)
 
 
-def _settings(launcher: LauncherConfig) -> list[str]:
-    """What all jobs ask for alike, as it is typed behind `launcher.`."""
-    given = {key: getattr(launcher, key) for key in ("account", "qos", "constraint")}
-    return [f"options=['{option}']" for option in launcher.options] + [f"{k}={v}" for k, v in given.items() if v]
-
-
-def _without(launcher: LauncherConfig, settings: Sequence[str]) -> LauncherConfig:
-    options = [option for option in launcher.options if f"options=['{option}']" not in settings]
-    alike = ("account", "qos", "constraint")
-    kept: dict[str, Any] = {k: None if f"{k}={(v := getattr(launcher, k))}" in settings else v for k in alike}
-    return replace(launcher, options=options, **kept)
-
-
-def _culprit(launcher: LauncherConfig, resources: Resources) -> str | None:
-    """The setting of all jobs without which this one would be taken, or refused for another reason."""
-    settings, said = _settings(launcher), _refusal(launcher, resources)
-    if said == NO_ANSWER:
-        return None
-    return next((one for one in settings if _refusal(_without(launcher, [one]), resources) != said), None)
+def _culprit(launcher: LauncherConfig, resources: Resources, without: Sequence[str], said: str) -> str | None:
+    """The setting of all jobs without which this one would be taken, or refused for another reason than `said`."""
+    settings = [one for one in _alike(launcher) if one not in without and said != NO_ANSWER]
+    return next((one for one in settings if _refusal(launcher, resources, [*without, one]) != said), None)
 
 
 @dataclass(frozen=True)
@@ -285,8 +265,7 @@ class Partition:
 
 
 def _partitions() -> dict[str, Partition]:
-    found = _run(["sinfo", "-h", "-o", "%P|%l|%D"], PATIENCE_SECONDS)
-    rows = [line.split("|") for line in found.stdout.splitlines()] if found is not None else []
+    rows = [line.split("|") for line in _run(["sinfo", "-h", "-o", "%P|%l|%D"]).stdout.splitlines()]
     return {
         name.rstrip("*"): Partition(name.endswith("*"), _minutes(limit), int(nodes))
         for name, limit, nodes in (row for row in rows if len(row) == 3)
@@ -303,7 +282,7 @@ def _minutes(limit: str) -> int | None:
 
 
 def warnings(run: Path) -> Iterator[str]:
-    """What may be wrong, but need not be."""
+    """What may be wrong but need not be, a line each."""
     if max((row.nodes for row in _partitions().values()), default=0) < 2:
         return
     folder = run.absolute()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from recap.storage.manifest import COMMIT, git_commit
+from recap.utils.files import remove
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("recap", "conf")
@@ -18,10 +19,10 @@ CACHE = "__pycache__"
 
 
 def snapshot(run: Path) -> Path:
-    """`<run>/code/<hash of the contents>`, absolute; made unless it is there. Equal code is kept once.
+    """`<run>/code/<hash of the contents>`, absolute; made unless it is there.
 
-    What is there is compared with the code here, file by file, since jobs will run it: a run directory may be
-    somebody else's. Made anew where it differs.
+    What is there is compared file by file, since jobs will run it and a run directory may be somebody else's. It is
+    made anew where it differs.
     """
     contents = _contents()
     digest = hashlib.sha256(contents[Path(COMMIT)])
@@ -46,17 +47,12 @@ def snapshot(run: Path) -> Path:
 
 
 def _contents() -> dict[Path, bytes]:
-    """{name: content} of all that is code, and the commit that it is of."""
-    files = sorted(
-        path
-        for part in PARTS
-        for path in (ROOT / part).rglob("*")
-        if path.is_file() and CACHE not in path.parts and not path.name.startswith(".")
-    )
-    files += sorted(ROOT.glob("*.py"))
-    found = {path.relative_to(ROOT): path.read_bytes() for path in files}
-    kept = {name: content for name, content in found.items() if name.parts[:2] != SITE}
-    return {**kept, Path(COMMIT): (git_commit() or "").encode()}
+    """{name: content} of all that is code, and of the file that names its commit."""
+    found = sorted(path for part in PARTS for path in (ROOT / part).rglob("*") if not path.name.startswith("."))
+    files = [path for path in (*found, *sorted(ROOT.glob("*.py"))) if path.is_file() and CACHE not in path.parts]
+    contents = {path.relative_to(ROOT): path.read_bytes() for path in files}
+    contents = {name: content for name, content in contents.items() if name.parts[:2] != SITE}
+    return {**contents, Path(COMMIT): (git_commit() or "").encode()}
 
 
 def _holds(code: Path, contents: dict[Path, bytes]) -> bool:
@@ -93,7 +89,4 @@ def _clear(code: Path) -> None:
     if code.is_symlink() or not code.is_dir():
         code.unlink()
         return
-    trash = code.with_name(f".{code.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(trash, ignore_errors=True)
-    code.rename(trash)
-    shutil.rmtree(trash)
+    remove(code)

@@ -1,4 +1,4 @@
-"""What the user sees of runs whose stages are jobs: a live table, and in the end what failed and why."""
+"""What the user sees of runs whose stages are jobs: a live table, and at the end what failed and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -37,10 +38,9 @@ STYLES = {
 
 
 def carry_out(chains: Sequence[Chain]) -> list[Chain]:
-    """Submits what is missing of these runs, side by side, and follows them; those that failed. Or `action`.
+    """Submits what is missing of these runs, side by side, and follows them, or does `action`; those that failed.
 
-    Raises:
-        RecapError: SLURM refuses or does not answer, or there is nothing that the action could be done with.
+    Raises RecapError where SLURM refuses or does not answer, or where nothing is there for the action.
     """
     cfg = chains[0].cfg
     on_slurm = launcher(cfg) is LauncherKind.slurm
@@ -77,18 +77,17 @@ def _status(chains: Sequence[Chain], on_slurm: bool) -> list[Chain]:
 
 
 def follow(chains: Sequence[Chain], executor: Executor) -> list[Chain]:
-    """Shows the chains until nothing of them goes on; those that failed. Ctrl-C leaves.
-
-    Raises:
-        KeyboardInterrupt: jobs that are not tied to this process go on, which is said.
-    """
+    """Shows the chains until they have ended; those that failed. Ctrl-C leaves, and jobs of a cluster go on."""
     console, began = Console(), time.monotonic()
-    screen = _Screen(console) if console.is_terminal else _Lines()
+    live, lines = Live(console=console, auto_refresh=False), _Lines()
     try:
-        with screen:
+        with live if console.is_terminal else nullcontext():
             while True:
                 answered = executor.look(chains)
-                screen.show(chains, answered)
+                if console.is_terminal:
+                    live.update(table(chains, console.width, answered), refresh=True)
+                else:
+                    lines.show(chains)
                 if answered and all(chain.ended() for chain in chains):
                     break
                 time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (time.monotonic() - began) / 30)))
@@ -106,10 +105,9 @@ def follow(chains: Sequence[Chain], executor: Executor) -> list[Chain]:
 
 
 def command() -> str:
-    """The command that was given."""
-    return shlex.join(
-        ["python", os.path.relpath(sys.argv[0]), *(a for a in sys.argv[1:] if not a.startswith("action="))]
-    )
+    """The command of this process, without its action."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("action=")]
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *arguments])
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -125,15 +123,9 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
         if width >= WIDE:
             shown.add_column("log", overflow="fold")
         for stage in chain.stages:
-            seen = chain.seen.get(stage.path, Seen(State.missing))
-            cells: list[str | Text] = [
-                stage.path,
-                seen.job,
-                Text(seen.state.value, STYLES[seen.state]),
-                _progress(chain, stage),
-                seen.elapsed,
-            ]
-            shown.add_row(*cells, *([_log(chain, stage)] if width >= WIDE else []))
+            seen = _seen(chain, stage)
+            state, log = Text(seen.state.value, STYLES[seen.state]), [_log(chain, stage)] if width >= WIDE else []
+            shown.add_row(stage.path, seen.job, state, _progress(chain, stage), seen.elapsed, *log)
         rows.append(shown)
     if width < WIDE:
         rows.append(Text(f"logs: {chains[0].directory}/<stage>/{JOB}/<job>_0_log.err", "dim", overflow="fold"))
@@ -142,65 +134,45 @@ def table(chains: Sequence[Chain], width: int, answered: bool = True) -> Rendera
     return Group(*rows)
 
 
+def _seen(chain: Chain, stage: Stage) -> Seen:
+    return chain.seen.get(stage.path, Seen(State.missing))
+
+
 def _log(chain: Chain, stage: Stage) -> str:
     """Where the first process of the stage's job writes; found without a look at the disk."""
-    job = chain.seen[stage.path].job if stage.path in chain.seen else ""
-    shard = "_0" if resources(chain.cfg, stage).shards > 1 else ""
+    job, shard = _seen(chain, stage).job, "_0" if resources(chain.cfg, stage).shards > 1 else ""
     return os.path.relpath(stage.out / JOB / f"{job}{shard}_0_log.err") if job else ""
 
 
 def _logs(chain: Chain, stage: Stage) -> list[Path]:
     """What the stage's job wrote to the console, the file written last at the end."""
-    job = chain.seen[stage.path].job if stage.path in chain.seen else ""
+    job = _seen(chain, stage).job
     return sorted((stage.out / JOB).glob(f"{job}_*log.err"), key=lambda path: path.stat().st_mtime) if job else []
 
 
 def _progress(chain: Chain, stage: Stage) -> str:
     """How far a running stage is, and why another one waits."""
-    seen = chain.seen.get(stage.path, Seen(State.missing))
+    seen = _seen(chain, stage)
     if seen.state is not State.running:
         return seen.note
     progress = stage.progress()
     return " · ".join(filter(None, [f"{progress[0]}/{progress[1]}" if progress else "", seen.note]))
 
 
-class _Screen:
-    """The table, live."""
-
-    def __init__(self, console: Console) -> None:
-        self.live, self.console = Live(console=console, auto_refresh=False), console
-
-    def show(self, chains: Sequence[Chain], answered: bool) -> None:
-        self.live.update(table(chains, self.console.width, answered), refresh=True)
-
-    def __enter__(self) -> None:
-        self.live.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-
 class _Lines:
     """Where there is no terminal: a line for each change."""
 
     def __init__(self) -> None:
-        self.told: dict[Path, tuple[State, str]] = {}
+        self.shown: dict[Path, tuple[State, str]] = {}
 
-    def show(self, chains: Sequence[Chain], answered: bool) -> None:
+    def show(self, chains: Sequence[Chain]) -> None:
         for chain in chains:
             for stage in chain.stages:
-                seen, out = chain.seen.get(stage.path, Seen(State.missing)), stage.out
-                before = self.told.setdefault(out, (State.missing, ""))
-                if (seen.state, seen.job) != before:
-                    self.told[out] = (seen.state, seen.job)
+                seen, out = _seen(chain, stage), stage.out
+                if (seen.state, seen.job) != self.shown.get(out, (State.missing, "")):
+                    self.shown[out] = (seen.state, seen.job)
                     job = f"job {seen.job}" if seen.job else "kept" if seen.state is State.finished else seen.note
                     print(f"── {time.strftime('%H:%M:%S')}  {out}  {seen.state.value}  {job}".rstrip(), flush=True)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 # ---------------------------------------------------------------------------------------------------- the end

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recap.method.returns import Floats, finite
+from recap.method.returns import Floats, finite, positive
 from recap.utils.errors import RecapError
 
 Bools = NDArray[np.bool_]
@@ -38,8 +38,7 @@ def advantages(rewards: ArrayLike, values: ArrayLike, n_step: int | None, normal
         raise RecapError(f"an episode has {len(r)} rewards but {len(v)} values; there must be one of each per frame.")
     if n_step is not None and n_step < 1:
         raise RecapError(f"advantage.n_step is {n_step}; it must be at least 1 step, or null for the whole episode.")
-    if not (math.isfinite(normalizer) and normalizer > 0):
-        raise RecapError(f"the normalizer is {normalizer}; it must be a positive number of steps.")
+    positive("the normalizer", normalizer)
     length = len(r)
     n = length if n_step is None else min(n_step, length)
     total = np.concatenate([[0.0], np.cumsum(r)])  # total[t] = sum of the rewards before t
@@ -52,10 +51,10 @@ def advantages(rewards: ArrayLike, values: ArrayLike, n_step: int | None, normal
 def read_value(
     values: ArrayLike, held_out: ArrayLike, how: Literal["mean", "worst", "out_of_fold"]
 ) -> tuple[Floats, Bools]:
-    """One V of several: their mean, the worst of them, or of the one member that left the frame's episode out.
+    """One V of several: their mean, the worst, or that of the one member that never trained on the frame's episode.
 
     values: [members, n]; held_out: bool [members, n], whether a member never trained on the frame's episode.
-    Returns V [n], and bool [n]: whether whoever said it had never seen the episode.
+    Returns V [n], and bool [n]: whether no member that it comes from trained on the episode.
     """
     v, out = finite("values", values, ndim=2), np.asarray(held_out, dtype=bool)
     if v.shape != out.shape:
@@ -109,15 +108,14 @@ def thresholds(
     a = finite("advantages", advantages, ndim=1)
     names, which = _groups(tasks, len(a))
     if unknown := sorted(set(by_task or {}) - set(names)):
+        found = ", ".join(map(repr, names))
         raise RecapError(
-            f"advantage.positive_fraction_by_task names {unknown[0]!r}, of which there is no frame; there are "
-            f"{', '.join(map(repr, names))}."
+            f"advantage.positive_fraction_by_task names {unknown[0]!r}, which has no frames; there are {found}."
         )
     if scope == "per_task":
         fractions = dict.fromkeys(names, positive_fraction) | dict(by_task or {})
         return {name: threshold(a[which == i], fractions[name]) for i, name in enumerate(names)}
-    epsilon = threshold(a, positive_fraction)
-    return dict.fromkeys(names, epsilon)
+    return dict.fromkeys(names, threshold(a, positive_fraction))
 
 
 def indicator(
@@ -134,16 +132,12 @@ def indicator(
     """
     a = finite("advantages", advantages, ndim=1)
     names, which = _groups(tasks, len(a))
-    missing = [name for name in names if name not in epsilon]
-    if missing:
-        raise RecapError(
-            f"no threshold ε for task {missing[0]!r}; there is one for {sorted(epsilon)}. Run advantage.py again on "
-            "these data sets."
-        )
+    if missing := [name for name in names if name not in epsilon]:
+        fix = "Run advantage.py again on these data sets."
+        raise RecapError(f"no threshold ε for task {missing[0]!r}; there is one for {sorted(epsilon)}. {fix}")
     eps = finite("epsilon", [epsilon[name] for name in names], ndim=1)
     kinds, kind = _sources(source, len(a))
-    unknown = sorted(set(force_positive) - set(SOURCES))
-    if unknown:
+    if unknown := sorted(set(force_positive) - set(SOURCES)):
         raise RecapError(f"advantage.force_positive names {unknown[0]!r}; the choices are {', '.join(SOURCES)}.")
     forced = np.array([name in force_positive for name in kinds])
     return (a > eps[which]) | forced[kind]
@@ -156,8 +150,7 @@ def awr_weights(advantages: ArrayLike, temperature: float, largest: float = 20.0
     Source: Peng et al. 2019, arXiv 1910.00177, Eq. (9), clipped at 20 as there; A is taken from its mean, which is the
     baseline there. Raises RecapError for a temperature that is not positive.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise RecapError(f"awr_temperature is {temperature}; it must be greater than 0.")
+    positive("awr_temperature", temperature, "number")
     a = finite("advantages", advantages, ndim=1)
     weights = np.exp(np.minimum((a - a.mean()) / temperature, math.log(largest)))
     return np.asarray(weights / weights.mean())
@@ -177,22 +170,14 @@ def positive_shares(indicator: ArrayLike, source: Sequence[str], success: ArrayL
     """
     flags, won = np.asarray(indicator), np.asarray(success)
     if flags.ndim != 1 or won.shape != flags.shape or flags.dtype != bool or won.dtype != bool:
-        raise RecapError(
-            f"indicator and success must be bool [n]; got {flags.dtype} {list(flags.shape)} and {won.dtype} "
-            f"{list(won.shape)}."
-        )
+        got = f"{flags.dtype} {list(flags.shape)} and {won.dtype} {list(won.shape)}"
+        raise RecapError(f"indicator and success must be bool [n]; got {got}.")
     if not flags.size:
         raise RecapError("there are no frames: no positive share can be computed.")
     kinds, kind = _sources(source, len(flags))
-    of = {name: kind == kinds.index(name) if name in kinds else np.zeros(len(flags), bool) for name in SOURCES}
-    groups = {
-        "all": np.ones(len(flags), bool),
-        "demonstration": of["demonstration"],
-        "success": of["rollout"] & won,
-        "failure": of["rollout"] & ~won,
-    }
-    if of["correction"].any():
-        groups["correction"] = of["correction"]
+    demonstration, rollout, correction = (np.array([k == name for k in kinds])[kind] for name in SOURCES)
+    groups = {"all": np.ones_like(won), "demonstration": demonstration, "success": rollout & won}
+    groups |= {"failure": rollout & ~won} | ({"correction": correction} if correction.any() else {})
     return {name: float(flags[rows].mean()) if rows.any() else None for name, rows in groups.items()}
 
 
@@ -206,20 +191,18 @@ def positive_shares_per_task(
     return {name: positive_shares(flags[r], kinds[r].tolist(), won[r]) for name, r in rows.items()}
 
 
-def _groups(tasks: Sequence[str], n: int) -> tuple[list[str], NDArray[np.int64]]:
-    if len(tasks) != n:
-        raise RecapError(f"there are {n} advantages but {len(tasks)} task names; there must be one of each per frame.")
+def _groups(words: Sequence[str], n: int, what: str = "task names") -> tuple[list[str], NDArray[np.int64]]:
+    """The different words in order of appearance, and for each frame [n] which one it has."""
+    if len(words) != n:
+        raise RecapError(f"there are {n} frames but {len(words)} {what}; there must be one of each per frame.")
     index: dict[str, int] = {}
     # A dict is several times faster than np.unique, which sorts the strings.
-    which = np.fromiter((index.setdefault(task, len(index)) for task in tasks), np.int64, n)
+    which = np.fromiter((index.setdefault(word, len(index)) for word in words), np.int64, n)
     return [str(name) for name in index], which
 
 
 def _sources(source: Sequence[str], n: int) -> tuple[list[str], NDArray[np.int64]]:
-    if len(source) != n:
-        raise RecapError(f"there are {n} frames but {len(source)} sources; there must be one of each per frame.")
-    names, which = _groups(source, n)
-    unknown = sorted(set(names) - set(SOURCES))
-    if unknown:
+    names, which = _groups(source, n, "sources")
+    if unknown := sorted(set(names) - set(SOURCES)):
         raise RecapError(f"unknown source {unknown[0]!r} of an episode; the choices are {', '.join(SOURCES)}.")
     return names, which

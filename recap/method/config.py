@@ -57,15 +57,11 @@ class AdvantageConfig:
 
     def problems(self, key: str) -> Iterator[str]:
         if self.positive_fraction_by_task and self.threshold is Threshold.all:
-            yield (
-                f"{key}.positive_fraction_by_task: {key}.threshold=all has one ε for all tasks. "
-                f"Fix: {key}.threshold=per_task"
-            )
+            fix = f"Fix: {key}.threshold=per_task"
+            yield f"{key}.positive_fraction_by_task: {key}.threshold=all has one ε for all tasks. {fix}"
         if self.normalization is Normalization.per_task and self.normalizer is not None:
-            yield (
-                f"{key}.normalizer={self.normalizer:g}: {key}.normalization=per_task measures its own. "
-                f"Fix: {key}.normalizer=null, or {key}.normalization=constant"
-            )
+            fix = f"Fix: {key}.normalizer=null, or {key}.normalization=constant"
+            yield f"{key}.normalizer={self.normalizer:g}: {key}.normalization=per_task measures its own. {fix}"
 
 
 @part

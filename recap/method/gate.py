@@ -1,7 +1,7 @@
 """The value gate: whether labels can be believed, before any policy is trained on them. Arrays in, sentences out.
 
-Whatever memory flatters is measured on episodes that the value function never trained on. A check of ranking fails only
-when its whole 95 % interval lies beyond the limit. Where there is too little to tell, it says so and passes.
+What memorising would flatter is measured on episodes that the value function never trained on. A check of ranking fails
+only when its whole 95 % interval lies beyond the limit. Where there is too little to tell, a check says so and passes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recap.method.advantage import positive_shares
+from recap.method.advantage import indicator, positive_shares
 from recap.method.config import GateConfig
 from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
-from recap.method.returns import Bins, Floats, Ints, c_fail_floor
+from recap.method.returns import Bins, Floats, Ints, c_fail_floor, cost
 
 ALL = "all tasks"
 MINORITY = 3  # successes, and failures, below which an AUC says nothing
@@ -90,9 +90,7 @@ class Labelled:
     @cached_property
     def above(self) -> NDArray[np.bool_]:
         """A > ε, whatever is forced positive: bool [n]."""
-        names, which = np.unique(self.task.astype(str), return_inverse=True)
-        out: NDArray[np.bool_] = self.advantage > np.array([self.epsilon[name] for name in names])[which]
-        return out
+        return indicator(self.advantage, self.task.tolist(), self.epsilon, self.source.tolist())
 
 
 def judge(labels: Labelled, limits: GateConfig) -> list[Check]:
@@ -121,7 +119,7 @@ def _ranking(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     yield _outcomes(labels, limits)
     at_most = f"interval reaches {limits.max_over_fit:g}"
     if not len(known):
-        text = "nothing is known by heart: every value comes from a function that never trained on the episode"
+        text = "no value comes from a function that trained on the episode"
         yield Check("over_fit", 0.0, at_most, passed=True, knob="value.aggregation", text=text)
         return
     of_known = rank_correlation(labels.value, labels.returns, known)
@@ -156,7 +154,7 @@ def _untold(name: str, limit: str, knob: str, text: str) -> Check:
 
 
 def _spread(labels: Labelled, limits: GateConfig) -> Check:
-    """Within tasks: that V tells them apart is no merit."""
+    """Within tasks: telling tasks apart is no merit of V."""
     inside = np.zeros(2)
     for task in labels.episodes.tasks():
         rows = labels.task == task
@@ -170,8 +168,9 @@ def _spread(labels: Labelled, limits: GateConfig) -> Check:
 
 
 def _saturation(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
-    """V in an end bin where its target is not; and targets there, of which V can learn nothing but that."""
-    value, target = (_at_an_end(array, labels.bins) for array in (labels.value, labels.returns))
+    """V in an end bin where its target is not; and targets in an end bin, which teach V nothing else."""
+    ends = [np.isin(Bins(labels.bins).encode(of), (0, labels.bins - 1)) for of in (labels.value, labels.returns)]
+    value, target = ends
     share = float((value & ~target).mean())
     text = f"{share:.1%} of V lie in the lowest or highest bin while their returns do not"
     knob = "value.finetune.learning_rate (lower), value.finetune.steps"
@@ -182,12 +181,6 @@ def _saturation(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     knob = f"advantage.normalizer (now {_numbers(labels.normalizer)}), advantage.c_fail (now {labels.c_fail:g})"
     limit = f"at most {limits.max_clipped:g}"
     yield Check("saturated_returns", share, limit, share <= limits.max_clipped, knob, text)
-
-
-def _at_an_end(array: Floats, bins: int) -> NDArray[np.bool_]:
-    index = Bins(bins).encode(array)
-    out: NDArray[np.bool_] = (index == 0) | (index == bins - 1)
-    return out
 
 
 def _numbers(by_task: Mapping[str, float]) -> str:
@@ -204,7 +197,8 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
         here = episodes.task == task
         length, success = episodes.length[here], episodes.success[here]
         pairs += int(success.sum()) * int((~success).sum())
-        wrong += int((length[success][:, None] - 1 >= length[~success] - 1 + labels.c_fail).sum())
+        costs = cost(length, success, labels.c_fail)
+        wrong += int((costs[success][:, None] >= costs[~success]).sum())
         floor = max(floor, c_fail_floor(length.tolist(), success.tolist()))
     if not pairs:
         return _untold("c_fail", limit, "rollout.episodes", "no task has both successes and failures")
@@ -219,12 +213,12 @@ def _c_fail(labels: Labelled, limits: GateConfig) -> Check:
 def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
     """Whether returns lie below the lowest bin. Per task, failures do so on purpose, and only successes count."""
     episodes, limit = labels.episodes, f"at most {limits.max_misplaced:g}"
-    cost = episodes.length - 1 + np.where(episodes.success, 0.0, labels.c_fail)  # = -R_0, in steps
+    costs = cost(episodes.length, episodes.success, labels.c_fail)
     counted = episodes.success if labels.clipped else np.ones(len(episodes), bool)
     if not counted.any():
         return _untold("bin_range", limit, "rollout.episodes", "there is no success")
-    outside = (cost > np.array([labels.normalizer[task] for task in episodes.task]))[counted]
-    share, lowest = float(outside.mean()), float(cost[counted].max())
+    outside = (costs > np.array([labels.normalizer[task] for task in episodes.task]))[counted]
+    share, lowest = float(outside.mean()), float(costs[counted].max())
     text = (
         f"the returns of {share:.1%} of {len(outside)} {'successes' if labels.clipped else 'episodes'} reach below the "
         f"lowest bin: down to -{lowest:g} steps, divided by {_numbers(labels.normalizer)}"

@@ -1,7 +1,7 @@
-"""How well values rank: correlation with the returns, and successes above failures. Numbers count episodes, not frames.
+"""How well values rank: correlation with the returns, and successes above failures.
 
-A value function over-fits episodes: the frames of one are a single drawing, however many they are. Every interval here
-therefore asks what other episodes would have given.
+A value function over-fits whole episodes: the frames of one are a single draw. So every interval here is over episodes,
+not frames.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ def rank_correlation(value: Floats, returns: Floats, episodes: Episodes) -> Esti
 
 
 def _points(rows: Ints) -> Ints:
-    out: Ints = rows[np.unique(np.linspace(0, len(rows) - 1, POINTS).round().astype(int))]
-    return out
+    return rows[np.unique(np.linspace(0, len(rows) - 1, POINTS).round().astype(int))]
 
 
 def _pearson(sums: Floats) -> Floats:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recap.method.returns import positive
 from recap.utils.errors import RecapError
 
 Episodes = Sequence[Mapping[str, Any]]  # each: task, initial_state, seed, success, steps (and index), as in result.json
@@ -18,10 +19,7 @@ Episodes = Sequence[Mapping[str, Any]]  # each: task, initial_state, seed, succe
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a success rate (Wilson 1927, no continuity correction): (low, high) in [0, 1]."""
     if n < 1 or not 0 <= successes <= n:
-        raise RecapError(
-            f"no success rate can be given for {successes} successes of {n} episodes; there must be at least one "
-            "episode."
-        )
+        raise RecapError(f"{successes} successes of {n} episodes have no success rate; there must be an episode.")
     if not 0.0 < level < 1.0:
         raise RecapError(f"the confidence level is {level}; it must lie strictly between 0 and 1.")
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -45,10 +43,8 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     """McNemar's exact test of paired outcomes. before, after: bool [n], the same episode at the same position."""
     b, a = np.asarray(before), np.asarray(after)
     if b.ndim != 1 or b.shape != a.shape or b.dtype != bool or a.dtype != bool:
-        raise RecapError(
-            f"paired outcomes must be two bool [n] of equal length; got {b.dtype} {list(b.shape)} and {a.dtype} "
-            f"{list(a.shape)}."
-        )
+        got = f"{b.dtype} {list(b.shape)} and {a.dtype} {list(a.shape)}"
+        raise RecapError(f"paired outcomes must be two bool [n] of equal length; got {got}.")
     if not b.size:
         raise RecapError("there are no paired episodes to compare.")
     fixed, broke = int((~b & a).sum()), int((b & ~a).sum())
@@ -110,17 +106,13 @@ def summarize(episodes: Episodes, fps: float) -> dict[str, Any]:
     """
     if not episodes:
         raise RecapError("no episode was evaluated (0 episodes); set episodes to at least 1.")
-    if not (math.isfinite(fps) and fps > 0):
-        raise RecapError(f"fps is {fps}; it must be a positive number of control steps per second.")
-    for episode in episodes:
-        if episode["steps"] < 1:
-            raise RecapError(
-                f"episode {episode.get('index')} of task {episode['task']!r} has {episode['steps']} steps; it must "
-                "have at least 1."
-            )
+    positive("fps", fps, "number of control steps per second")
     _outcomes(episodes, "evaluated")
     per_task: dict[str, dict[str, int]] = {}
     for episode in episodes:
+        if episode["steps"] < 1:
+            what = f"episode {episode.get('index')} of task {episode['task']!r} has {episode['steps']} steps"
+            raise RecapError(f"{what}; it must have at least 1.")
         row = per_task.setdefault(episode["task"], {"episodes": 0, "successes": 0})
         row["episodes"] += 1
         row["successes"] += bool(episode["success"])
@@ -155,9 +147,7 @@ def _outcomes(episodes: Episodes, name: str) -> dict[tuple[str, int, int], bool]
     for episode in episodes:
         key = (episode["task"], episode["initial_state"], episode["seed"])
         if key in out:
-            raise RecapError(
-                f"the {name} episodes hold task {key[0]!r}, initial_state {key[1]}, seed {key[2]} twice; delete that "
-                "stage and run it again."
-            )
+            what = f"task {key[0]!r}, initial_state {key[1]}, seed {key[2]} twice"
+            raise RecapError(f"the {name} episodes hold {what}; delete that stage and run it again.")
         out[key] = bool(episode["success"])
     return out

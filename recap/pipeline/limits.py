@@ -15,7 +15,7 @@ from recap.data.mixture import Mixture
 from recap.envs import Env
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, Threshold
-from recap.method.returns import c_fail_floor
+from recap.method.returns import c_fail_floor, cost
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.pi0.config import PI0Config
@@ -91,20 +91,20 @@ def _lengths(cfg: Config, data: Sequence[Frames]) -> Iterator[str]:
     needed, _, text = max((one for one in found if one[1] > allowed), key=lambda one: one[0], default=(0, 0.0, ""))
     c_fail = max(settings.c_fail, float(needed))
     length, success = (np.concatenate([getattr(one, key) for one in data]) for key in ("length", "success"))
-    cost = length - 1 + np.where(success, 0.0, c_fail)
+    costs = cost(length, success, c_fail)
     constant = settings.normalizer if settings.normalization is Normalization.constant else None
     longest = cfg.env.max_steps if cfg.data.demonstrator is None else cfg.data.demonstrator.max_steps
-    wide = math.ceil(max(cost.max(), max(longest, cfg.env.max_steps) + c_fail))
+    wide = math.ceil(max(costs.max(), max(longest, cfg.env.max_steps) + c_fail))
     also = f" advantage.normalizer={wide}" if constant is not None and constant < wide else ""
     if c_fail != settings.c_fail:
         yield f"advantage.c_fail={settings.c_fail:g}: {text}. Fix: advantage.c_fail={needed}{also}"
         return
-    if constant is None or (outside := float((cost > constant).mean())) <= allowed:
+    if constant is None or (outside := float((costs > constant).mean())) <= allowed:
         return
     slowest = int(length.max())
     yield (
-        f"advantage.normalizer={constant:g}: the returns of {outside:.0%} of {len(cost)} episodes of the data lie "
-        f"below the bins, down to -{cost.max():g} steps (the longest episode has {slowest}): there, a success looks "
+        f"advantage.normalizer={constant:g}: the returns of {outside:.0%} of {len(costs)} episodes of the data lie "
+        f"below the bins, down to -{costs.max():g} steps (the longest episode has {slowest}): there, a success looks "
         f"like a failure. Fix:{also}, or advantage.normalization=per_task advantage.normalizer=null"
     )
 

@@ -10,28 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recap.envs import EpisodeSpec
 from recap.envs.config import DemonstratorConfig
 from recap.rollout.pool import RESUME, Pool, Worker
 from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
 from recap.utils.errors import RecapError
+from recap.utils.progress import Progress
 from recap.utils.ranks import WHOLE, Share
 
 __all__ = ["ActFn", "EpisodeResult", "Pool", "already", "demonstrate", "journals", "read_journal", "roll"]
-
-LINE_SECONDS = 10.0  # between progress lines when there is no terminal
 
 
 class ActFn(Protocol):
@@ -65,14 +61,12 @@ def roll(
 
     split: whose initial states, "demonstration", "collection" or "evaluation".
     n_action_steps: how many actions of a chunk are executed before the next call.
-    record: folder where the process that simulates writes each episode as it ends, time-outs too.
-    journal: instead of that a .jsonl file of results, one durable line an episode. Episodes found in either are not
-    played again, so the same call finishes an interrupted one.
+    record: folder to which each simulation process writes its episodes, time-outs too; or
+    journal: a .jsonl file of results, one durable line an episode. Episodes found in either are not played again.
     videos: folder for mp4 files of the first `video_episodes` of the plan, when they are played.
-    max_steps: an earlier time-out than the environment's. on_done: gets each new result.
-    progress: label of the progress bar, None for silence.
-    share: of the plan; the other episodes are played by other processes into the same folder or beside the journal,
-    and are returned if they are finished already.
+    max_steps: an earlier time-out than the environment's. progress: label of the bar, None for silence.
+    share: of the plan; other processes play the rest into the same folder or beside the journal, and what they have
+    finished is returned too.
 
     Raises RecapError: an empty plan, files of another plan, actions that are not finite or of the wrong shape, an
     environment that fails, a process that dies.
@@ -80,13 +74,12 @@ def roll(
     if record is not None and journal is not None:
         raise ValueError("record holds the results already: give record or journal, not both")
     results = already(plan, record, journal)
-    mine = {spec.index for spec in share.of(plan)}
-    todo = [spec for spec in share.of(plan) if spec.index not in results]
-    done = [result for result in results.values() if result.index in mine]
+    mine = share.of(plan)
+    todo = [spec for spec in mine if spec.index not in results]
+    done = [results[spec.index] for spec in mine if spec.index in results]
     film = frozenset(spec.index for spec in plan[:video_episodes]) if videos is not None else frozenset()
     job = Job(split, record, videos, film, max_steps)
-    own = journal_of(journal, share)
-    with _closing_on_error(pool), _Journal(own) as lines, _Progress(progress, len(mine), done) as bar:
+    with _closing_on_error(pool), _Journal(journal, share) as lines, _Bar(progress, len(mine), done) as bar:
         for finished in _rounds(pool, job, todo, act, n_action_steps):
             lines.append(finished)
             for result in finished:
@@ -108,16 +101,15 @@ def demonstrate(
     on_done: Callable[[EpisodeResult], None] | None = None,
     progress: str | None = "demonstrations",
 ) -> list[EpisodeResult]:
-    """The scripted demonstrator plays the plan, one episode at a time in each process; resumes as `roll` does.
+    """The scripted demonstrator plays the plan, one episode at a time in each process; resumes and raises as `roll`.
 
-    Unless `keep_failures`, a failed attempt is thrown away and repeated with the next seed of the same index
-    (`attempt_seed`): a plan of n yields n successes. The seed in a result and in its recording is that of the attempt
-    kept. Its time-out is `demonstrator.max_steps`. Raises RecapError as `roll` does.
+    Unless `keep_failures`, a failed attempt is repeated with the next seed of the same index (`attempt_seed`): a plan
+    of n yields n successes. A result and its recording have the seed of the attempt that was kept.
     """
     results = already(plan, record, None, attempts=DEMONSTRATION_ATTEMPTS)
     todo = deque(spec for spec in plan if spec.index not in results)
     busy: list[Worker] = []
-    with _closing_on_error(pool), _Progress(progress, len(plan), results.values()) as bar:
+    with _closing_on_error(pool), _Bar(progress, len(plan), results.values()) as bar:
         if todo:
             pool.begin(Job(split, record))
         idle = list(pool.workers)
@@ -176,11 +168,9 @@ def _rounds(
 def _batch(
     observations: dict[int, Observation], playing: dict[int, EpisodeSpec], slots: int, task: str
 ) -> dict[str, Any]:
-    some = next(iter(observations.values()))
-    batch: dict[str, Any] = {key: np.zeros((slots, *value.shape), value.dtype) for key, value in some.items()}
-    for slot, observation in observations.items():
-        for key, value in observation.items():
-            batch[key][slot] = value
+    blank = {key: np.zeros_like(value) for key, value in next(iter(observations.values())).items()}
+    rows = [observations.get(slot, blank) for slot in range(slots)]
+    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in blank}
     batch["task"] = [playing[slot].task if slot in playing else task for slot in range(slots)]
     return batch
 
@@ -195,22 +185,20 @@ def _checked(
     actions = np.asarray(actions, dtype=np.float32)
     if actions.ndim != 3 or len(actions) != pool.slots:
         raise RecapError(f"the policy returned actions of shape {actions.shape}, not [{pool.slots} slots, chunk, dim]")
-    if actions.shape[2] != pool.facts.action_dim:
+    _, chunk, dim = actions.shape
+    if dim != pool.facts.action_dim:
+        fix = "use a checkpoint that was trained on data of this environment, or choose its environment with env=…"
         raise RecapError(
-            f"the policy's actions have dimension {actions.shape[2]}, the environment takes {pool.facts.action_dim}: "
-            "use a checkpoint that was trained on data of this environment, or choose its environment with env=…"
+            f"the policy's actions have dimension {dim}, the environment takes {pool.facts.action_dim}: {fix}"
         )
-    if not 1 <= n_action_steps <= actions.shape[1]:
-        raise RecapError(
-            f"n_action_steps={n_action_steps} does not fit the policy's chunks of {actions.shape[1]} actions: "
-            f"choose 1 to {actions.shape[1]}"
-        )
+    if not 1 <= n_action_steps <= chunk:
+        what = f"does not fit the policy's chunks of {chunk} actions: choose 1 to {chunk}"
+        raise RecapError(f"n_action_steps={n_action_steps} {what}")
     for slot, spec in playing.items():
         if not np.isfinite(actions[slot]).all():
-            raise RecapError(
-                f"the policy returned NaN or infinite actions in {describe(spec)}, chunk {chunks[slot]}: "
-                "its checkpoint or its normalisation statistics are broken"
-            )
+            where = f"{describe(spec)}, chunk {chunks[slot]}"
+            fix = "its checkpoint or its normalisation statistics are broken"
+            raise RecapError(f"the policy returned NaN or infinite actions in {where}: {fix}")
     return actions
 
 
@@ -237,28 +225,18 @@ def already(
     if len(specs) < len(plan):
         raise RecapError("the plan holds an episode index twice; every index must be its own")
     done: dict[int, EpisodeResult] = {}
-    found = [(record, _recorded(record)), *((path, read_journal(path)) for path in journals(journal))]
-    for path, results in found:
-        for result in results:
-            spec = specs.get(result.index)
-            if spec is None:
-                raise RecapError(
-                    f"{path} holds episode {result.index}, which is not in this plan of {len(plan)} episodes: "
-                    "use another folder, or delete it"
-                )
-            seeds = (attempt_seed(spec.seed, attempt) for attempt in range(attempts))
-            if (result.task, result.initial_state) != (spec.task, spec.initial_state) or result.seed not in seeds:
-                raise RecapError(
-                    f"{path} holds {describe(result)}, but this plan has {describe(spec)}: "
-                    "use another folder, or delete it"
-                )
-            done[result.index] = result
+    found = [(record, result) for result in _recorded(record)]
+    found += [(path, result) for path in journals(journal) for result in read_journal(path)]
+    for path, result in found:
+        if (spec := specs.get(result.index)) is None:
+            wrong = f"episode {result.index}, which is not in this plan of {len(plan)} episodes"
+            raise RecapError(f"{path} holds {wrong}: use another folder, or delete it")
+        seeds = (attempt_seed(spec.seed, attempt) for attempt in range(attempts))
+        if (result.task, result.initial_state) != (spec.task, spec.initial_state) or result.seed not in seeds:
+            wrong = f"{describe(result)}, but this plan has {describe(spec)}"
+            raise RecapError(f"{path} holds {wrong}: use another folder, or delete it")
+        done[result.index] = result
     return done
-
-
-def journal_of(journal: Path | None, share: Share) -> Path | None:
-    """Where a share writes: each its own file, since two processes must not append to one."""
-    return journal if journal is None or share.whole else journal.with_suffix(f".{share}{journal.suffix}")
 
 
 def journals(journal: Path | None) -> list[Path]:
@@ -275,12 +253,12 @@ def _recorded(folder: Path | None) -> list[EpisodeResult]:
     return [EpisodeResult(index, *(facts[key] for key in keys)) for index, facts in finished(folder).items()]
 
 
-def read_journal(path: Path | None) -> list[EpisodeResult]:
+def read_journal(path: Path) -> list[EpisodeResult]:
     """The results in a journal; [] if there is none. Raises RecapError when a line cannot be read.
 
     A torn last line (killed while writing) is left out, and its episode played again.
     """
-    if path is None or not path.exists():
+    if not path.exists():
         return []
     results = []
     *lines, _torn = path.read_bytes().split(b"\n")  # a whole line ends with a newline
@@ -297,8 +275,9 @@ def read_journal(path: Path | None) -> list[EpisodeResult]:
 class _Journal:
     """Appends results so that they survive a kill: one write and one fsync a round."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, share: Share) -> None:
+        # Each share has its own file: two processes must not append to one.
+        self.path = path if path is None or share.whole else path.with_suffix(f".{share}{path.suffix}")
 
     def __enter__(self) -> Self:
         if self.path is not None:
@@ -327,48 +306,15 @@ class _Journal:
             self.file.close()
 
 
-# ---------------------------------------------------------------------------------------------------------- progress
-class _Progress:
-    """A bar in a terminal; elsewhere a line every ten seconds and one at the end."""
+class _Bar(Progress):
+    """Of episodes: with their success so far, and how fast they go."""
 
-    def __init__(self, label: str | None, total: int, done: Iterable[EpisodeResult]) -> None:
-        before = list(done)
-        self.label, self.total, self.done, self.resumed = label, total, len(before), len(before)
-        self.successes = sum(result.success for result in before)
-        self.start = self.last_line = time.monotonic()
-        console = Console(stderr=True)
-        self.bar: Progress | None = None
-        if label is not None and console.is_terminal:
-            facts = TextColumn("{task.fields[facts]}")
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), facts, TimeRemainingColumn()
-            self.bar = Progress(*columns, console=console, refresh_per_second=4)
-            self.row = self.bar.add_task(label, total=total, completed=self.done, facts=self.facts())
-
-    def __enter__(self) -> Self:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def facts(self) -> str:
-        minutes = (time.monotonic() - self.start) / 60
-        rate = (self.done - self.resumed) / max(minutes, 1e-3)
-        return f"success {self.successes / max(self.done, 1):.0%} · {rate:.0f} episodes/min"
+    def __init__(self, label: str | None, total: int, done: Collection[EpisodeResult]) -> None:
+        super().__init__(label or "", total, len(done), quiet=label is None)
+        self.successes = sum(result.success for result in done)
 
     def add(self, result: EpisodeResult) -> None:
-        self.done += 1
         self.successes += result.success
-        if self.bar is not None:
-            self.bar.update(self.row, completed=self.done, facts=self.facts())
-        elif time.monotonic() - self.last_line >= LINE_SECONDS:
-            self.print_line()
-
-    def print_line(self) -> None:
-        self.last_line = time.monotonic()
-        if self.label is not None:
-            print(f"{self.label}: {self.done}/{self.total} episodes · {self.facts()}", file=sys.stderr, flush=True)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        elif kind is None and self.done > self.resumed:
-            self.print_line()
+        done, minutes = self.done + 1, (time.monotonic() - self.began) / 60
+        rate = (done - self.start) / max(minutes, 1e-3)
+        self.advance(f"success {self.successes / done:.0%} · {rate:.0f} episodes/min")

@@ -1,8 +1,7 @@
 """The pool of simulation processes, as the main process sees it.
 
-The processes are started with one socket each and not by multiprocessing: the user's main module (and with it torch) is
-not imported again, their environment variables are theirs alone, and they leave when the socket closes, so that none
-survives its parent, however that ends.
+Each process has a socket instead of multiprocessing's means: it does not import the user's main module (and with it
+torch) again, has environment variables of its own, and leaves when the socket closes, so that none survives its parent.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from recap.envs import EpisodeSpec
@@ -55,8 +53,8 @@ class Worker:
 class Pool:
     """`processes` simulation processes that together hold `slots` environments; slot s lives in process s % processes.
 
-    Use as a context manager. The processes start while the caller loads its policy; the first roll waits for them.
-    After any error in a roll the pool is closed, since its environments are in an unknown state.
+    A context manager. The processes start while the caller loads its policy; the first roll waits for them. An error in
+    a roll closes the pool, since its environments are in an unknown state.
     Raises RecapError: a count below one, an environment that cannot be built, a process that fails, dies or hangs.
     """
 
@@ -77,18 +75,18 @@ class Pool:
                 self.workers.append(_start(number))
                 self.send(self.workers[-1], self.env_config)
         except BaseException:
-            self.close(patience=0)
+            self.close()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(patience=CLOSE_SECONDS if kind is None else 0)
 
     @property
     def facts(self) -> EnvFacts:
         """What the environment says of itself; waits for the processes to start."""
         if self._facts is None:
-            self._facts = list(self.replies(self.workers))[-1]
+            *_, self._facts = self.replies(self.workers)
         return self._facts
 
     def worker(self, slot: int) -> Worker:
@@ -103,8 +101,7 @@ class Pool:
         for worker in workers:
             worker.busy.clear()
             self.send(worker, ("begin", job))
-        for _reply in self.replies(workers):
-            pass
+        list(self.replies(workers))
 
     def scatter(self, method: str, by_slot: Mapping[int, Any]) -> Iterator[Any]:
         """Calls `method` in each process that holds some of the slots, with its part; the replies as they come."""

@@ -39,8 +39,8 @@ class EpisodeResult:
 class Job:
     """What all episodes of one roll share.
 
-    record: folder of finished episodes (data.lerobot_writer), or None. videos: folder of mp4 files, of the plan indices
-    in `film`. max_steps: an earlier time-out than the environment's own, in control steps.
+    record: folder of finished episodes (data.lerobot_writer). videos: folder of mp4 files, of the indices in `film`.
+    max_steps: an earlier time-out than the environment's own, in control steps.
     """
 
     split: str
@@ -70,9 +70,8 @@ class Failure:
 
 def describe(episode: EpisodeSpec | EpisodeResult) -> str:
     """How messages name an episode."""
-    return (
-        f"episode {episode.index} (task {episode.task!r}, initial state {episode.initial_state}, seed {episode.seed})"
-    )
+    state = f"initial state {episode.initial_state}"
+    return f"episode {episode.index} (task {episode.task!r}, {state}, seed {episode.seed})"
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
@@ -85,9 +84,7 @@ def main(descriptor: int) -> NoReturn:
     """Serves requests ("method", *arguments) on a socket until it closes; an exception is the last answer."""
     with contextlib.suppress(EOFError, ConnectionError):
         _serve(Connection(descriptor))
-    os._exit(
-        0
-    )  # without tear-down: at interpreter exit EGL and MuJoCo free their contexts in the wrong order and complain
+    os._exit(0)  # at an ordinary exit EGL and MuJoCo free their contexts in the wrong order and complain
 
 
 def _serve(connection: Connection) -> None:
@@ -105,12 +102,9 @@ def _serve(connection: Connection) -> None:
 
 
 def _failure(error: Exception, spec: EpisodeSpec | None) -> Failure:
+    known = error if isinstance(error, RecapError) else disk_error(error, "its files")
     place = traceback.extract_tb(error.__traceback__)[-1]
-    what = str(error)
-    if not isinstance(error, RecapError):
-        refusal = disk_error(error, "its files")
-        line = f"{Path(place.filename).name}:{place.lineno}"
-        what = str(refusal) if refusal else f"{type(error).__name__}: {error} ({line})"
+    what = known or f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
     where = f"{describe(spec)} failed" if spec else "the environment could not be started"
     return Failure(f"{where}: {what}", traceback.format_exc())
 
@@ -153,23 +147,16 @@ class Simulation:
 
     def act(self, chunks: Mapping[int, np.ndarray]) -> tuple[dict[int, EpisodeResult], dict[int, Observation]]:
         """Executes {slot: actions [n, A]}. Returns the slots that ended, and the observations of those that go on."""
-        results, observations = {}, {}
-        for number, actions in chunks.items():
-            result = self._advance(self.slots[number], actions)
-            if result is None:
-                observations[number] = self.slots[number].observation
-            else:
-                results[number] = result
-        return results, observations
+        ended = {number: self._advance(self.slots[number], actions) for number, actions in chunks.items()}
+        results = {number: result for number, result in ended.items() if result is not None}
+        return results, {number: self.slots[number].observation for number in ended if number not in results}
 
     def demonstrate(self, spec: EpisodeSpec, config: DemonstratorConfig, keep_failures: bool) -> EpisodeResult:
         """One whole demonstrated episode, written. Its time-out is the demonstrator's, longer than the policy's."""
         self.current = spec
         if self.env_config.type is not EnvKind.moka:
-            raise RecapError(
-                f"env={self.env_config.type.name} has no scripted demonstrator: "
-                "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
-            )
+            fix = "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
+            raise RecapError(f"env={self.env_config.type.name} has no scripted demonstrator: {fix}")
         from recap.envs.moka.demonstrator import Demonstrator
 
         if self.stage is None:

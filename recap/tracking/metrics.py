@@ -1,10 +1,9 @@
-"""metrics.jsonl: what a training says of itself, and the one durable record. TensorBoard shows the same if wanted."""
+"""metrics.jsonl, the durable record of a training; TensorBoard shows the same if wanted."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from recap.utils.files import write_text
@@ -13,12 +12,11 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 class Tracker:
-    """Appends one JSON object a record to `metrics.jsonl`.
+    """Appends one JSON object a record.
 
-    Args:
-        path: the file; created with its folder. None: nothing is written (all processes but the main one).
-        resume_step: records of later steps are dropped, because the resumed training writes them again.
-        tensorboard: writes event files beside it too, in which later steps are dropped likewise.
+    path: the file, created with its folder; None: nothing is written (all processes but the main one). resume_step:
+    records of later steps are dropped, because the resumed training writes them again. tensorboard: writes event files
+    beside it too.
     """
 
     def __init__(self, path: Path | None, resume_step: int = 0, *, tensorboard: bool = False) -> None:
@@ -45,9 +43,7 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file:
             self._file.close()
         if self._board:

@@ -1,7 +1,4 @@
-"""Whether a run goes to W&B, decided without importing wandb: that takes seconds.
-
-What W&B itself would find is looked at: its environment variables, its settings files, and the netrc file.
-"""
+"""Whether a run goes to W&B, decided without importing wandb, which takes seconds: from what W&B itself would read."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from urllib.parse import urlsplit
 from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 
 SERVER = "https://api.wandb.ai"
+VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_BASE_URL")
 NAMES = {  # of WANDB_MODE
     "online": TrackingMode.online,
     "run": TrackingMode.online,
@@ -23,23 +21,21 @@ NAMES = {  # of WANDB_MODE
     "dryrun": TrackingMode.offline,
     "disabled": TrackingMode.off,
 }
-OTHERS = ("auto", "shared")  # of W&B's, that say nothing about whether
+OTHERS = ("auto", "shared")  # of WANDB_MODE too, which leave it to the key
 
 
 def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> tuple[TrackingMode, str]:
-    """What to do, and a line about it that is worth saying, or "".
+    """What to do, and a line about it for the console, or "".
 
     `auto` and `online` stand for: online, if the server answers. What `tracking.mode` names goes before WANDB_MODE.
     """
-    if wanted.kind is not TrackingKind.wandb or wanted.mode is TrackingMode.off:
+    if wanted.kind is not TrackingKind.wandb:
         return TrackingMode.off, ""
-    settings = {**_settings_file(environ), **_from(environ)}
-    mode: TrackingMode = wanted.mode
-    if mode is TrackingMode.auto and settings.get("disabled", "").lower() in ("true", "1"):
-        return TrackingMode.off, ""
+    settings, mode = _settings(environ), wanted.mode
     if mode is TrackingMode.auto:
-        mode = NAMES.get(settings.get("mode", ""), mode)
-    if mode in (TrackingMode.off, TrackingMode.offline) or has_key(settings, environ):
+        disabled = settings.get("disabled", "").lower() in ("true", "1")
+        mode = TrackingMode.off if disabled else NAMES.get(settings.get("mode", ""), mode)
+    if mode in (TrackingMode.off, TrackingMode.offline) or _has_key(settings, environ):
         return mode, ""
     if mode is TrackingMode.online:
         return TrackingMode.offline, "W&B: online was asked for, but there is no key (wandb login): offline files"
@@ -50,39 +46,28 @@ def problem(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> 
     """What is wrong with the mode that `auto` would take from W&B's own settings; "" for nothing."""
     if wanted.kind is not TrackingKind.wandb or wanted.mode is not TrackingMode.auto:
         return ""
-    mode = {**_settings_file(environ), **_from(environ)}.get("mode", "auto")
+    mode = _settings(environ).get("mode", "auto")
     if mode in (*NAMES, *OTHERS):
         return ""
-    where = f"WANDB_MODE={mode}" if environ.get("WANDB_MODE") else f"mode = {mode} in W&B's settings file"
-    fix = "unset WANDB_MODE" if environ.get("WANDB_MODE") else "wandb online"
+    where, fix = f"mode = {mode} in W&B's settings file", "wandb online"
+    if environ.get("WANDB_MODE"):
+        where, fix = f"WANDB_MODE={mode}", "unset WANDB_MODE"
     return f"{where}: must be one of {', '.join(NAMES)}. Fix: {fix}, or tracking.mode=online, offline or off"
 
 
-def has_key(settings: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether W&B would find one for its server."""
+def _has_key(settings: Mapping[str, str], environ: Mapping[str, str]) -> bool:
     if settings.get("api_key") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(settings.get("base_url", SERVER)).hostname
-    given = environ.get("NETRC")
-    for path in [Path(given)] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    for path in [environ["NETRC"]] if environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-            if host in netrc.netrc(path.expanduser()).hosts:
+            if host in netrc.netrc(Path(path).expanduser()).hosts:
                 return True
     return False
 
 
-def _from(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {
-        "WANDB_MODE": "mode",
-        "WANDB_DISABLED": "disabled",
-        "WANDB_API_KEY": "api_key",
-        "WANDB_BASE_URL": "base_url",
-    }
-    return {key: environ[name] for name, key in names.items() if environ.get(name)}
-
-
-def _settings_file(environ: Mapping[str, str]) -> dict[str, str]:
-    """What `wandb login --host`, `wandb offline` and `wandb disabled` write: the user's file, then the folder's."""
+def _settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """W&B's: the user's file, the folder's (both written by `wandb login --host`, `wandb offline`), the variables."""
     found: dict[str, str] = {}
     folder = environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
     for path in (Path(folder).expanduser() / "settings", Path("wandb") / "settings"):
@@ -90,4 +75,4 @@ def _settings_file(environ: Mapping[str, str]) -> dict[str, str]:
         with suppress(OSError, configparser.Error, UnicodeDecodeError):
             parser.read(path, "utf-8")
             found |= dict(parser["default"]) if "default" in parser else {}
-    return found
+    return found | {name.removeprefix("WANDB_").lower(): environ[name] for name in VARIABLES if environ.get(name)}

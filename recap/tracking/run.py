@@ -1,13 +1,11 @@
 """One run of W&B or trackio that is open, and the rows that it lacks.
 
-It is a copy of files: of metrics.jsonl row by row, the step being the training's, and of a finished stage's results as
-one row. So what was sent is known without a second book:
+It is a copy of metrics.jsonl, row by row, and of a finished stage's results as one row. Each step arrives once, however
+often the training was killed, because a training repeats itself to the digit:
 
 - online, W&B says which step it has, and rows up to it are passed over;
-- offline and in trackio, what an earlier attempt left is dropped and written anew from the first row: `wandb sync`
-  takes two folders of one run for two versions of it, of which the last one wins.
-
-Either way each step arrives once, however often the training was killed: it repeats itself to the digit.
+- offline and in trackio, what an earlier attempt left is dropped and written anew: `wandb sync` takes two folders of
+  one run for two versions of it, of which the last one wins.
 """
 
 from __future__ import annotations
@@ -56,7 +54,6 @@ class Shown:
 
     @property
     def project(self) -> str:
-        """trackio has no variable for it."""
         own = os.environ.get("WANDB_PROJECT") if self.wanted.kind is TrackingKind.wandb else None
         return self.wanted.project or own or "recap"
 
@@ -67,17 +64,16 @@ class Shown:
 
     @property
     def digest(self) -> str:
-        """Of the file that holds it when it is complete; "" without."""
+        """Of the file that is written last; "" without."""
         record = self.out / ("summary.json" if self.kind == "loop" else "manifest.json")
         return hashlib.sha256(record.read_bytes()).hexdigest() if record.is_file() else ""
 
 
 # ---------------------------------------------------------------------------------------------------- a run
 class Run:
-    """Open until `closing` ends it, and alone: no other process sends this directory meanwhile.
+    """Open until `closing` ends it; no other process sends this directory meanwhile.
 
-    Raises whatever wandb or trackio raise, OSError where files cannot be written, and RecapError while another process
-    sends it.
+    Raises what wandb or trackio raise, OSError where files cannot be written, RecapError if another process sends it.
     """
 
     def __init__(self, shown: Shown, *, online: bool = False) -> None:
@@ -87,15 +83,15 @@ class Run:
             stack.enter_context(lock(shown.out / LOCK))
             self.id = _run_id(shown.out)
             self.lib = import_module(shown.wanted.kind.name)
-            self.run = self._trackio() if shown.wanted.kind is TrackingKind.trackio else self._wandb()
+            if shown.wanted.kind is TrackingKind.wandb:
+                self.run = self._wandb()
+            else:
+                from recap.tracking.trackio import TrackioRun
+
+                made = {**_made(shown), "tags": shown.tags}
+                self.run = TrackioRun(shown.project, self.id, shown.name, shown.group, made)
             self._lock = stack.pop_all()
         self.next: int = self.run.starting_step  # the first step that is lacking
-
-    def _trackio(self) -> Any:
-        from recap.tracking.trackio import TrackioRun
-
-        shown = self.shown
-        return TrackioRun(shown.project, self.id, shown.name, shown.group, {**_made(shown), "tags": shown.tags})
 
     def _wandb(self) -> Any:
         shown, folder = self.shown, self.shown.run / "wandb"
@@ -154,13 +150,13 @@ class Run:
                 self.send(int(record["step"]), numbers)
 
     def send_results(self) -> None:
-        """What a stage that is no training came to: one row."""
+        """The results of a stage other than a training: one row."""
         shown = self.shown
         if not shown.trains and self.next == 0:
             self.send(0, media.results(self.lib, shown.kind, shown.out, shown.wanted.videos))
 
     def send_all(self) -> None:
-        """What a finished stage, or a run so far, has to show."""
+        """All of a finished stage, or of the loop so far."""
         shown = self.shown
         if shown.kind == "loop":
             rows, totals = media.loop_rows(shown.out)
@@ -176,7 +172,7 @@ class Run:
             self._send_artifact(manifest)
 
     def _send_artifact(self, manifest: dict[str, Any]) -> None:
-        """A stage's results as W&B knows them: their hashes and where they are. Nothing of them is uploaded."""
+        """An artifact of a stage's results: their hashes and where they are. Nothing is uploaded."""
         shown = self.shown
         for role, path in shown.inputs.items() if self.online else ():  # W&B refuses it offline; `made_from` names them
             stage = stage_of(path)
@@ -193,7 +189,7 @@ class Run:
 
     @contextmanager
     def closing(self, code: int) -> Iterator[Run]:
-        """Ends it, as failed where something is raised. With code 0 it was sent, unless it has changed meanwhile."""
+        """Ends it, as failed where something is raised. With code 0 it counts as sent, unless it has changed since."""
         seen = self.shown.digest
         with self._lock:
             try:
@@ -218,8 +214,8 @@ def _made(shown: Shown) -> dict[str, Any]:
             "results": results_digest(path) if stage.exists() else None,
             "run": _state(stage).get(shown.wanted.kind.name, {}).get("run"),
         }
-    run, job = str(shown.run.absolute()), os.environ.get("SLURM_JOB_ID")
-    made_by = {"run_directory": run, "git_commit": git_commit(), "job": job}
+    job = os.environ.get("SLURM_JOB_ID")
+    made_by = {"run_directory": str(shown.run.absolute()), "git_commit": git_commit(), "job": job}
     return {**json.loads(json.dumps(shown.config, default=str)), "made_by": made_by, "made_from": made_from}
 
 
@@ -244,10 +240,7 @@ def _state(directory: Path) -> dict[str, Any]:
 
 
 def _run_id(directory: Path) -> str:
-    """The same for each process that works in the directory, and after each restart.
-
-    A directory that is deleted and made anew, or copied, has another one: its numbers are others.
-    """
+    """The same after each restart; another one for a directory that is made anew or copied: its numbers differ."""
     state = {"token": uuid.uuid4().hex, **_state(directory)}
     write_text(directory / STATE, json.dumps(state) + "\n")
     return hashlib.sha256(f"{state['token']} {directory.resolve()}".encode()).hexdigest()[:16]

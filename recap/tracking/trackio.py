@@ -1,8 +1,9 @@
-"""A run of trackio with the face of W&B's. It has no artifacts, no plots and no summary, which is its last row here."""
+"""A run of trackio with the interface of W&B's. It has no artifacts or plots, and its summary is its last row."""
 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 
@@ -14,26 +15,16 @@ class TrackioRun:
     def __init__(self, project: str, id: str, name: str, group: str, config: dict[str, Any]) -> None:
         import trackio.run
 
-        # The console is the run's, and what trackio warns of is found by `finish`.
+        # trackio must not print among the run's own lines; `finish` finds what it warns of.
         vars(trackio.run)["print"] = lambda *_: None
         warnings.filterwarnings("ignore", module="trackio")
-        self._drop(project, id)
+        with suppress(ValueError):  # of a project without runs
+            for run in list(trackio.Api().runs(project)):
+                if run.id == id:  # an earlier attempt
+                    run.delete()
         # The name has the group, because in trackio's lists nothing else tells two experiments apart.
         self._run = trackio.run.Run(None, project, None, f"{group}/{name}", id, group, config)
         self._rows = self._step = 0
-
-    @staticmethod
-    def _drop(project: str, id: str) -> None:
-        """What an earlier attempt left."""
-        from trackio import Api
-
-        try:
-            runs = list(Api().runs(project))
-        except ValueError:  # the project's first run
-            return
-        for run in runs:
-            if run.id == id:
-                run.delete()
 
     def log(self, row: dict[str, Any], step: int, commit: bool = True) -> None:
         flat: dict[str, Any] = {}
@@ -56,9 +47,7 @@ class TrackioRun:
         """Raises OSError where not all of it was written: trackio itself only warns."""
         from trackio.sqlite_storage import SQLiteStorage
 
-        self._run.finish()
-        if (
-            exit_code == 0
-            and SQLiteStorage.get_log_count(self._run.project, self._run.name, run_id=self._run.id) < self._rows
-        ):
+        run = self._run
+        run.finish()
+        if exit_code == 0 and SQLiteStorage.get_log_count(run.project, run.name, run_id=run.id) < self._rows:
             raise OSError("its database could not be written")

@@ -1,6 +1,6 @@
 """W&B or trackio beside the record: a thread sends what the run directory holds and they lack.
 
-The run says what to look at and goes on: nothing here raises, asks or blocks. What fails costs a line on the console.
+Nothing here raises into the run, asks or blocks: what fails costs a line on the console.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ def tracked(shown: Shown) -> Iterator[None]:
 
 
 def publish(shown: Shown) -> None:
-    """What was finished before, or a run so far: it is sent, unless it was."""
+    """Sends what was finished before, or a run so far, unless it was sent."""
     if not is_sent(shown) and (sender := _sender(shown)):
         sender.tell(sender.publish, shown)
 
 
 def preempting() -> None:
-    """Tells W&B that this process is about to be pushed out and comes back."""
+    """Tells W&B that this process is preempted and will come back."""
     if _senders:
         _senders[0].tell(_senders[0].preempted)
         close(PREEMPTED_SECONDS)
 
 
 def close(seconds: float = LEAVE_SECONDS) -> None:
-    """Waits a little for what is on its way; what does not arrive is sent when the same command is given again.
+    """Waits a little for what is on its way; the same command again sends the rest.
 
-    Commands and jobs end with it: once Python shuts down, no thread starts any more, and wandb needs some.
+    Called at the end of commands and jobs: once Python shuts down, no thread starts any more, and wandb needs some.
     """
     while _senders:
         sender = _senders.pop()
@@ -81,7 +81,7 @@ def close(seconds: float = LEAVE_SECONDS) -> None:
 
 
 def _sender(shown: Shown) -> Sender | None:
-    """None where nothing is wanted, or not here."""
+    """None where nothing is to be sent."""
     if shown.wanted.kind is TrackingKind.local or not is_main_process():
         return None
     if shown.wanted.kind is TrackingKind.wandb:
@@ -134,7 +134,6 @@ class Sender(threading.Thread):
         self._try(self._leave)
 
     def _try(self, task: Callable[..., None], *shown: Shown) -> None:
-        """What goes wrong costs a line, and is sent when the run's command is given again."""
         about = shown[0] if shown else self._run and self._run.shown
         try:
             task(*shown)
@@ -149,7 +148,6 @@ class Sender(threading.Thread):
     def follow(self, shown: Shown) -> None:
         self._leave()
         self._run = self._open(shown)
-        self._run.send_records()
 
     def _look(self) -> None:
         if self._run:
@@ -167,19 +165,17 @@ class Sender(threading.Thread):
         self._leave()
 
     def publish(self, shown: Shown) -> None:
-        """All of a finished stage, or of a run so far."""
-        run = self._run if self._run and self._run.shown.out == shown.out else None
-        if run is None:
+        if self._run is None or self._run.shown.out != shown.out:
             self._leave()
             if is_sent(shown):
                 return
-            run = self._open(shown)
-        self._run = None
+            self._run = self._open(shown)
+        run, self._run = self._run, None
         with run.closing(0):
             run.send_all()
 
     def _leave(self) -> None:
-        """What is open stays unfinished: its stage failed, or this process goes."""
+        """Ends an open run as unfinished: its stage failed, or this process goes."""
         run, self._run = self._run, None
         if run:
             with run.closing(1):
@@ -196,15 +192,14 @@ class Sender(threading.Thread):
         if self._answers(shown):
             try:
                 run = _wandb_run(shown, online=True)
+                _say(f"W&B: {run.run.project_url}, group {shown.group}")
+                return run
             except (Exception, SystemExit) as error:
                 if self.abandoned:
                     raise
                 self._online = False
                 _end_service()  # it holds the run's id
                 _say(f"W&B: {_first_line(error)}; {_later(shown)}")
-            else:
-                _say(f"W&B: {run.run.project_url}, group {shown.group}")
-                return run
         return _wandb_run(shown, online=False)
 
     def _answers(self, shown: Shown) -> bool:
@@ -214,51 +209,44 @@ class Sender(threading.Thread):
             return False
         if self._online is None:
             server = _service().settings.base_url
-            self._online = answers(server, ANSWER_SECONDS[mode])
+            self._online = _answers_http(server, ANSWER_SECONDS[mode])
             if not self._online:
                 _say(f"W&B: {server} does not answer; {_later(shown)}")
         return self._online
 
 
-# ---------------------------------------------------------------------------------------------------- parts of it
-def answers(server: str, seconds: float) -> bool:
-    """Whether anything answers HTTP there in time."""
+# ---------------------------------------------------------------------------------------------------- wandb itself
+def _answers_http(server: str, seconds: float) -> bool:
     try:
-        with urllib.request.urlopen(server, timeout=seconds):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
+        urllib.request.urlopen(server, timeout=seconds).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
 
 
 def _service() -> Any:
-    """wandb's library with its own process, which inherits none of ours: other processes get services of their own."""
+    """wandb's library with a process of its own, which no process of ours inherits.
+
+    What the two leave in the temporary folder goes with this process.
+    """
     import wandb
 
-    with _own_temporary_files():
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = _temporary_folder()
+    try:
         library = wandb.setup(settings=wandb.Settings(silent=True))
+    finally:
+        tempfile.tempdir = None  # looked for again
+        os.environ.pop("TMPDIR")
+        os.environ.update({} if before is None else {"TMPDIR": before})
     os.environ.pop("WANDB_SERVICE", None)
     atexit.unregister(close)
     atexit.register(close)  # before wandb's own end, which waits without a limit
     return library
 
 
-@contextmanager
-def _own_temporary_files() -> Iterator[None]:
-    """What wandb and its process leave in the temporary folder goes with this process."""
-    before, folder = os.environ.get("TMPDIR"), _temporary_files()
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    try:
-        yield
-    finally:
-        tempfile.tempdir = None  # looked for again
-        os.environ.pop("TMPDIR")
-        os.environ.update({} if before is None else {"TMPDIR": before})
-
-
 @cache
-def _temporary_files() -> str:
+def _temporary_folder() -> str:
     folder = tempfile.mkdtemp(prefix="wb")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from recap.data.tensors import Batch
 from recap.training.config import OPTIMIZER, TrainConfig
 from recap.training.distributed import Store, wait_for_all
+from recap.utils.files import appearing, remove
 
 
 class Trainee(Protocol):
@@ -24,18 +25,15 @@ class Trainee(Protocol):
 
 
 def newest(folder: Path, steps: int) -> int:
-    """The step to go on from: of the newest checkpoint that can be gone on from, or 0.
-
-    Only a finished training needs no optimiser state: an earlier checkpoint without it is passed over.
-    """
+    """The step of the newest checkpoint to resume from, or 0: one with an optimiser state, or that of the last step."""
     found = {int(path.name): path for path in folder.glob("[0-9]*")}
-    return max([0, *(step for step, path in found.items() if step == steps or (path / OPTIMIZER).is_file())])
+    return max((step for step, path in found.items() if step == steps or (path / OPTIMIZER).is_file()), default=0)
 
 
 def save(checkpoint: Trainee, store: Store, folder: Path, step: int, config: TrainConfig, *, main: bool) -> None:
-    """Writes a checkpoint beside its place and moves it there at once; the last one without the optimiser's state.
+    """Writes a checkpoint beside its place, then moves it there; the last one without the optimiser's state.
 
-    All processes bring their shares, the main one writes.
+    All processes call it: they bring their shares, and the main one writes.
     """
     final = folder / f"{step:07d}"
     temporary = folder / f".{final.name}.tmp"
@@ -49,7 +47,8 @@ def save(checkpoint: Trainee, store: Store, folder: Path, step: int, config: Tra
     wait_for_all()
     if main:
         checkpoint.save(temporary, weights)
-        remove(final)  # nothing is lost: training got here from an older one, so this could not be gone on from
+        if final.is_dir():
+            remove(final)  # nothing is lost: training got here from an older one, so this had no optimiser state
         temporary.rename(final)
         tidy(folder, step, config)
 
@@ -59,23 +58,11 @@ def tidy(folder: Path, newest: int, config: TrainConfig) -> None:
 
     A finished training keeps its last checkpoint only.
     """
-    final = folder / f"{newest:07d}"
-    link = folder / ".last.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(final.name)
-    link.replace(folder / "last")
+    name = f"{newest:07d}"
+    with appearing(folder / "last") as link:
+        link.symlink_to(name)
     keep = 1 if newest == config.steps else config.keep_checkpoints
-    older = sorted(path for path in folder.glob("[0-9]*") if path.name <= final.name)
-    for path in older[:-keep]:
+    for path in sorted(path for path in folder.glob("[0-9]*") if path.name <= name)[:-keep]:
         remove(path)
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path)
-
-
-def remove(path: Path) -> None:
-    """Deletes a folder that is either there whole or not at all, whenever this is interrupted."""
-    if path.is_dir():
-        trash = path.with_name(f".{path.name}.old.tmp")
-        shutil.rmtree(trash, ignore_errors=True)
-        path.rename(trash)
-        shutil.rmtree(trash)
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)

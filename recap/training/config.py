@@ -60,17 +60,13 @@ class TrainConfig:
 
     def problems(self, key: str) -> Iterator[str]:
         if self.warmup_steps > self.steps:
-            yield (
-                f"{key}.warmup_steps={self.warmup_steps}: longer than the training. "
-                f"Fix: at most {key}.steps={self.steps}"
-            )
+            fix = f"Fix: at most {key}.steps={self.steps}"
+            yield f"{key}.warmup_steps={self.warmup_steps}: longer than the training. {fix}"
         if key.endswith(".sft"):
             finetune = f"{key.removesuffix('sft')}finetune"
             if self.demo_fraction != 1:
-                yield (
-                    f"{key}.demo_fraction={self.demo_fraction}: this stage has demonstrations only. "
-                    f"Fix: 1, or {finetune}.demo_fraction"
-                )
+                fix = f"Fix: 1, or {finetune}.demo_fraction"
+                yield f"{key}.demo_fraction={self.demo_fraction}: this stage has demonstrations only. {fix}"
             if self.restart is Restart.last:
                 yield f"{key}.restart=last: there is no iteration before. Fix: pretrained, or {finetune}.restart"
 
@@ -89,7 +85,5 @@ class PolicyTrainConfig(TrainConfig):
             finetune = f"{key.removesuffix('sft')}finetune"
             yield f"{key}.awr_temperature: SFT has no advantages. Fix: null, or {finetune}.awr_temperature"
         elif self.indicator is not IndicatorMode.ignore:
-            yield (
-                f"{key}.awr_temperature={self.awr_temperature:g}: weighs frames instead of naming them. "
-                f"Fix: {key}.indicator=ignore, or {key}.awr_temperature=null"
-            )
+            fix = f"Fix: {key}.indicator=ignore, or {key}.awr_temperature=null"
+            yield f"{key}.awr_temperature={self.awr_temperature:g}: weighs frames instead of naming them. {fix}"

@@ -38,29 +38,27 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def make_accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Accelerator:
     """The processes that train together. Precision is the policy's own matter, the same for every sharding.
 
-    Raises:
-        RecapError: deepspeed is not installed; the other processes do not come.
+    Raises RecapError where deepspeed is not installed, and where the other processes never come.
     """
+    options: dict[str, Any] = {"cpu": device == "cpu"}
+    if sharding is Sharding.deepspeed:
+        if not is_deepspeed_available():
+            fix = "Fix: pip install deepspeed, or sharding=fsdp"
+            raise RecapError(f"sharding=deepspeed: deepspeed is not installed. {fix}")
+        settings = {
+            "zero_optimization": {"stage": 2},
+            "train_micro_batch_size_per_gpu": 1,  # required, but batches are made elsewhere
+            "gradient_clipping": config.grad_clip,
+        }
+        options = {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=settings)}
+    if PATIENCE is not None:
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=PATIENCE)]
     together = "to begin training"
     try:
         with announced(together):
-            return _accelerator(sharding, device, config)
+            return Accelerator(**options)
     except dist.DistError as error:
         raise missing(together) from error
-
-
-def _accelerator(sharding: Sharding, device: str, config: TrainConfig) -> Accelerator:
-    beside = [] if PATIENCE is None else [InitProcessGroupKwargs(timeout=PATIENCE)]
-    if sharding is not Sharding.deepspeed:
-        return Accelerator(cpu=device == "cpu", kwargs_handlers=beside)
-    if not is_deepspeed_available():
-        raise RecapError("sharding=deepspeed: deepspeed is not installed. Fix: pip install deepspeed, or sharding=fsdp")
-    settings = {
-        "zero_optimization": {"stage": 2},
-        "train_micro_batch_size_per_gpu": 1,  # asked for, but batches are made elsewhere
-        "gradient_clipping": config.grad_clip,
-    }
-    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings), kwargs_handlers=beside)
 
 
 def prepare(
@@ -69,7 +67,7 @@ def prepare(
     policy: nn.Module,
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
 ) -> tuple[Any, Any]:
-    """(model, optimizer) as these processes use them; in the place of accelerate's `prepare`."""
+    """(model, optimizer) as these processes use them; replaces accelerate's `prepare`."""
     if sharding is not Sharding.fsdp or place()[1] == 1:
         return accelerator.prepare(policy, make_optimizer(policy))
     for module in [*policy.modules()]:

@@ -42,16 +42,13 @@ def train(
 ) -> Path:
     """Trains `checkpoint` in place up to `config.steps`, resuming from the newest checkpoint under `out`.
 
-    Writes `metrics.jsonl`, `checkpoints/<step>/` and `checkpoints/last` under `out`; each checkpoint appears whole
-    or not at all. key: where `config` stands in the configuration, such as policy.sft., for messages. first_batch: is
-    shown the first one, as the network sees it. tensorboard: the losses as event files too.
+    Writes `metrics.jsonl`, `checkpoints/<step>/` and `checkpoints/last` under `out`, and returns the last of them.
 
-    Returns:
-        `out/checkpoints/last`.
+    key: where `config` stands in the configuration, such as policy.sft., for messages. first_batch: called with the
+    first one, as the network sees it. tensorboard: writes event files too.
 
-    Raises:
-        RecapError: loss or gradient is NaN, infinite or absurd, naming the step; the newest checkpoint is damaged;
-            there are more processes than samples in a batch.
+    Raises RecapError: loss or gradient is NaN, infinite or absurd, naming the step; the newest checkpoint is damaged;
+    there are more processes than samples in a batch.
     """
     accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
     rank, processes = place()
@@ -120,7 +117,7 @@ def train(
 
 def _notice_given(processes: int, device: torch.device) -> bool:
     """The same answer in all processes, after the same step."""
-    given = NOTICE.given()
+    given = NOTICE.given
     if processes > 1 and NOTICE.expected:
         given = bool(mean(torch.tensor(float(given), device=device)).item())
     return given

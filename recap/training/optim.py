@@ -16,23 +16,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (
-        config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
-    )
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
 def make_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over what learns; with 8-bit moments by bitsandbytes.
+    """AdamW over the trainable parameters, or bitsandbytes' with 8-bit moments.
 
-    Raises:
-        RecapError: bitsandbytes is not installed.
+    Raises RecapError where bitsandbytes is not installed.
     """
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": (0.9, 0.95),
-        "weight_decay": config.weight_decay,
-    }
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.95), "weight_decay": config.weight_decay}
     if config.optimizer is Optimizer.adamw:
         return torch.optim.AdamW(trainable, **options, fused=True)
     try:

@@ -1,4 +1,4 @@
-"""A console that cannot show every letter: the words go on in the letters that it has."""
+"""For a console that cannot show every letter: the others are spelled out in those that it has."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ class Device(Enum):
 def device_name(device: Device) -> str:
     """`auto` takes the accelerator that is there; of processes started together, each takes its own.
 
-    Raises:
-        RecapError: the device asked for is not on this machine.
+    Raises RecapError for a device that this machine lacks.
     """
     import torch
 
@@ -36,7 +35,7 @@ def device_name(device: Device) -> str:
 
 
 def memory(name: str) -> float:
-    """Bytes of memory of a device; 0 for a processor, whose memory is not asked for here."""
+    """Bytes of memory of a GPU; 0 for any other device."""
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) if name == "cuda" else 0.0

@@ -1,4 +1,4 @@
-"""Environment variables that would stop a run late, or for ever, looked at before anything starts."""
+"""Checks before anything starts of environment variables that would stop a run late, or make it wait for ever."""
 
 from __future__ import annotations
 

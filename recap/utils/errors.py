@@ -1,4 +1,4 @@
-"""The one exception that users see, and the disk's refusals in its words."""
+"""The one exception that users see, and errors of the disk as that."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RecapError(Exception):
 
 
 def disk_error(error: BaseException, where: Path | str, problem: str = "cannot use") -> RecapError | None:
-    """What the user is told when the disk refuses; None for an error that is no word of the disk.
+    """The message for an error of the disk; None for any other error.
 
-    where: the file or folder that was being worked on, if the error itself names none. problem: with it.
+    where: the file or folder, if the error itself names none. problem: what could not be done with it.
     """
     if isinstance(error, OSError) and error.filename is None and (lost := console_error(error.errno)):
         return lost
@@ -42,9 +42,9 @@ def disk_error(error: BaseException, where: Path | str, problem: str = "cannot u
 
 
 def console_error(number: int | None = None) -> RecapError | None:
-    """Why standard output or standard error takes nothing more, which from then on goes nowhere; None if they do.
+    """Why standard output or standard error takes nothing more, and sends it nowhere from then on; None if both do.
 
-    number: of an error that may be theirs: they are asked with an empty line, since nothing may be waiting in them.
+    number: of an error that may be theirs: then an empty line tests them, since nothing may be waiting in them.
     """
     found = None
     for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):

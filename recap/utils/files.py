@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 def appearing(path: Path) -> Iterator[Path]:
     """A new name beside `path` to write to, which becomes `path` at the end: readers see the old file or the new one.
 
-    Nothing stays of it when the block raises. What lay in its place is removed: a link there would lead elsewhere.
+    Nothing stays of it when the block raises. A link that lies in its place, and leads elsewhere, is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,6 +30,14 @@ def write_text(path: Path, text: str, mode: int = 0o666) -> None:
         new = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(new, "w", encoding="utf-8") as file:
             file.write(text)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder, so that whenever this is interrupted it is either there whole or not at all."""
+    trash = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(trash, ignore_errors=True)
+    folder.rename(trash)
+    shutil.rmtree(trash)
 
 
 def sync(path: Path) -> None:

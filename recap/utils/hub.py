@@ -6,9 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["model", "dataset"]
 UNREACHABLE = "the hub cannot be reached from here"
@@ -17,10 +18,10 @@ SECONDS = 6.0  # for the hub to say something about a repository
 
 @dataclass(frozen=True)
 class Need:
-    """A repository that a configuration names, or a folder.
+    """A repository, or a folder, that a configuration names.
 
-    key: where; files: patterns of what must be there; only: of what is fetched, None for all. instead: what would do
-    without it, in words, where that is not another value of the key.
+    files: patterns of what must be there; only: of what is fetched, None for all. instead: what else would do, where
+    that is not another value of the key.
     """
 
     key: str
@@ -41,10 +42,10 @@ class Need:
 
 
 def find(name: str, kind: Kind, revision: str | None = None, files: Sequence[str] = ()) -> Path | None:
-    """The folder of a hub repository or of a local path, None if it is not on this machine; never asks the network.
+    """The folder on this machine, or None: never asks the network.
 
-    name: a folder, or `owner/name` of a repository that is in the hub's cache or, a data set, in lerobot's.
-    files: patterns of those that are wanted, by default all: of a repository that was fetched in part.
+    name: a folder, or `owner/name` of a repository in the hub's cache or (data sets) in lerobot's. files: patterns of
+    those that are wanted of a repository that was fetched in part; all by default.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
@@ -56,18 +57,9 @@ def find(name: str, kind: Kind, revision: str | None = None, files: Sequence[str
     if kind == "dataset" and revision is None and (lerobot / name / "meta/info.json").is_file():
         return lerobot / name
     for cache in (None, lerobot / "hub") if kind == "dataset" else (None,):
-        try:
-            found = snapshot_download(
-                name,
-                repo_type=kind,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=list(files) or None,
-                local_files_only=True,
-            )
-        except (LocalEntryNotFoundError, HFValidationError):
-            continue
-        return Path(found)
+        where: dict[str, Any] = {"repo_type": kind, "revision": revision, "cache_dir": cache, "local_files_only": True}
+        with suppress(LocalEntryNotFoundError, HFValidationError):
+            return Path(snapshot_download(name, allow_patterns=list(files) or None, **where))
     return None
 
 
@@ -83,13 +75,12 @@ def refusals(needs: Sequence[Need]) -> dict[Need, str]:
     found = dict.fromkeys(needs, UNREACHABLE)
     if not needs:
         return found
+    from huggingface_hub import HfApi  # noqa: F401  once, and not in the time that the hub has
 
     def ask(need: Need) -> None:
         found[need] = _refusal(need)
 
-    # Threads of their own, because looking up a name without a network can take a minute, and nobody waits for it.
-    from huggingface_hub import HfApi  # noqa: F401  once, and not in the time that the hub has
-
+    # Daemons, because looking up a name without a network can take a minute, and nobody waits for it.
     threads = [threading.Thread(target=ask, args=(need,), daemon=True) for need in needs]
     for thread in threads:
         thread.start()

@@ -1,7 +1,7 @@
-"""A process's notice that its time is nearly up, and how work leaves at a good moment.
+"""A process's notice that its time is nearly up, and how it leaves.
 
-Most work is durable at every moment and leaves at once. A training asks `given` after each step, saves, and leaves; if
-its next step is too far away, it leaves without.
+Most work is durable at every moment, and the process leaves at once. A training reads `given` after each step, saves
+and leaves; if its next step is too far away, it leaves without.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 PATIENCE = 0.6  # of the notice: so long a good moment is waited for
 
@@ -20,8 +19,8 @@ class Notice:
     def __init__(self) -> None:
         self._go: Callable[[], None] | None = None
         self._seconds = 0.0
-        self._given = False
         self._waits = False
+        self.given = False
 
     @property
     def expected(self) -> bool:
@@ -29,31 +28,28 @@ class Notice:
         return self._go is not None
 
     def heed(self, number: signal.Signals, seconds: float, go: Callable[[], None]) -> None:
-        """From now on the signal counts. seconds: from notice to end; go: what leaving is, and may return."""
-        self._go, self._seconds, self._given = go, seconds, False
+        """From now on the signal is the notice. seconds: from notice to end; go: how to leave, which may return."""
+        self._go, self._seconds, self.given = go, seconds, False
         signal.signal(number, self._arrives)
         signal.signal(signal.SIGALRM, lambda *_: self.leave())
 
     @contextmanager
     def at_a_good_moment(self) -> Iterator[None]:
-        """Within, the notice waits until somebody asks for it, or until it is high time."""
+        """Within, the notice waits until `leave` is called, or until it can wait no longer."""
         self._waits = True
         try:
             yield
         finally:
             self._waits = False
 
-    def given(self) -> bool:
-        return self._given
-
     def leave(self) -> None:
-        self._given = False
+        self.given = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._go is not None:
             self._go()
 
-    def _arrives(self, number: int, frame: FrameType | None) -> None:
-        self._given = True
+    def _arrives(self, *_: object) -> None:
+        self.given = True
         if self._waits:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE * self._seconds)
         else:

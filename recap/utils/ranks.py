@@ -15,14 +15,14 @@ from recap.utils.environment import leave, number
 from recap.utils.errors import RecapError
 
 LOOK_SECONDS = 0.5  # between two looks at what the others do
-NOTE_SECONDS = 30.0  # without a sign of them, after which it is said who is waited for
-# The same until it is given up: others start within minutes, but the main process may first fetch weights.
+NOTE_SECONDS = 30.0  # without a sign of them, until a line says who is waited for
+# The same until this one gives up: others start within minutes, but the main process may first fetch weights.
 PEER_SECONDS, MAIN_SECONDS = 1800.0, 6 * 3600.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """Part `index` of `count`. What is done does not depend on the split: every item is its own."""
+    """Part `index` of `count`. Results do not depend on the split."""
 
     index: int = 0
     count: int = 1
@@ -49,21 +49,17 @@ WHOLE = Share()
 def process() -> Share:
     """This process among those that `accelerate launch`, torchrun or SLURM started together.
 
-    Raises:
-        RecapError: the variables that say so hold no numbers.
+    Raises RecapError where RANK or WORLD_SIZE is not a number.
     """
     return Share(number("RANK", 0), number("WORLD_SIZE", 1))
 
 
 def wait(done: Callable[[], bool], lock: Path, what: str) -> None:
-    """Until the other processes have done `what`; they hold the file `lock` while they work.
+    """Returns when the other processes have done `what`; they hold the file `lock` while they work.
 
-    If one of them fails, whoever started them ends them all.
-
-    Raises:
-        RecapError: nobody has worked for so long that nobody will.
+    If one of them fails, whoever started them ends them all. Raises RecapError where they never come.
     """
-    seen, told = time.monotonic(), False
+    seen, noted = time.monotonic(), False
     patience = MAIN_SECONDS if process().index else PEER_SECONDS
     while not done():
         time.sleep(LOOK_SECONDS)
@@ -72,8 +68,8 @@ def wait(done: Callable[[], bool], lock: Path, what: str) -> None:
             seen = time.monotonic()
         elif alone > patience:
             raise missing(what)
-        elif alone > NOTE_SECONDS and not told:
-            told = True
+        elif alone > NOTE_SECONDS and not noted:
+            noted = True
             _say(what)
 
 
@@ -84,7 +80,7 @@ def missing(what: str) -> RecapError:
 
 @contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Where the wait itself is a library's: what it is for is said after a while within."""
+    """Around a library's own wait: after a while, a line says what it is for."""
     timer = threading.Timer(NOTE_SECONDS, _say, [what])
     timer.daemon = True
     if not process().whole:
