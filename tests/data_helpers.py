@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap.data.frames import Frames, Taken, load_frames
+from recap.data.config import SourceConfig
+from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.envs import EpisodeSpec
 from recap.method.config import SourceKind
@@ -49,8 +50,13 @@ def small_set(folder: Path) -> Path:
 
 
 def take(root: Path, **options: Any) -> Frames:
-    kind = SourceKind.demonstration
-    return load_frames(root, "mine", kind, taken=Taken(**{"all_succeed": True, "key": KEY, **options}))
+    return load(root, "mine", SourceKind.demonstration, **{"all_succeed": True, **options})
+
+
+def load(root: Path, name: str, kind: SourceKind, **options: Any) -> Frames:
+    """With some values of `data` and of the source; without any, as the run reads its own data sets."""
+    resampling = {key: options.pop(key) for key in ("action_freq", "vectors") if key in options}
+    return load_frames(root, name, kind, SourceConfig(**options) if options else None, **resampling)
 
 
 def edit(root: Path, folder: str, change: Callable[[pa.Table], pa.Table]) -> None:

@@ -21,7 +21,7 @@ from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_reader import DataSetFiles
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
-from recap.data.sources import given
+from recap.data.sources import load_source
 from recap.method.config import SourceKind
 from recap.stages.train import check_fit
 from recap.utils.errors import RecapError
@@ -59,7 +59,7 @@ def edit(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def take(root: Path, name: str = "mine", cameras: list[str] | None = None, **data: Any) -> Frames:
-    return given(DataConfig(sources={name: SourceConfig(root=str(root), cameras=cameras)}, **data), name)
+    return load_source(DataConfig(sources={name: SourceConfig(root=str(root), cameras=cameras)}, **data), name)
 
 
 def typed(error: str) -> list[str]:
@@ -128,7 +128,10 @@ def test_each_error_names_what_makes_the_command_work(recorded: dict[str, Path],
     command += ["policy.sft.steps=1", "policy.sft.warmup_steps=0", "policy.sft.batch_size=2"]
     for says, fix in (
         (f"{DEPTH} (a depth map): not read", f"++data.sources.deep.cameras=[{COLOUR},{OTHER}]"),
-        ("do not mix: fps 10 and 20. Fix: data.action_freq=10 brings both to one pace.", "data.action_freq=10"),
+        (
+            "do not mix: fps 10 and 20. Fix: data.action_freq=10 resamples both to one frame rate.",
+            "data.action_freq=10",
+        ),
     ):
         seen = run(*command, cwd=tmp_path)
         assert (seen.code, seen.err.count("error:")) == (1, 1), seen.err

@@ -72,7 +72,7 @@ def test_finished_lists_facts_and_ignores_what_a_killed_worker_left(recorded: Pa
         "split": "collection",
         "source": "rollout",
         "image_shapes": {key: [24, 24, 3] for key in CAMERAS},
-        "film": None,
+        "video_fps": None,
     }
     assert finished(folder / "nothing here") == {}
 

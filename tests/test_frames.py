@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import CAMERAS, EPISODES, TASKS
 
-from recap.data.frames import UNKNOWN, Taken, load_frames
+from recap.data.config import SourceConfig
+from recap.data.frames import UNKNOWN, load_frames
 from recap.data.images import encode_png
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
@@ -44,7 +45,7 @@ def test_loading_again_is_free_until_the_data_set_changes(copy: Path) -> None:
     first = load_frames(copy, "a", SourceKind.rollout)
     assert load_frames(copy, "a", SourceKind.rollout) is first
     assert first.images(CAMERAS[0]) is first.images(CAMERAS[0])
-    assert load_frames(copy, "a", SourceKind.rollout, cameras=CAMERAS[:1]).cameras == CAMERAS[:1]
+    assert load_frames(copy, "a", SourceKind.rollout, SourceConfig(cameras=[*CAMERAS[:1]])).cameras == CAMERAS[:1]
     os.utime(copy / "meta/info.json", ns=(1, 1))
     assert load_frames(copy, "a", SourceKind.rollout) is not first
 
@@ -62,7 +63,7 @@ def test_a_third_party_data_set(copy: Path) -> None:
     frames = load_frames(copy, "theirs", SourceKind.demonstration)
     assert frames.success.tolist() == [True, False, True, False]  # from next.success
     assert frames.seed.tolist() == [UNKNOWN] * 4
-    assert load_frames(copy, "theirs", SourceKind.demonstration, all_succeed=True).success.all()
+    assert load_frames(copy, "theirs", SourceKind.demonstration, SourceConfig(all_succeed=True)).success.all()
     edit_info(copy, lambda info: info["features"].pop("next.success"))
     with pytest.raises(RecapError, match=r"does not say which episodes succeeded.*all_succeed=true"):
         load_frames(copy, "theirs", SourceKind.demonstration)
@@ -71,12 +72,12 @@ def test_a_third_party_data_set(copy: Path) -> None:
 def test_interventions_are_corrections(copy: Path) -> None:
     edit_data(copy, lambda table: table.append_column("is_intervention", pa.array(np.arange(len(table)) % 5 == 0)))
     edit_info(copy, lambda info: info["features"].update({"is_intervention": {"dtype": "bool", "shape": [1]}}))
-    frames = load_frames(copy, "theirs", SourceKind.rollout, taken=Taken(interventions="is_intervention"))
+    frames = load_frames(copy, "theirs", SourceKind.rollout, SourceConfig(interventions="is_intervention"))
     assert frames.corrected.tolist() == [k % 5 == 0 for k in range(len(frames))]
     assert frames.source_of_frame()[:6].tolist() == ["correction", *["rollout"] * 4, "correction"]
     assert set(load_frames(copy, "theirs", SourceKind.rollout).source_of_frame()) == {"rollout"}
     with pytest.raises(RecapError, match="no column 'human' of interventions"):
-        load_frames(copy, "theirs", SourceKind.rollout, taken=Taken(interventions="human"))
+        load_frames(copy, "theirs", SourceKind.rollout, SourceConfig(interventions="human"))
 
 
 def edit_info(root: Path, change) -> None:
@@ -181,9 +182,9 @@ def test_damaged_images_and_wrong_requests_are_refused(copy: Path, data_set: Pat
     with pytest.raises(RecapError, match=r"no camera 'wrist'; it has \['observation.images.image'"):
         frames.images("wrist")
     with pytest.raises(RecapError, match=r"no camera \['wrist'\]"):
-        load_frames(data_set, "mine", SourceKind.rollout, cameras=["wrist"])
+        load_frames(data_set, "mine", SourceKind.rollout, SourceConfig(cameras=["wrist"]))
     with pytest.raises(RecapError, match="all_succeed=true, but 2 of its 4 episodes"):
-        load_frames(data_set, "mine", SourceKind.rollout, all_succeed=True)
+        load_frames(data_set, "mine", SourceKind.rollout, SourceConfig(all_succeed=True))
     small = encode_png(np.zeros((1, 3, 3, 3), np.uint8))[0]
     for data, message in (
         (b"no image", "image 20 cannot be decoded"),

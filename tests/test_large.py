@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import CAMERAS, make_episode
+from data_helpers import CAMERAS, load, make_episode
 from demo_keys import demo
 from policy_helpers import new_value
 from report_run import evaluate, finish, outcomes
@@ -20,10 +20,10 @@ from report_run import evaluate, finish, outcomes
 from recap.data import frames as frames_module
 from recap.data import lerobot_writer as recorder
 from recap.data import video as videos
-from recap.data.frames import Frames, Taken, load_frames
+from recap.data.frames import Frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture
-from recap.data.prefetch import ahead
+from recap.data.prefetch import prefetch
 from recap.method.config import SourceKind
 from recap.report import build_summary
 from recap.report.html import gather
@@ -71,7 +71,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def take(root: Path, name: str = "mine", **options: Any) -> Frames:
-    return load_frames(root, name, SourceKind.rollout, taken=Taken(**options))
+    return load(root, name, SourceKind.rollout, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- images
@@ -94,7 +94,7 @@ def test_a_large_recording_is_spread_over_chunks_that_stock_lerobot_reads(mixed:
             assert np.array_equal(pixels, ours.pixels(key, np.array([row]))[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"episodes": (2, 0)}, {"pace": 20}, {"pace": 5}])
+@pytest.mark.parametrize("options", [{}, {"episodes": (2, 0)}, {"action_freq": 20}, {"action_freq": 5}])
 def test_images_too_many_for_memory_are_the_same(
     mixed: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,7 @@ def test_threads_read_the_same_batches(mixed: Path, monkeypatch: pytest.MonkeyPa
     """Where a camera is a video, batches are made in threads; images beside it are read by them, too."""
     monkeypatch.setattr(frames_module, "KEPT_BYTES", 0)
     mixture = Mixture([take(mixed, "threads")], 1.0)
-    get = ahead(lambda step: mixture.gather(mixture.pick(0, step, 8)), 12)
+    get = prefetch(lambda step: mixture.gather(mixture.pick(0, step, 8)), 12)
     batches = [get(step) for step in range(12)]
     monkeypatch.setattr(frames_module, "KEPT_BYTES", 2**30)
     for step, batch in enumerate(batches):

@@ -124,7 +124,7 @@ def test_frames_that_were_cut_out(copy: Path) -> None:
     assert frames.action[:, 0].tolist() == [*range(4, 12), *range(5), 0, 1, 2, 3, 7, 8, 0]
     frames.check_videos()
     same_as_lerobot(frames, copy)
-    half = take(copy, pace=5)
+    half = take(copy, action_freq=5)
     assert half.action[:4, 0].tolist() == [4, 6, 8, 10], "time is counted in frames"
     assert half.action[half.start[2] :, 0].tolist() == [0, 2, 7, 0], "not in the seconds of what was cut out"
     assert np.array_equal(half.recording.timestamp, frames.recording.timestamp), "every recorded frame has its key"
@@ -285,5 +285,5 @@ def test_timestamps_of_another_pace_matter_for_resampling_alone(ours: Path, tmp_
     edit(root, "data", put("timestamp", lambda c: c["timestamp"] * 2))
     assert take(root).length.tolist() == list(LENGTHS), "images lie beside the numbers: as lerobot reads them"
     with pytest.raises(RecapError, match=rf"0\.2 s apart, which are 5 .* fps=10; .*\+\+{KEY}\.fps=5"):
-        take(root, pace=20)
-    assert take(root, fps=5, pace=10).length.tolist() == [23, 9, 17, 1]
+        take(root, action_freq=20)
+    assert take(root, fps=5, action_freq=10).length.tolist() == [23, 9, 17, 1]

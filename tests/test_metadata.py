@@ -79,7 +79,7 @@ def test_info_of_the_wrong_type_or_range(copy: Path, key: str, value: Any, says:
 
 def test_a_video_is_not_looked_for_outside(tmp_path: Path) -> None:
     """Not even where the path is one that exists."""
-    write_episode(tmp_path / "episodes", make_episode(0, 3), film=10)
+    write_episode(tmp_path / "episodes", make_episode(0, 3), video_fps=10)
     root = assemble(tmp_path / "episodes", tmp_path / "set", fps=10, source="rollout")
     take(root).check_videos()
     (tmp_path / CAMERA / "000").mkdir(parents=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import CAMERAS, make_episode
+from data_helpers import CAMERAS, load, make_episode
 from tiny_run import run
 
 from recap.data import frames as frames_module
-from recap.data import resample as pace
+from recap.data import resample
 from recap.data.config import DataConfig, Resample, SourceConfig
-from recap.data.frames import Frames, Taken, load_frames
+from recap.data.frames import Frames
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.mixture import Mixture, merged_stats
-from recap.data.prefetch import ahead
-from recap.data.sources import given
+from recap.data.prefetch import prefetch
+from recap.data.sources import load_source
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
@@ -44,7 +44,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def take(root: Path, name: str = "mine", kind: SourceKind = SourceKind.demonstration, **options: object) -> Frames:
-    return load_frames(root, name, kind, taken=Taken(**options))  # type: ignore[arg-type]
+    return load(root, name, kind, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- video
@@ -130,7 +130,7 @@ def test_batches_made_ahead_are_the_same_in_the_same_order(stored: dict[str, Pat
         made.append(step)
         return mixture.gather(mixture.pick(0, step, 8))[CAMERAS[0]]
 
-    get = ahead(make, 12)
+    get = prefetch(make, 12)
     for step in range(3, 12):
         assert np.array_equal(get(step), mixture.gather(mixture.pick(0, step, 8))[CAMERAS[0]])
     assert sorted(made) == list(range(3, 12)), "each once, from the first that was asked for"
@@ -138,7 +138,7 @@ def test_batches_made_ahead_are_the_same_in_the_same_order(stored: dict[str, Pat
     def broken(step: int) -> int:
         return 1 // (step - 2)
 
-    get_broken = ahead(broken, 5)
+    get_broken = prefetch(broken, 5)
     assert [get_broken(0), get_broken(1)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):
         get_broken(2)
@@ -159,27 +159,27 @@ def test_chosen_episodes_keep_their_numbers(stored: dict[str, Path]) -> None:
 
 
 def test_positions_at_another_pace() -> None:
-    position, length = pace.positions(np.array([4, 1, 5]), 0.5)
+    position, length = resample.positions(np.array([4, 1, 5]), 0.5)
     assert length.tolist() == [7, 1, 9]
     assert position[:7].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3]
-    assert pace.nearest(position[:7]).tolist() == [0, 1, 1, 2, 2, 3, 3]
-    position, length = pace.positions(np.array([4, 1, 5]), 2.0)
+    assert resample.nearest(position[:7]).tolist() == [0, 1, 1, 2, 2, 3, 3]
+    position, length = resample.positions(np.array([4, 1, 5]), 2.0)
     assert (position.tolist(), length.tolist()) == ([0, 2, 0, 0, 2, 4], [2, 1, 3])
     vectors = np.array([[0.0], [10.0], [20.0], [100.0]])
-    assert pace.linear(vectors, np.zeros(4, int), np.array([0, 0.5, 2.0, 3.0])).ravel().tolist() == [0, 5, 20, 100]
+    assert resample.linear(vectors, np.zeros(4, int), np.array([0, 0.5, 2.0, 3.0])).ravel().tolist() == [0, 5, 20, 100]
 
 
 @pytest.mark.parametrize(("kind", "vectors"), [("png", "nearest"), ("video", "nearest"), ("png", "linear")])
 def test_a_source_of_another_pace_is_resampled(stored: dict[str, Path], kind: str, vectors: str) -> None:
     whole = take(stored[kind])
-    twice = take(stored[kind], pace=20, vectors=Resample[vectors])
+    twice = take(stored[kind], action_freq=20, vectors=Resample[vectors])
     assert (twice.fps, twice.length.tolist()) == (20, [23, 5, 39])
     assert twice.frame_index[23:28].tolist() == [0, 1, 2, 3, 4]
     assert np.array_equal(twice.action[0:23:2], whole.action[:12]), "old frames are where they were"
     middle = (whole.action[0] + whole.action[1]) / 2 if vectors == "linear" else whole.action[1]
     assert twice.action[1] == pytest.approx(middle, abs=1e-6)
     assert np.array_equal(twice.pixels(CAMERAS[0], np.array([24])), whole.pixels(CAMERAS[0], np.array([13])))
-    believed = take(stored[kind], fps=20, pace=20)
+    believed = take(stored[kind], fps=20, action_freq=20)
     assert (believed.fps, len(believed)) == (20, len(whole)), "fps corrects what the data set says of itself"
     assert np.array_equal(believed.pixels(CAMERAS[0], np.array([34])), whole.pixels(CAMERAS[0], np.array([34])))
 
@@ -189,10 +189,10 @@ def test_given_sources_are_found_in_folders_and_on_the_hub(stored: dict[str, Pat
         "mine": SourceConfig(root=str(stored["png"]), weight=3.0, kind=SourceKind.correction),
         "theirs": SourceConfig(repo_id="nobody/nothing", revision="v1"),
     }
-    frames = given(DataConfig(sources=sources, action_freq=5), "mine")
+    frames = load_source(DataConfig(sources=sources, action_freq=5), "mine")
     assert (frames.name, frames.kind, frames.weight, frames.fps) == ("mine", SourceKind.correction, 3.0, 5)
     with pytest.raises(RecapError, match=r"theirs\.repo_id=nobody/nothing: .* --revision v1 nobody/nothing, or data"):
-        given(DataConfig(sources=sources), "theirs")
+        load_source(DataConfig(sources=sources), "theirs")
 
 
 # ---------------------------------------------------------------------------------------------------- weights

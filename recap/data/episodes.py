@@ -48,10 +48,10 @@ class Episode:
     action: np.ndarray
 
 
-def write_episode(folder: Path, episode: Episode, film: float | None = None) -> Path:
+def write_episode(folder: Path, episode: Episode, video_fps: float | None = None) -> Path:
     """Write `folder/<index, six digits>.parquet`, whole or not at all (temporary file, fsync, rename).
 
-    film: keep images as videos of so many frames a second, `folder/<index>.<camera key>.mp4`, and not in the file.
+    video_fps: keep images as videos of this frame rate, `folder/<index>.<camera key>.mp4`, and not in the file.
     Raises RecapError for arrays of unequal length, wrong types or non-finite numbers, and when the disk refuses.
     """
     spec, steps = episode.spec, len(episode.action)
@@ -77,10 +77,10 @@ def write_episode(folder: Path, episode: Episode, film: float | None = None) -> 
         "split": episode.split,
         "source": episode.source,
         "image_shapes": {key: list(images.shape[1:]) for key, images in episode.images.items()},
-        "film": film,
+        "video_fps": video_fps,
     }
     columns = {k: _column(a) for k, a in arrays.items()}
-    if film is None:
+    if video_fps is None:
         columns = {key: _image_column(images) for key, images in episode.images.items()} | columns
     table = pa.table(columns).replace_schema_metadata({"recap": json.dumps(facts), "recap.stats": json.dumps(stats)})
     sink = pa.BufferOutputStream()
@@ -91,10 +91,10 @@ def write_episode(folder: Path, episode: Episode, film: float | None = None) -> 
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # a worker that outlives its killed run has another
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if film is not None:
+        if video_fps is not None:
             for key, images in episode.images.items():
-                write_video(film_path(folder, spec.index, key), images, film)
-                sync(film_path(folder, spec.index, key))
+                write_video(video_path(folder, spec.index, key), images, video_fps)
+                sync(video_path(folder, spec.index, key))
         with partial.open("wb") as file:
             file.write(sink.getvalue())
             file.flush()
@@ -104,8 +104,8 @@ def write_episode(folder: Path, episode: Episode, film: float | None = None) -> 
     return path
 
 
-def film_path(folder: Path, index: int, camera: str) -> Path:
-    """The video of one camera key of an episode kept with `film`."""
+def video_path(folder: Path, index: int, camera: str) -> Path:
+    """The video of one camera key of an episode kept as videos."""
     return Path(folder) / f"{index:06d}.{camera}.mp4"
 
 
@@ -113,7 +113,7 @@ def finished(folder: Path) -> dict[int, dict[str, Any]]:
     """{episode index: facts} of the complete episode files in `folder`, in index order; reads footers only.
 
     A file without a readable footer (a truncated one) counts as not finished and is removed: its episode is recorded
-    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, film.
+    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps.
     """
     found = {}
     for path in sorted(p for p in Path(folder).glob("*.parquet") if re.fullmatch(r"\d{6,}", p.stem)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recap.data import resample as pace
+from recap.data import resample
 from recap.data.cameras import image_shapes
-from recap.data.clips import Clips
-from recap.data.config import Resample
+from recap.data.config import Resample, SourceConfig
 from recap.data.episodes import ACTION, STATE
 from recap.data.images import decode_images
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
-from recap.data.video import TOLERANCE, nearest_pictures, read_video
+from recap.data.video import TOLERANCE, VideoFrames, nearest_pictures, read_video
 from recap.method.config import SourceKind
 from recap.utils.errors import disk_error
 
@@ -41,12 +40,12 @@ HF_CACHE = "the cache of Hugging Face's datasets (HF_DATASETS_CACHE names anothe
 class Frames:
     """One data set of N frames in E episodes. The arrays are shared by everyone who loads it, so they are read-only.
 
-    Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this pace),
+    Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this frame rate),
     task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
     float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
     int64 [E], the last two -1 where unknown; success bool [E]. corrected bool [N]: a human was in control.
-    image_shapes: {camera key: (H, W, 3)}; clips: where cameras kept as video have each frame; recording: the episodes'
-    frames before they were brought to this pace. weight: beside other given data sets; None for what the run collects.
+    image_shapes: {camera key: (H, W, 3)}; videos: where cameras kept as video have each frame; recording: the episodes'
+    frames before resampling. weight: relative to other configured data sets; None for the run's own rollouts.
     """
 
     files: DataSetFiles
@@ -56,8 +55,8 @@ class Frames:
     fps: float
     tasks: list[str]
     image_shapes: dict[str, tuple[int, ...]]
-    clips: dict[str, Clips]
-    recording: pace.Recording
+    videos: dict[str, VideoFrames]
+    recording: resample.Recording
     episode: np.ndarray
     episode_index: np.ndarray
     frame_index: np.ndarray
@@ -94,8 +93,8 @@ class Frames:
     def pixels(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, 3] RGB of a camera key in the frames `rows`, in their order, which may repeat."""
         shape = self._shape(camera)
-        if camera in self.clips:
-            return self._filmed(camera, rows)
+        if camera in self.videos:
+            return self._from_video(camera, rows)
         if camera in self._decoded or len(self) * np.prod(shape) <= KEPT_BYTES:
             return self.images(camera)[rows]
         return self._stored(camera, rows)
@@ -105,7 +104,9 @@ class Frames:
         self._shape(camera)
         with self._once:
             if camera not in self._decoded:
-                images = self._filmed(camera, np.arange(len(self))) if camera in self.clips else self._decode(camera)
+                images = (
+                    self._from_video(camera, np.arange(len(self))) if camera in self.videos else self._decode(camera)
+                )
                 images.flags.writeable = False
                 self._decoded[camera] = images
         return self._decoded[camera]
@@ -164,7 +165,7 @@ class Frames:
         from datasets import Dataset, Features, Image
         from datasets.exceptions import DatasetGenerationError
 
-        images = [key for key in self.cameras if key not in self.clips]  # those of videos are no columns
+        images = [key for key in self.cameras if key not in self.videos]  # those of videos are no columns
         for path in self.files.data_files:
             with self.files.images(path, images):
                 pass  # it has them, or says so
@@ -194,22 +195,22 @@ class Frames:
             where = f" in {path.relative_to(self.root)}" if path else ""
             raise self.files.error(f"{camera}{where}: {error}", COPY_AGAIN) from error
 
-    def _filmed(self, camera: str, rows: np.ndarray) -> np.ndarray:
+    def _from_video(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Each file's frames in order, whatever the order of `rows`."""
-        clips = self.clips[camera].of(rows)
+        videos = self.videos[camera].of(rows)
         out = np.empty((len(rows), *self.image_shapes[camera]), np.uint8)
-        for path, wanted in clips.by_file():
+        for path, wanted in videos.by_file():
             found = np.empty((len(wanted), *out.shape[1:]), np.uint8)
-            with self._decoding(path, clips.time[wanted]):
-                read_video(path, clips.time[wanted], found, self.files.info["fps"])
+            with self._decoding(path, videos.time[wanted]):
+                read_video(path, videos.time[wanted], found, self.files.info["fps"])
             out[wanted] = found
         return out
 
     def check_videos(self) -> None:
         """Each video has the pictures that its frames say, and can be decoded to the last. Raises RecapError."""
-        for camera, clips in self.clips.items():
-            for path, rows in clips.by_file():
-                times = clips.time[rows]
+        for camera, videos in self.videos.items():
+            for path, rows in videos.by_file():
+                times = videos.time[rows]
                 with self._decoding(path, times):
                     nearest = nearest_pictures(path, times)
                 wrong = np.flatnonzero(np.abs(nearest - times) >= TOLERANCE)
@@ -220,7 +221,7 @@ class Frames:
                     )
                     problem, bad = f"{path.relative_to(self.root)}: {first}", self.episode_index[rows[wrong]]
                     raise self.files.refusal(problem, bad, np.unique(self.episode_index))
-                self._filmed(camera, rows[-1:])
+                self._from_video(camera, rows[-1:])
 
     @contextmanager
     def _decoding(self, path: Path, times: np.ndarray) -> Iterator[None]:
@@ -233,26 +234,6 @@ class Frames:
 
 
 # ---------------------------------------------------------------------------------------------------- loading
-@dataclass(frozen=True)
-class Taken:
-    """What is taken of a data set, and how.
-
-    episodes: their numbers, None for all. weight: see Frames. fps: the pace of the recording, where its info.json says
-    something else. pace: the frames a second wanted; None: as recorded. vectors: how states and actions are resampled.
-    all_succeed: take every episode as a success, for data sets without outcomes (meta/recap.json or next.success).
-    interventions: the column that is true where a human was in control. key: where the configuration names it.
-    """
-
-    all_succeed: bool = False
-    episodes: tuple[int, ...] | None = None
-    weight: float | None = None
-    fps: float | None = None
-    pace: float | None = None
-    vectors: Resample = Resample.nearest
-    interventions: str | None = None
-    key: str | None = None
-
-
 _loaded: dict[tuple, tuple[int, Frames]] = {}
 
 
@@ -260,45 +241,51 @@ def load_frames(
     root: Path,
     name: str,
     kind: SourceKind,
-    all_succeed: bool = False,
-    cameras: Sequence[str] | None = None,
-    taken: Taken | None = None,
+    source: SourceConfig | None = None,
+    action_freq: float | None = None,
+    vectors: Resample = Resample.nearest,
 ) -> Frames:
     """Read the LeRobotDataset v3 at `root`; again in this process it is free as long as its info.json is unchanged.
 
-    name: its name in messages, batches and labels; kind: the source of its episodes; cameras: image keys to offer.
+    name: its name in messages, batches and labels; kind: the source of its episodes; source: its configuration, None
+    for what the run records itself. action_freq: the frame rate to resample to, None: as recorded; vectors: how states
+    and actions are resampled.
     Raises RecapError if `root` is no complete and consistent data set of this format, or if outcomes are not known.
     """
     root = Path(root)
-    taken = taken or Taken(all_succeed)
     info = root / "meta/info.json"
     changed = info.stat().st_mtime_ns if info.is_file() else -1
-    key = (root.resolve(), name, kind, taken, None if cameras is None else tuple(cameras))
+    key = (root.resolve(), name, kind, repr(source), action_freq, vectors)
     for old in [old for old, (time, _) in _loaded.items() if old[0] == key[0] and time != changed]:
         del _loaded[old]
     if key not in _loaded:
-        _loaded[key] = (changed, _load(DataSetFiles(root, name, taken.key), kind, taken, cameras))
+        files = DataSetFiles(root, name, None if source is None else f"data.sources.{name}")
+        _loaded[key] = (changed, _load(files, kind, source or SourceConfig(), action_freq, vectors))
     return _loaded[key][1]
 
 
-def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence[str] | None) -> Frames:
-    shapes = image_shapes(files, cameras)
+def _load(
+    files: DataSetFiles, kind: SourceKind, source: SourceConfig, action_freq: float | None, vectors: Resample
+) -> Frames:
+    shapes = image_shapes(files, source.cameras)
     missing = [key for key in (STATE, ACTION) if key not in files.features]
     if missing:
         raise files.error(f"it has no {missing}", f"π0 needs both; its features are {list(files.features)}")
     flags = ["next.success"] if "next.success" in files.features else []
-    if taken.interventions is not None:
-        if taken.interventions not in files.features:
-            has = f"its features are {list(files.features)}"
-            raise files.error(f"it has no column {taken.interventions!r} of interventions", has)
-        flags.append(taken.interventions)
+    human = source.interventions
+    if human is not None:
+        if human not in files.features:
+            raise files.error(
+                f"it has no column {human!r} of interventions", f"its features are {list(files.features)}"
+            )
+        flags.append(human)
     table = files.table(files.data_files, [*COUNTERS, STATE, ACTION, *flags])
     if table.num_rows == 0:
         raise files.error(
             "it holds no frames", COPY_AGAIN if files.info["total_frames"] else "record some episodes first"
         )
 
-    listing = Listing(files, taken.episodes)
+    listing = Listing(files, source.episodes)
     rows = listing.rows(table)
     table = table.take(pa.array(rows.row))
     state, action = (_vectors(files, table, key, rows) for key in (STATE, ACTION))
@@ -308,20 +295,18 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
     recorded = [
         episode for episode in files.recorded_episodes(listing.count) if episode["episode_index"] in rows.episode
     ]
-    human = taken.interventions
     corrected = np.zeros(len(rows.row), bool) if human is None else files.numbers(table, human) > 0
-    videos = [key for key in shapes if files.features[key]["dtype"] == "video"]
-    clips = {key: listing.clips(key, rows) for key in videos}
+    videos = {key: listing.videos(key, rows) for key in shapes if files.features[key]["dtype"] == "video"}
 
-    fps = taken.fps or files.info["fps"]
-    ratio = fps / (taken.pace or fps)
-    if ratio != 1 and taken.fps is None:
-        _check_pace(files, rows, fps)
-    position, new_length = pace.positions(rows.length, ratio)
+    fps = source.fps or files.info["fps"]
+    ratio = fps / (action_freq or fps)
+    if ratio != 1 and source.fps is None:
+        _check_fps(files, rows, fps)
+    position, new_length = resample.positions(rows.length, ratio)
     first = np.repeat(rows.start, new_length)
-    nearest = first + pace.nearest(position)
-    if taken.vectors is Resample.linear and ratio != 1:
-        state, action = (pace.linear(vectors, first, position) for vectors in (state, action))
+    nearest = first + resample.nearest(position)
+    if vectors is Resample.linear and ratio != 1:
+        state, action = (resample.linear(array, first, position) for array in (state, action))
     else:
         state, action = state[nearest], action[nearest]
     new_start = np.cumsum(new_length) - new_length
@@ -337,18 +322,17 @@ def _load(files: DataSetFiles, kind: SourceKind, taken: Taken, cameras: Sequence
         "action": action,
         "start": new_start,
         "length": new_length,
-        "success": _success(files, recorded, table, rows.start, taken.all_succeed),
+        "success": _success(files, recorded, table, rows.start, source.all_succeed),
         "task": task,
         "initial_state": np.array([e["initial_state"] for e in recorded] or unknown, np.int64),
         "seed": np.array([e["seed"] for e in recorded] or unknown, np.int64),
     }
     for array in arrays.values():
         array.flags.writeable = False
-    clips = {key: found.of(nearest) for key, found in clips.items()}
-    recording = pace.Recording(rows.episode, rows.timestamp, pace.back(rows.length, ratio, new_length))
-    weight = 1.0 if taken.weight is None and kind is SourceKind.demonstration else taken.weight
-    pace_now = taken.pace or fps
-    return Frames(files, files.name, kind, weight, pace_now, tasks, shapes, clips, recording, **arrays)
+    videos = {key: frames.of(nearest) for key, frames in videos.items()}
+    recording = resample.Recording(rows.episode, rows.timestamp, resample.back(rows.length, ratio, new_length))
+    weight = source.weight if files.key is not None or kind is SourceKind.demonstration else None
+    return Frames(files, files.name, kind, weight, action_freq or fps, tasks, shapes, videos, recording, **arrays)
 
 
 def _vectors(files: DataSetFiles, table: pa.Table, key: str, rows: Rows) -> np.ndarray:
@@ -361,10 +345,10 @@ def _vectors(files: DataSetFiles, table: pa.Table, key: str, rows: Rows) -> np.n
     return found
 
 
-def _check_pace(files: DataSetFiles, rows: Rows, fps: float) -> None:
+def _check_fps(files: DataSetFiles, rows: Rows, fps: float) -> None:
     """Resampling relies on fps, which timestamps can contradict."""
-    step = pace.usual_step(rows.timestamp, rows.start)
-    if step is not None and abs(step * fps - 1) > pace.UNEVEN:
+    step = resample.usual_step(rows.timestamp, rows.start)
+    if step is not None and abs(step * fps - 1) > resample.UNEVEN:
         problem = f"its timestamps are {step:.4g} s apart, which are {1 / step:.4g} frames a second, but info.json says"
         raise files.error(f"{problem} fps={fps:g}", f"say which is right: ++{files.key}.fps={max(1, round(1 / step))}")
 

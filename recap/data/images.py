@@ -91,18 +91,3 @@ def image_stats(images: np.ndarray) -> dict[str, list]:
     }
     result |= {f"q{100 * q:02.0f}": levels[(seen >= q * total[:, None]).argmax(1)] for q in QUANTILES}
     return {key: value.reshape(3, 1, 1).tolist() for key, value in result.items()} | {"count": [len(images)]}
-
-
-def aggregate_stats(episodes: Sequence[dict[str, list]]) -> dict[str, list]:
-    """Statistics of one feature over all episodes, from those of the episodes, as lerobot's `aggregate_stats` has them.
-
-    So the quantiles are means of the episodes' quantiles, weighted by frames, and not those of all frames together.
-    """
-    stacked = {key: np.array([stats[key] for stats in episodes], np.float64) for key in episodes[0]}
-    weight = stacked["count"].reshape(-1, *[1] * (stacked["mean"].ndim - 1))
-    weight = weight / weight.sum()
-    mean = (weight * stacked["mean"]).sum(0)
-    result = {key: (weight * value).sum(0) for key, value in stacked.items() if key.startswith("q")}
-    std = np.sqrt((weight * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0))
-    result |= {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": std}
-    return {key: value.tolist() for key, value in result.items()} | {"count": [int(stacked["count"].sum())]}

@@ -11,21 +11,25 @@ timestamp of the data set itself, and every recorded frame has one: of a resampl
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
+from recap.data.episodes import disk
+from recap.data.metadata import explain
 from recap.data.resample import Recording
 from recap.utils.errors import RecapError
-from recap.utils.files import appearing
-from recap.utils.shapes import COUNT, misfit
+from recap.utils.files import appearing, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARQUET, OPENTAU, THRESHOLDS = "advantages.parquet", "advantages.json", "thresholds.json"
 SCHEMA = pa.schema(
@@ -48,31 +52,20 @@ AGAIN = "delete it and run advantage.py again"
 
 
 # ---------------------------------------------------------------------------------------------------- labels
+@dataclass(frozen=True)
 class Labels:
-    """The labels of one data set in memory.
+    """The labels of one data set in memory: `labels["advantage"]` is a whole column [n]."""
 
-    `labels["advantage"]` is a whole column [n]; `lookup` finds frames in any order.
-    """
-
-    def __init__(self, path: Path, columns: dict[str, NDArray[Any]]) -> None:
-        self.path = path
-        self.columns = columns
-        self.dataset = str(columns["dataset"][0])
-        self._stride = int(columns["frame_index"].max()) + 1
-        keys = columns["episode_index"] * self._stride + columns["frame_index"]
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    path: Path
+    columns: dict[str, NDArray[Any]]
 
     def __getitem__(self, column: str) -> NDArray[Any]:
         return self.columns[column]
 
-    def rows(self, episode_index: ArrayLike, frame_index: ArrayLike) -> NDArray[np.int64]:
-        """Positions of the frames in the columns.
+    def lookup(self, episode_index: ArrayLike, frame_index: ArrayLike) -> dict[str, NDArray[Any]]:
+        """value, return, advantage (float64 [n]) and indicator (bool [n]) of n frames in any order.
 
-        [n], [n] -> [n]. Raises RecapError, with the first key, if any frame has no label.
+        Raises RecapError, with the first frame, if any has no label.
         """
         episode, frame = np.asarray(episode_index, np.int64), np.asarray(frame_index, np.int64)
         if episode.ndim != 1 or episode.shape != frame.shape:
@@ -80,26 +73,21 @@ class Labels:
                 f"labels are looked up by two [n] of equal length; got {list(episode.shape)} episodes and "
                 f"{list(frame.shape)} frames."
             )
-        keys = episode * self._stride + frame
-        position = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        # A frame beyond the stride would fall on a key of the next episode, so it is ruled out by itself.
-        missing = (self._keys[position] != keys) | (frame < 0) | (frame >= self._stride) | (episode < 0)
-        if missing.any():
-            i = int(np.argmax(missing))
+        rows = _index(self["episode_index"], self["frame_index"]).get_indexer(_index(episode, frame))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
             raise RecapError(
-                f"{self.path} (data set {self.dataset!r}) has no label for {int(missing.sum())} of {len(keys)} "
-                f"frames, the first is episode {episode[i]}, frame {frame[i]}. "
+                f"{self.path} (data set {self['dataset'][0]!r}) has no label for {len(missing)} of {len(rows)} "
+                f"frames, the first is episode {episode[missing[0]]}, frame {frame[missing[0]]}. "
                 f"The data set has changed since it was labelled: {AGAIN}."
             )
-        return self._order[position]
+        return {name: self[name][rows] for name in (*NUMBERS, "indicator")}
 
-    def lookup(self, episode_index: ArrayLike, frame_index: ArrayLike) -> dict[str, NDArray[Any]]:
-        """value, return, advantage (float64 [n]) and indicator (bool [n]) of these frames.
 
-        Raises RecapError if any has no label.
-        """
-        rows = self.rows(episode_index, frame_index)
-        return {name: self.columns[name][rows] for name in (*NUMBERS, "indicator")}
+def _index(episode: NDArray[np.int64], frame: NDArray[np.int64]) -> pd.MultiIndex:
+    import pandas as pd  # not at the top: commands that only ask for a run's state need not wait for it
+
+    return pd.MultiIndex.from_arrays([episode, frame])
 
 
 def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: Recording) -> None:
@@ -107,8 +95,8 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: 
 
     table: the columns of SCHEMA, [n] each (a dict of arrays or a pandas DataFrame).
     recording: of the data set, for OpenTau's timestamps; its `frame` are rows of the table.
-    Raises RecapError, with nothing written, for missing columns, NaN, a frame or a timestamp that is there twice or
-    more than one data set; and for a disk that cannot be written.
+    Raises RecapError, with nothing written, for missing columns, NaN, duplicate frames or timestamps, and more than
+    one data set; and for a disk that cannot be written.
     """
     folder = Path(folder)
     missing = [name for name in SCHEMA.names if name not in table]
@@ -123,9 +111,12 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: 
         raise RecapError(f"labels for {folder} do not fit the columns of {PARQUET}: {error}.") from error
     columns = _checked(arrow, f"the labels for {folder}", "they are not written")
     text = _opentau(columns, recording, folder)
-    _write(folder / OPENTAU, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-    # Checksums: Parquet itself would decode a flipped bit without a word.
-    _write(folder / PARQUET, lambda tmp: pq.write_table(arrow, tmp, write_page_checksum=True))
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / OPENTAU, text)
+        with appearing(folder / PARQUET) as temporary:
+            # Checksums: Parquet itself would decode a flipped bit without a word.
+            pq.write_table(arrow, temporary, write_page_checksum=True)
 
 
 def read_labels(folder: str | Path) -> Labels:
@@ -137,11 +128,10 @@ def read_labels(folder: str | Path) -> Labels:
     if not path.is_file():
         raise RecapError(f"no labels: {path} does not exist. Run advantage.py on this data set first.")
     try:
-        # Through a file: given a path, pyarrow takes folder names such as "seed=0" for partitions and adds columns.
-        with path.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RecapError(f"the labels in {path} cannot be read ({_first_line(error)}); {AGAIN}.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise RecapError(f"the labels in {path} cannot be read ({reason}); {AGAIN}.") from error
     if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
         found, wanted = ", ".join(table.schema.names), ", ".join(SCHEMA.names)
         raise RecapError(f"the labels in {path} have the columns {found} instead of {wanted}, or other types; {AGAIN}.")
@@ -149,43 +139,36 @@ def read_labels(folder: str | Path) -> Labels:
 
 
 def _checked(table: pa.Table, name: str, fix: str) -> dict[str, NDArray[Any]]:
-    """Columns as numpy arrays after all the checks that hold for what is written and for what is read."""
+    """The columns as arrays. Raises RecapError for what can be no labels of one data set, written or read."""
+
+    def refusal(problem: str, row: int | None = None) -> RecapError:
+        where = "" if row is None else f", the first is episode {episode[row]}, frame {frame[row]}"
+        return RecapError(f"{name} {problem}{where}; {fix}.")
+
     if not len(table):
-        raise RecapError(f"{name} hold no frame; {fix}.")
+        raise refusal("hold no frame")
     for column in SCHEMA.names:
-        if table[column].null_count:
-            raise RecapError(f"{name} have {table[column].null_count} empty entries in the column {column!r}; {fix}.")
+        if count := table[column].null_count:
+            raise refusal(f"have {count} empty entries in the column {column!r}")
     columns = {column: table[column].to_numpy() for column in SCHEMA.names}
-    for column in NUMBERS:
-        bad = ~np.isfinite(columns[column])
-        if bad.any():
-            i = int(np.argmax(bad))
-            where = f"episode {columns['episode_index'][i]}, frame {columns['frame_index'][i]}"
-            raise RecapError(
-                f"{name} hold {int(bad.sum())} NaN or infinite numbers in the column {column!r}, the first at "
-                f"{where}; {fix}."
-            )
     episode, frame = columns["episode_index"], columns["frame_index"]
+    for column in NUMBERS:
+        bad = np.flatnonzero(~np.isfinite(columns[column]))
+        if len(bad):
+            raise refusal(f"hold {len(bad)} NaN or infinite numbers in the column {column!r}", bad[0])
     if episode.min() < 0 or frame.min() < 0:
-        raise RecapError(f"{name} have a negative episode_index or frame_index; {fix}.")
-    keys = np.sort(episode * (int(frame.max()) + 1) + frame)
-    twice = keys[1:][keys[1:] == keys[:-1]]
+        raise refusal("have a negative episode_index or frame_index")
+    twice = np.flatnonzero(_index(episode, frame).duplicated())
     if len(twice):
-        where = f"episode {twice[0] // (int(frame.max()) + 1)}, frame {twice[0] % (int(frame.max()) + 1)}"
-        raise RecapError(f"{name} hold {len(twice)} frames twice, the first is {where}; {fix}.")
+        raise refusal(f"hold {len(twice)} frames twice", twice[0])
     datasets = sorted(set(columns["dataset"].tolist()))
     if len(datasets) > 1:
-        raise RecapError(
-            f"{name} mix the data sets {', '.join(map(repr, datasets))}; write one folder per data set; {fix}."
-        )
+        raise refusal(f"mix the data sets {', '.join(map(repr, datasets))}; write one folder per data set")
     return columns
 
 
 def _opentau(columns: Mapping[str, NDArray[Any]], recording: Recording, folder: Path) -> str:
-    """OpenTau's advantages.json:
-
-    Strings to strings, the timestamp a float32 written in full so that float(key) equals LeRobot's tensor.item().
-    """
+    """The text of advantages.json; each timestamp in full, so that float(key) equals LeRobot's tensor.item()."""
     advantages = columns["advantage"][recording.frame].tolist()
     timestamps = np.asarray(recording.timestamp, np.float32).astype(np.float64).tolist()
     rows = zip(recording.episode_index.tolist(), timestamps, advantages, strict=True)
@@ -198,16 +181,13 @@ def _opentau(columns: Mapping[str, NDArray[Any]], recording: Recording, folder: 
 # ---------------------------------------------------------------------------------------------------- thresholds
 @dataclass(frozen=True)
 class Thresholds:
-    """What the advantage stage decided, read back by the policy stage:
+    """What the advantage stage decided: a frame is positive iff advantage > epsilon[task]."""
 
-    A frame is positive iff advantage > epsilon[task].
-    """
-
-    epsilon: dict[str, float]  # per task; the same number for all tasks with one global threshold
+    epsilon: Annotated[dict[str, FiniteFloat], Field(min_length=1)]  # the same for all tasks with a global threshold
     wanted_positive: float
     achieved_positive: dict[str, float | None]  # all, demonstration, success, failure: the share of positive frames
     achieved_positive_per_task: dict[str, dict[str, float | None]]
-    n_step: int | None  # None = the whole episode
+    n_step: NonNegativeInt | None  # None = the whole episode
     normalizer: dict[str, float]  # per task, in steps
     c_fail: float  # in steps
     percentiles: dict[int, float]  # of the advantages of all data sets together
@@ -222,19 +202,6 @@ class Thresholds:
         return self.epsilon[task]
 
 
-SHARES = {str: (float, None)}
-SHAPE = {  # of thresholds.json
-    "epsilon": {str: float},
-    "wanted_positive": float,
-    "achieved_positive": SHARES,
-    "c_fail": float,
-    "achieved_positive_per_task": {str: SHARES},
-    "n_step": (COUNT, None),
-    "normalizer": {str: float},
-    "percentiles": {str: float},
-}
-
-
 def write_thresholds(folder: str | Path, thresholds: Thresholds) -> None:
     """Write thresholds.json atomically. Raises RecapError for NaN and for a disk that cannot be written."""
     path = Path(folder) / THRESHOLDS
@@ -244,7 +211,9 @@ def write_thresholds(folder: str | Path, thresholds: Thresholds) -> None:
         raise RecapError(
             f"{path} is not written: a threshold, share or normalizer is NaN or infinite ({thresholds})."
         ) from error
-    _write(path, lambda tmp: tmp.write_text(text + "\n", encoding="utf-8"))
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n")
 
 
 def read_thresholds(folder: str | Path) -> Thresholds:
@@ -256,33 +225,7 @@ def read_thresholds(folder: str | Path) -> Thresholds:
             "which need none."
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if wrong := misfit(data, SHAPE):
-            raise ValueError(wrong)
-        out = Thresholds(**{f.name: data[f.name] for f in fields(Thresholds)})
-        epsilon = {str(task): float(value) for task, value in out.epsilon.items()}
-        percentiles = {int(percent): float(value) for percent, value in out.percentiles.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"the field {error} is missing" if isinstance(error, KeyError) else _first_line(error)
+        return TypeAdapter(Thresholds).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else error
         raise RecapError(f"the thresholds in {path} cannot be read ({reason}); {AGAIN}.") from error
-    if not epsilon or not all(map(math.isfinite, epsilon.values())):
-        raise RecapError(f"the thresholds in {path} hold no finite epsilon for some task ({epsilon}); {AGAIN}.")
-    return Thresholds(**{**vars(out), "epsilon": epsilon, "percentiles": percentiles})
-
-
-# ---------------------------------------------------------------------------------------------------- files
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Run `write` on a temporary neighbour of `path`, then rename: readers see the old file or the new, never half."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(path) as temporary:
-            write(temporary)
-    except (OSError, pa.ArrowException) as error:
-        raise RecapError(
-            f"cannot write {path}: {_first_line(error)}. Free the disk or make the folder writable, then run the same "
-            "command again."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,8 +1,7 @@
 """The recorder: `write_episode` while simulating, `finished` to go on after a kill, `assemble` into one data set.
 
-`assemble` streams the episode files, in index order, into the layout that lerobot 0.6 writes and reads (LeRobotDataset
-v3.0; images inside the parquet files, or one video file for each episode and camera). It writes the format itself:
-lerobot's own recorder would encode every image again, and importing it costs seconds.
+`assemble` streams the episode files, in index order, into a LeRobotDataset v3.0: meta/ with lerobot's own functions,
+data/ without them, because lerobot's recorder would decode and encode every image again.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from recap.data.episodes import (
     STATE,
     Episode,
     disk,
-    film_path,
     finished,
     parquet_writer,
     sync,
+    video_path,
     write_episode,
 )
-from recap.data.images import aggregate_stats, feature_stats
+from recap.data.images import feature_stats
+from recap.data.metadata import DATA_PATH, VIDEO_PATH
 from recap.data.video import video_info
 from recap.utils.errors import RecapError
 
 __all__ = ["Episode", "assemble", "finished", "write_episode"]
 
-CODEBASE_VERSION = "v3.0"  # of lerobot's data format
 FILE_SIZE_MB, FILES_PER_CHUNK = 100, 1000  # lerobot's defaults
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split")
+AGAIN = "delete {} and run the recording again: only this episode is repeated"
 
 
 def assemble(
@@ -76,15 +75,10 @@ def assemble(
     with disk(out):
         shutil.rmtree(partial, ignore_errors=True)
         features, rows = _write_data(partial, folder, episodes, tasks, fps)
-        features[STATE]["names"] = _names(STATE, features, state_names)
-        features[ACTION]["names"] = _names(ACTION, features, action_names)
-        _write_info(partial, features, rows, tasks, fps, robot_type)
-        _write_tasks(partial, tasks)
-        _write_episodes(partial, rows)
-        _write_json(
-            partial / "meta/stats.json", {key: aggregate_stats([row["stats"][key] for row in rows]) for key in features}
-        )
-        _write_json(partial / "meta/recap.json", recap)
+        for key, names in ((STATE, state_names), (ACTION, action_names)):
+            features[key]["names"] = _names(key, features, names)
+        _write_meta(partial, features, rows, tasks, fps, robot_type)
+        (partial / "meta/recap.json").write_text(json.dumps(recap, indent=4, ensure_ascii=False), encoding="utf-8")
         (partial / "README.md").write_text(_readme(source, len(episodes), fps, tasks), encoding="utf-8")
         for path in partial.rglob("*"):
             sync(path)
@@ -114,11 +108,11 @@ def _check_plan(folder: Path, episodes: list[dict[str, Any]], source: str) -> No
 def _write_data(
     root: Path, folder: Path, episodes: list[dict[str, Any]], tasks: list[str], fps: int
 ) -> tuple[dict[str, dict], list[dict[str, Any]]]:
-    """Write data/; returns the features of info.json and the rows of meta/episodes, the latter with a dict "stats"."""
+    """Write data/ and videos/; returns the features of info.json and the rows of meta/episodes, with a dict "stats"."""
     features: dict[str, dict] = {}
     rows: list[dict[str, Any]] = []
     start = 0
-    with _DataFiles(root / "data") as files:
+    with _DataFiles(root) as files:
         for episode in episodes:
             index, length = episode["episode_index"], episode["steps"]
             path = folder / f"{index:06d}.parquet"
@@ -134,7 +128,7 @@ def _write_data(
             for key, array in counters.items():
                 table = table.append_column(key, pa.array(array))
                 stats[key] = feature_stats(array)
-            found = _features(table.schema, episode["image_shapes"], episode["film"])
+            found = _features(table.schema, episode)
             features = features or found
             if found != features:
                 key = next(key for key in {**features, **found} if features.get(key) != found.get(key))
@@ -143,36 +137,31 @@ def _write_data(
                     "record all episodes of a folder in the same environment"
                 )
             chunk, file = files.write(table, features)
-            films = _move_films(root, folder, episode) if episode["film"] is not None else {}
-            rows.append(
-                {
-                    "episode_index": index,
-                    "tasks": [episode["task"]],
-                    "length": length,
-                    "data/chunk_index": chunk,
-                    "data/file_index": file,
-                    "dataset_from_index": start,
-                    "dataset_to_index": start + length,
-                    **films,
-                    "stats": stats,
-                }
-            )
+            place = {
+                "episode_index": index,
+                "tasks": [episode["task"]],
+                "length": length,
+                "data/chunk_index": chunk,
+                "data/file_index": file,
+                "dataset_from_index": start,
+                "dataset_to_index": start + length,
+            }
+            rows.append(place | _move_videos(root, folder, episode) | {"stats": stats})
             start += length
     return features, rows
 
 
-def _move_films(root: Path, folder: Path, episode: dict[str, Any]) -> dict[str, Any]:
-    """Puts the videos of an episode where lerobot looks for them; what meta/episodes says about them."""
-    index, seconds = episode["episode_index"], episode["steps"] / episode["film"]
-    chunk, file = divmod(index, FILES_PER_CHUNK)
+def _move_videos(root: Path, folder: Path, episode: dict[str, Any]) -> dict[str, Any]:
+    """Puts the videos of an episode where lerobot looks for them; returns what meta/episodes says about them."""
     found: dict[str, Any] = {}
+    if episode["video_fps"] is None:
+        return found
+    index, seconds = episode["episode_index"], episode["steps"] / episode["video_fps"]
+    chunk, file = divmod(index, FILES_PER_CHUNK)
     for key in episode["image_shapes"]:
-        source = film_path(folder, index, key)
+        source = video_path(folder, index, key)
         if not source.is_file():
-            raise RecapError(
-                f"{source} is missing; delete {folder / f'{index:06d}.parquet'} and run the recording again: "
-                "only this episode is repeated"
-            )
+            raise RecapError(f"{source} is missing; {AGAIN.format(folder / f'{index:06d}.parquet')}")
         path = root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -188,9 +177,7 @@ def _read_episode(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise RecapError(
-            f"{path} is damaged ({error}); delete it and run the recording again: only this episode is repeated"
-        ) from error
+        raise RecapError(f"{path} is damaged ({error}); {AGAIN.format('it')}") from error
 
 
 class _DataFiles:
@@ -209,56 +196,41 @@ class _DataFiles:
 
     def write(self, table: pa.Table, features: dict[str, dict]) -> tuple[int, int]:
         """Append one episode; returns its chunk index and file index."""
-        kept = {key: feature for key, feature in features.items() if feature["dtype"] != "video"}
-        hf_features = {"info": {"features": _hf_features(kept)}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(hf_features)})
         if self.writer is None or self.size + table.nbytes > FILE_SIZE_MB * 2**20:
             self.__exit__()
             self.number, self.size = self.number + 1, 0
-            path = self.root / "chunk-{:03d}/file-{:03d}.parquet".format(*divmod(self.number, FILES_PER_CHUNK))
+            chunk, file = divmod(self.number, FILES_PER_CHUNK)
+            path = self.root / DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.writer = parquet_writer(str(path), table.schema)
-        self.writer.write_table(table)
+            self.writer = parquet_writer(str(path), table.schema.with_metadata(_hf_metadata(features)))
+        self.writer.write_table(table.replace_schema_metadata(self.writer.schema.metadata))
         self.size += table.nbytes
-        chunk, file = divmod(self.number, FILES_PER_CHUNK)
-        return chunk, file
+        return divmod(self.number, FILES_PER_CHUNK)
 
 
-def _features(schema: pa.Schema, image_shapes: dict[str, list[int]], film: float | None) -> dict[str, dict]:
+def _features(schema: pa.Schema, episode: dict[str, Any]) -> dict[str, dict]:
     """The `features` of info.json, dimensions not yet named."""
     features: dict[str, dict] = {}
-    if film is not None:
-        names = ["height", "width", "channel"]
-        for key, shape in image_shapes.items():
-            features[key] = {"dtype": "video", "shape": shape, "names": names, "info": video_info(shape, film)}
+    fps = episode["video_fps"]
+    for key, shape in episode["image_shapes"].items():
+        features[key] = {"dtype": "image", "shape": tuple(shape), "names": ["height", "width", "channel"]}
+        if fps is not None:
+            features[key] |= {"dtype": "video", "info": video_info(shape, fps)}
     for field in schema:
         if field.type == IMAGE:
-            shape, names = image_shapes[field.name], ["height", "width", "channel"]
-            features[field.name] = {"dtype": "image", "shape": shape, "names": names}
-        else:
-            is_vector = pa.types.is_fixed_size_list(field.type)
-            dtype = str(field.type.value_type if is_vector else field.type)
-            dtype = "float32" if dtype == "float" else dtype  # Arrow's name of it
-            features[field.name] = {
-                "dtype": dtype,
-                "shape": [field.type.list_size if is_vector else 1],
-                "names": None,
-            }
+            continue
+        vector = pa.types.is_fixed_size_list(field.type)
+        number, size = (field.type.value_type, field.type.list_size) if vector else (field.type, 1)
+        features[field.name] = {"dtype": np.dtype(number.to_pandas_dtype()).name, "shape": (size,), "names": None}
     return features
 
 
-def _hf_features(features: dict[str, dict]) -> dict[str, dict]:
-    """The same in the words of Hugging Face's `datasets`, whose viewer shows images only where the file says so."""
-    result: dict[str, dict] = {}
-    for key, feature in features.items():
-        value = {"dtype": feature["dtype"], "_type": "Value"}
-        if feature["dtype"] == "image":
-            result[key] = {"_type": "Image"}
-        elif feature["shape"] == [1]:
-            result[key] = value
-        else:
-            result[key] = {"feature": value, "length": feature["shape"][0], "_type": "List"}
-    return result
+def _hf_metadata(features: dict[str, dict]) -> dict[bytes, bytes]:
+    """What Hugging Face's viewer wants in the parquet files: it shows images only where they say so."""
+    from lerobot.datasets.feature_utils import get_hf_features_from_features  # not at the top: it takes seconds
+
+    metadata: dict[bytes, bytes] = get_hf_features_from_features(features).arrow_schema.metadata
+    return metadata
 
 
 def _names(key: str, features: dict[str, dict], names: Sequence[str] | None) -> list[str]:
@@ -269,43 +241,35 @@ def _names(key: str, features: dict[str, dict], names: Sequence[str] | None) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- meta/
-def _write_info(
-    root: Path, features: dict, rows: list[dict[str, Any]], tasks: list[str], fps: int, robot_type: str | None
+def _write_meta(
+    root: Path,
+    features: dict[str, dict],
+    rows: list[dict[str, Any]],
+    tasks: list[str],
+    fps: int,
+    robot_type: str | None,
 ) -> None:
-    info = {
-        "codebase_version": CODEBASE_VERSION,
-        "fps": fps,
-        "features": features,
-        "total_episodes": len(rows),
-        "total_frames": rows[-1]["dataset_to_index"],
-        "total_tasks": len(tasks),
-        "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": FILE_SIZE_MB,
-        "video_files_size_in_mb": 200,
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": VIDEO_PATH if any(f["dtype"] == "video" for f in features.values()) else None,
-        "robot_type": robot_type,
-        "splits": {"train": f"0:{len(rows)}"},
-    }
-    _write_json(root / "meta/info.json", info)
+    """info.json, stats.json, tasks.parquet and episodes/, as lerobot writes them."""
+    import pandas as pd
+    from lerobot.datasets.compute_stats import aggregate_stats
+    from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
+    from lerobot.datasets.feature_utils import create_empty_dataset_info
+    from lerobot.datasets.io_utils import cast_stats_to_numpy, write_info, write_stats, write_tasks
+    from lerobot.datasets.utils import DEFAULT_EPISODES_PATH
+    from lerobot.utils.utils import flatten_dict
 
-
-def _write_tasks(root: Path, tasks: list[str]) -> None:
-    import pandas as pd  # lerobot reads the instructions as a pandas index; workers need not wait for this import
-
-    table = pd.DataFrame({"task_index": range(len(tasks))}, index=pd.Index(tasks, name="task"))
-    table.to_parquet(root / "meta/tasks.parquet")
-
-
-def _write_episodes(root: Path, rows: list[dict[str, Any]]) -> None:
-    flat = []
-    for row in rows:
-        stats = {f"stats/{key}/{name}": v for key, values in row["stats"].items() for name, v in values.items()}
-        place = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        flat.append({key: value for key, value in row.items() if key != "stats"} | stats | place)
-    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    videos = any(feature["dtype"] == "video" for feature in features.values())
+    info = create_empty_dataset_info(CODEBASE_VERSION, fps, features, videos, robot_type, FILES_PER_CHUNK, FILE_SIZE_MB)
+    info.total_episodes, info.total_frames, info.total_tasks = len(rows), rows[-1]["dataset_to_index"], len(tasks)
+    info.splits = {"train": f"0:{len(rows)}"}
+    write_info(info, root)
+    write_tasks(pd.DataFrame({"task_index": range(len(tasks))}, index=pd.Index(tasks, name="task")), root)
+    stats = aggregate_stats([cast_stats_to_numpy(row["stats"]) for row in rows])
+    write_stats({key: stats[key] for key in features}, root)  # lerobot's order differs from process to process
+    path = root / DEFAULT_EPISODES_PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(flat), path)
+    place = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+    pq.write_table(pa.Table.from_pylist([flatten_dict(row) | place for row in rows]), path)
 
 
 def _readme(source: str, episodes: int, fps: int, tasks: list[str]) -> str:
@@ -328,11 +292,6 @@ Outcome, initial state and seed of every episode, and the checkpoint that acted,
 Tasks:
 {listed}
 """
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:

@@ -15,9 +15,9 @@ from shlex import quote
 import numpy as np
 import pyarrow as pa
 
-from recap.data.clips import Clips
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.metadata import DATA_PATH, VIDEO_PATH
+from recap.data.video import VideoFrames
 
 COUNTERS = ("episode_index", "frame_index", "index", "task_index", "timestamp")  # of each frame
 NUMBERS = ("episode_index", "length", "dataset_from_index", "dataset_to_index")  # of each episode
@@ -174,7 +174,7 @@ class Listing:
         return f"give each episode one, which changes the folder: {command}"
 
     # ------------------------------------------------------------------------------------------------ videos
-    def clips(self, camera: str, rows: Rows) -> Clips:
+    def videos(self, camera: str, rows: Rows) -> VideoFrames:
         """Where each frame of a camera kept as video is: from_timestamp of its episode + its own timestamp."""
         files, chosen = self.files, self.chosen
         begin, end = (self._numbers(f"videos/{camera}/{name}")[chosen] for name in ("from_timestamp", "to_timestamp"))
@@ -196,7 +196,7 @@ class Listing:
             self._refuse(f"{path.relative_to(files.root)} is missing, the video of episode {e}", chosen[bad])
         of_episode = np.array([numbers[place] for place in places], np.int32)
         time = np.repeat(begin, rows.length) + rows.timestamp.astype(np.float64)
-        return Clips(list(numbers), np.repeat(of_episode, rows.length), time)
+        return VideoFrames(list(numbers), np.repeat(of_episode, rows.length), time)
 
     def _check_parts(self, camera: str, rows: Rows, begin: np.ndarray, end: np.ndarray) -> None:
         """Each episode's part of a video has room for its timestamps; half a frame is for rounding."""

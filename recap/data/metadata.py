@@ -101,10 +101,15 @@ def problems(model: type[BaseModel], content: dict[str, Any]) -> str | None:
     try:
         model.model_validate(content)
     except ValidationError as error:
-        found = [_said(one) for one in error.errors(include_url=False)]
-        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        return "; ".join(found[:SHOWN] + more)
+        return explain(error)
     return None
+
+
+def explain(error: ValidationError) -> str:
+    """Each problem's key, value and what is expected, in a line."""
+    found = [_said(one) for one in error.errors(include_url=False)]
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return "; ".join(found[:SHOWN] + more)
 
 
 def info_problems(info: dict[str, Any]) -> str | None:
@@ -122,5 +127,7 @@ def _said(problem: Any) -> str:
     key, value, message = ".".join(map(str, problem["loc"])), repr(problem["input"]), problem["msg"]
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if not key:
+        return str(message)
     short = value if len(value) <= SHOWN_LETTERS else f"{value[:SHOWN_LETTERS]}…"
     return f"{key}={short} {message.removeprefix('Value error, ').replace('Input should', 'should')}"

@@ -30,11 +30,11 @@ class Mixture:
 
     Args:
         sources: in any order; all have the same cameras, state and action sizes.
-        demo_fraction: share of the given data sets (`Frames.weight`, by which they divide it), where there are
-            collected ones beside them (no weight), which are drawn from as one.
+        demo_fraction: share of the data sets with a `Frames.weight`, divided among them by it, if there are also
+            collected ones (no weight), which are pooled.
         episode_filter: `success` leaves out failed episodes that are no demonstrations, `demonstrations` all others.
         left_out: of each source, the frames that are never drawn: bool [N].
-        fps: the pace of the environment, which sources of two paces are told to take.
+        fps: of the environment; the error about differing frame rates suggests it.
 
     Raises:
         RecapError: nothing to draw from, or sources that do not fit together.
@@ -64,11 +64,11 @@ class Mixture:
                 collected.append(rows)
             elif len(frames) and source.weight is not None:
                 groups.append((source.weight, [rows]))
-        given = sum(weight for weight, _ in groups)
+        total = sum(weight for weight, _ in groups)
         if groups and collected:
-            groups = [(demo_fraction * weight / given, rows) for weight, rows in groups]
+            groups = [(demo_fraction * weight / total, rows) for weight, rows in groups]
         if collected:
-            groups.append((1 - demo_fraction if given else 1.0, collected))
+            groups.append((1 - demo_fraction if total else 1.0, collected))
         if not groups:
             raise RecapError(
                 "there is no frame to train on: the data sets are empty, or episode_filter leaves nothing."
@@ -124,7 +124,7 @@ def _check_together(sources: Sequence[Frames], fps: float | None) -> None:
             if a != b:
                 fix = _same_cameras(sources) if what in ("cameras", "image sizes") else None
                 if what == "fps" and fps is not None:
-                    fix = f"data.action_freq={fps:g} brings both to one pace"
+                    fix = f"data.action_freq={fps:g} resamples both to one frame rate"
                 raise RecapError(
                     f"data sets '{first.name}' and '{other.name}' do not mix: {what} {a} and {b}. "
                     f"Fix: {fix or 'leave one of them out'}."
@@ -143,9 +143,9 @@ def _same_cameras(sources: Sequence[Frames]) -> str | None:
 
 
 def merged_stats(sources: Sequence[Frames]) -> dict[str, dict[str, np.ndarray]]:
-    """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}} of given data sets together, by their weights.
+    """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}} of several data sets, by their weights.
 
-    float32 [D] each: of what a batch of them would show. Of collected ones (without a weight) each counts as 1.
+    float32 [D] each, as a batch of them would have. A collected one (without a weight) counts as 1.
     """
     weights = np.array([1.0 if source.weight is None else source.weight for source in sources])
     weights = weights / weights.sum()

@@ -9,9 +9,9 @@ THREADS = 8  # decoding runs outside Python's lock
 DEPTH = 8  # batches that are made or wait: what memory they take
 
 
-def ahead[T](make: Callable[[int], T], count: int) -> Callable[[int], T]:
+def prefetch[T](make: Callable[[int], T], count: int) -> Callable[[int], T]:
     """`make` for numbers asked for in order, up to `count`; it must be safe to call from several threads."""
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch")
     coming: dict[int, Future[T]] = {}
 
     def get(number: int) -> T:

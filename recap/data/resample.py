@@ -1,4 +1,4 @@
-"""An episode at another pace: which of its frames, or points between them, are seen at each step of the new one.
+"""An episode at another frame rate: which of its frames, or points between them, are seen at each new step.
 
 Time is counted in frames, one control step each, as lerobot counts it for chunks of actions. Where frames were cut out
 of an episode (a robot that stood still), `timestamp` has a gap: it says where the pictures are and is not waited for.
@@ -15,10 +15,10 @@ UNEVEN = 0.1  # share by which the usual distance of timestamps may differ from 
 
 @dataclass(frozen=True)
 class Recording:
-    """The M frames of a data set as they were recorded, for who looks labels up by their times.
+    """The M frames of a data set as they were recorded, for looking labels up by their times.
 
     episode_index: int64 [M]; timestamp: float32 [M] as stored; frame: which of the frames in use is nearest, int64 [M]:
-    at the pace of the recording each is itself.
+    without resampling each is itself.
     """
 
     episode_index: np.ndarray

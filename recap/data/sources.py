@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from recap.data.config import DataConfig
-from recap.data.frames import Frames, Taken, load_frames
+from recap.data.frames import Frames, load_frames
 from recap.utils.errors import RecapError
 from recap.utils.hub import download, find
 
 
-def given(config: DataConfig, name: str) -> Frames:
-    """A source of the configuration, from its folder or from what is on this machine of the hub.
+def load_source(config: DataConfig, name: str) -> Frames:
+    """A source of the configuration, from its folder or from the hub's cache on this machine.
 
     Raises RecapError if it is not here, and as `load_frames` does.
     """
@@ -25,14 +25,4 @@ def given(config: DataConfig, name: str) -> Frames:
             f"{key}.repo_id={source.repo_id}: is not on this machine. "
             f"Fix: {download(source.repo_id or '', 'dataset', source.revision)}, or {key}.root=<its folder>"
         )
-    taken = Taken(
-        all_succeed=source.all_succeed,
-        episodes=None if source.episodes is None else tuple(source.episodes),
-        weight=source.weight,
-        fps=source.fps,
-        pace=config.action_freq,
-        vectors=config.vector_resample_strategy,
-        interventions=source.interventions,
-        key=key,
-    )
-    return load_frames(root, name, source.kind, cameras=source.cameras, taken=taken)
+    return load_frames(root, name, source.kind, source, config.action_freq, config.vector_resample_strategy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,25 @@ import numpy as np
 CODEC, OPTIONS = "libx264", {"g": "2", "crf": "18", "threads": "1"}
 NEAR = 8  # frames: closer ones are decoded in one go, further ones are sought
 TOLERANCE = 1e-3  # seconds between the frame asked for and the one found
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames in video files: `paths[file[i]]` at `time[i]` seconds holds frame i; file int32 [N], time float64 [N]."""
+
+    paths: list[Path]
+    file: np.ndarray
+    time: np.ndarray
+
+    def of(self, rows: np.ndarray) -> VideoFrames:
+        """Those of some frames."""
+        return VideoFrames(self.paths, self.file[rows], self.time[rows])
+
+    def by_file(self) -> Iterator[tuple[Path, np.ndarray]]:
+        """Every file that is used, and which frames are in it, ascending in time: int64 [n]."""
+        order = np.lexsort((self.time, self.file))
+        for frames in np.split(order, np.flatnonzero(np.diff(self.file[order])) + 1):
+            yield self.paths[self.file[frames[0]]], frames
 
 
 def write_video(path: Path, images: Iterable[np.ndarray], fps: float, options: dict[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from recap.config import Config
 from recap.data.cameras import choice
 from recap.data.mixture import Mixture
-from recap.data.sources import given
+from recap.data.sources import load_source
 from recap.envs import Env, instructions, libero, make_env
 from recap.envs.config import EnvKind
 from recap.jobs import slurm
@@ -95,7 +95,7 @@ def _problems(
             yield str(error)
     yield from _disk(cfg, stages)
     if not failed & {_names, _data, _fit}:
-        data = [given(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
+        data = [load_source(cfg.data, name) for name in cfg.data.sources] if _data in checks else []
         try:
             yield from limits(cfg, stages, jobs, data, _world(cfg) if simulated or not sources else None, absent)
         except RecapError as error:
@@ -219,7 +219,7 @@ def _environment(cfg: Config) -> None:
 # ---------------------------------------------------------------------------------------------------- data
 def _data(cfg: Config) -> None:
     """Every source can be read, to the last frame of its videos, and they mix."""
-    data = [given(cfg.data, name) for name in cfg.data.sources]
+    data = [load_source(cfg.data, name) for name in cfg.data.sources]
     Mixture(data, 1.0, fps=cfg.env.fps)
     for frames in data:
         frames.check_videos()
@@ -240,7 +240,7 @@ def _fit(cfg: Config) -> None:
     env = make_env(cfg.env)
     env.close()
     for name in cfg.data.sources:
-        frames = given(cfg.data, name)
+        frames = load_source(cfg.data, name)
         for what, theirs, ours in (
             ("cameras", sorted(frames.cameras), sorted(env.cameras)),
             ("images of", sorted(set(frames.image_shapes.values())), [(cfg.env.image_size, cfg.env.image_size, 3)]),

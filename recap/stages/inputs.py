@@ -13,7 +13,7 @@ import numpy as np
 from recap.config import Config
 from recap.data.frames import Frames, load_frames
 from recap.data.lerobot_writer import assemble
-from recap.data.sources import given
+from recap.data.sources import load_source
 from recap.envs import EpisodeSpec, instructions, make_env
 from recap.method.config import Normalization, SourceKind
 from recap.method.returns import normalize, normalizers, returns, rewards
@@ -73,7 +73,7 @@ def sources(cfg: Config, inputs: Inputs) -> list[Frames]:
         if (path := inputs.get(DEMONSTRATIONS))
         else []
     )
-    found += [given(cfg.data, name) for name in cfg.data.sources]
+    found += [load_source(cfg.data, name) for name in cfg.data.sources]
     for role, stage in inputs.items():
         if role.startswith("rollouts_"):
             found.append(load_frames(stage / "dataset", role, SourceKind.rollout))

@@ -16,7 +16,7 @@ from recap.data.episodes import ACTION
 from recap.data.frames import Frames
 from recap.data.labels import Labels, read_labels
 from recap.data.mixture import Mixture, merged_stats
-from recap.data.prefetch import ahead
+from recap.data.prefetch import prefetch
 from recap.data.statistics import listed
 from recap.method.returns import Bins
 from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
@@ -87,8 +87,8 @@ def train_stage(
         unseen = [left_out(source, cfg.value, cfg.seed, member) for source in data]
         mixture = Mixture(data, share, left_out=unseen, fps=cfg.env.fps)
         batches = value_batches(mixture, settings, seed, targets)
-    if any(frames.clips for frames in data):  # others are in memory, and two cores have no time for threads
-        batches = ahead(batches, settings.steps)
+    if any(frames.videos for frames in data):  # others are in memory, and two cores have no time for threads
+        batches = prefetch(batches, settings.steps)
     last = train(
         checkpoint,
         batches,

@@ -12,7 +12,7 @@ import numpy as np
 from recap.config import Config
 from recap.data.frames import Frames
 from recap.data.mixture import Mixture, Picked
-from recap.data.prefetch import ahead
+from recap.data.prefetch import prefetch
 from recap.policies.folder import checkpoint_of
 from recap.stages.base import Inputs, Say, Stage
 from recap.stages.inputs import NORMALIZERS, episodes_of, read_normalizers, sources
@@ -118,7 +118,7 @@ def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -
     which = which or range(len(frames))
     mixture, found = Mixture([frames], 1.0), []
     parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
-    gather = ahead(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
+    gather = prefetch(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
     for k in range(len(parts)):
         batch = tensors(gather(k))
         with torch.no_grad():

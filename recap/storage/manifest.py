@@ -28,6 +28,7 @@ import yaml
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
 from recap.utils.ranks import Share, process
+from recap.utils.shapes import COUNT, misfit
 
 MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock", ".shares", "COMMIT"
 JOB = "job"  # of a stage: what its jobs on a cluster read and write
@@ -36,6 +37,11 @@ PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
 # What says how a stage went. It is no result: no stage reads it, and it differs between two runs that did the same.
 RECORDS = {MANIFEST, CONFIG, "log.txt", "metrics.jsonl", "episodes.jsonl", "first_batch", "tensorboard", JOB}
 FOUND = (".safetensors", ".parquet", ".json")  # what readers find by its name's pattern, so that none may be added
+SHAPE = {
+    "inputs": {str: {"sha256": str}},
+    "outputs": {str: {"bytes": COUNT, "sha256": str}},
+    "links?": {str: str},
+}  # of manifest.json
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
 LOCK_SECONDS = 2.0  # what a killed process may take to go
 JOB_LOCK_SECONDS = 300.0  # the same for the process of a job on a cluster, whose node may have been lost
@@ -116,11 +122,7 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
 
 
 def begin(stage: Path, inputs: dict[str, Path]) -> None:
-    """Notes what a stage reads, whose work can be gone on with.
-
-    Raises:
-        RecapError: it was begun with something else, of which half-made results would be kept.
-    """
+    """Records what a stage reads. Raises RecapError if a half-made one was begun with other inputs."""
     path, digests = stage / INPUTS, {role: results_digest(place) for role, place in inputs.items()}
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -137,8 +139,6 @@ def begin(stage: Path, inputs: dict[str, Path]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- manifests
-
-
 def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path], began: float) -> None:
     """Marks a stage as finished.
 
@@ -146,10 +146,7 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
         inputs: role -> directory of a finished stage, or a checkpoint folder.
         began: time.time() at the start.
     """
-    outputs = {
-        str(path.relative_to(stage)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in own_files(stage)
-    }
+    files, links = _results(stage)
     manifest = {
         "stage": node,
         "seed": seed,
@@ -157,8 +154,10 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
             role: {"path": os.path.relpath(path, stage), "sha256": results_digest(path)}
             for role, path in inputs.items()
         },
-        "outputs": outputs,
-        "links": {str(path.relative_to(stage)): os.readlink(path) for path in _links(stage)},
+        "outputs": {
+            str(path.relative_to(stage)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        },
+        "links": {str(path.relative_to(stage)): os.readlink(path) for path in links},
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "host": socket.gethostname(),
@@ -171,23 +170,18 @@ def write_manifest(stage: Path, *, node: str, seed: int, inputs: dict[str, Path]
 
 def own_files(stage: Path) -> list[Path]:
     """The results of a stage, without those of stages inside it (sft/eval), half-written ones and other names."""
-    return sorted(
-        path
-        for folder, _, files in _walk(stage)
-        for path in (folder / name for name in files)
-        if _is_result(path.relative_to(stage)) and not (path.is_symlink() and path.is_dir())
-    )
+    return _results(stage)[0]
 
 
-def _links(stage: Path) -> list[Path]:
-    """Other names of folders among the results, such as `last`."""
-    found = (folder / name for folder, _, files in _walk(stage) for name in files)
-    return sorted(p for p in found if _is_result(p.relative_to(stage)) and p.is_symlink() and p.is_dir())
-
-
-def _is_result(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.suffix != ".tmp" and name.parts[0] not in RECORDS
+def _results(stage: Path) -> tuple[list[Path], list[Path]]:
+    """The files of `own_files`, and the links to folders among them, such as `last`."""
+    files: list[Path] = []
+    links: list[Path] = []
+    for path in sorted(folder / name for folder, _, names in _walk(stage) for name in names):
+        parts = path.relative_to(stage).parts
+        if not any(part.startswith(".") for part in parts) and path.suffix != ".tmp" and parts[0] not in RECORDS:
+            (links if path.is_symlink() and path.is_dir() else files).append(path)
+    return files, links
 
 
 def clear_leftovers(stage: Path) -> None:
@@ -211,7 +205,7 @@ def _walk(stage: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _is_stage(folder: Path) -> bool:
-    """Also one that is still in a cluster's queue: of that there is what its job will read."""
+    """Also one still in a cluster's queue, which has only what its job will read."""
     return (folder / CONFIG).is_file() or (folder / JOB).is_dir()
 
 
@@ -221,14 +215,10 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     again = f"Fix: restore it, or delete {stage} and run the command again."
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        entries = [*manifest["inputs"].values(), *manifest["outputs"].values()]
-        sized = all("bytes" in entry for entry in manifest["outputs"].values())
-        complete = sized and all("sha256" in entry for entry in entries)
-        _ = [os.path.join(name, target) for name, target in manifest.get("links", {}).items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise RecapError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
-    if not complete:
-        raise RecapError(f"{path} is damaged (hashes are missing). {again}")
+    if wrong := misfit(manifest, SHAPE):
+        raise RecapError(f"{path} is damaged ({wrong}). {again}")
     return manifest
 
 
@@ -264,7 +254,7 @@ def verify(stage: Path, again: str = "the command", *, quick: bool = False) -> N
 
 
 def _listed(stage: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The manifest's outputs, by their other names too where a link is no longer the one that the stage made."""
+    """The manifest's outputs, and under a link's name where the link has been replaced since."""
     outputs: dict[str, dict[str, Any]] = manifest["outputs"]
     found = dict(outputs)
     for name, target in manifest.get("links", {}).items():
@@ -358,7 +348,7 @@ def lock(directory: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def note_share(stage: Path, share: Share) -> bool:
-    """Notes in the stage that a share is done; whether all are. One of the shares at least is told so."""
+    """Records in the stage that a share is done; True if all are, which at least one of the shares sees."""
     with (stage / SHARES).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # a network file system reads anew after locking
         file.seek(0)

@@ -153,7 +153,7 @@ def _pictures(frames: Frames, episode: int, which: list[int] | None = None) -> l
 
 def _images(frames: Frames, camera: str, episode: int, rows: np.ndarray) -> np.ndarray:
     """uint8 [n, H, W, 3] of rows of one episode, without decoding the rest of the data set."""
-    if camera in frames.clips:
+    if camera in frames.videos:
         return frames.pixels(camera, rows)
     encoded: dict[int, bytes] = {}
     number = int(frames.episode_index[frames.start[episode]])
