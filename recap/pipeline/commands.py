@@ -9,22 +9,22 @@ from typing import Any
 
 from recap.config import AdvantageJob, EvalJob, with_arm
 from recap.pipeline.graph import advantage_node, eval_node, gate_node, value_inference_node
+from recap.policies.config import NetworkConfig
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
-from recap.policies.roles import Role
 from recap.stages.base import Node, iteration_dir, prompt_for
 from recap.storage.manifest import stage_of
 
 TRAININGS = re.compile(r"sft|value|iter_\d+/(policy|value)|iter_\d+/controls/\w+/(policy|sft)")
 
 
-def checkpoint_folder(checkpoint: str, kind: Role) -> Path:
+def checkpoint_folder(checkpoint: str, keys: type[NetworkConfig]) -> Path:
     """The folder of one checkpoint; that of a training stands for its last.
 
     Raises:
         RecapError: it is missing, incomplete or unreadable, holds another kind of policy, or what is not allowed.
     """
     path = checkpoint_of(Path(checkpoint))
-    held(path, kind, f"checkpoint={checkpoint}")
+    held(path, keys, f"checkpoint={checkpoint}")
     return path
 
 
@@ -47,7 +47,7 @@ def eval_job(cfg: EvalJob) -> tuple[EvalJob, Node, bool]:
     iteration; any other goes to `eval/<its name>` or `rollout/<its name>`; `result` names another directory, and of
     swept values each has its own below the run.
     """
-    checkpoint = checkpoint_folder(cfg.checkpoint, Role.policy)
+    checkpoint = checkpoint_folder(cfg.checkpoint, type(cfg.policy))
     found = origin(checkpoint)
     run, source = found or (Path(cfg.output), "")
     if found and cfg.result is None and run.resolve() in Path(cfg.output).resolve().parents:
@@ -99,7 +99,7 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Node], bool]:
     gates = [gate_node(cfg, cfg.iteration)] if cfg.iteration else []
     inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
-        checkpoint = checkpoint_folder(cfg.checkpoint, Role.value)
+        checkpoint = checkpoint_folder(cfg.checkpoint, type(cfg.value))
         found = origin(checkpoint)
         if found is None:
             inputs["value"] = str(checkpoint.absolute())

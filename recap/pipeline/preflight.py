@@ -19,8 +19,10 @@ from recap.jobs import slurm
 from recap.jobs.config import Resources
 from recap.pipeline.limits import limits
 from recap.pipeline.starts import start_needs, start_problems
+from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.folder import WEIGHTS
-from recap.policies.memory import disk_bytes, training_bytes
+from recap.policies.memory import disk_bytes, weight_bytes
+from recap.policies.registry import adapter_of
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
 from recap.stages.base import Node
@@ -81,7 +83,7 @@ def _problems(
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
     computes, simulates = jobs is None, bool(kinds & ACTING) and (jobs is None or _renders())
-    checks: list[Callable[[Config], object]] = [_device] if computes and kinds & NETWORKS else []
+    checks: list[Callable[[Config], object]] = [_device, _policy] if computes and kinds & NETWORKS else []
     checks += [_memory] if computes and "train" in kinds else []
     checks += [_names] if simulates else []
     checks += [_environment] if simulates and ASSETS_KEY not in absent else []
@@ -109,11 +111,10 @@ def _needs(cfg: Config, kinds: set[str]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
     yield from start_needs(cfg, kinds)
     for name in ("policy", "value") if "train" in kinds else ():
-        size = getattr(cfg, name)
-        for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
-            if repository := getattr(size, key, None):
-                yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
-        if size.tokenizer != BUILTIN:
+        size: NetworkConfig = getattr(cfg, name)
+        for key, repository in size.needs():
+            yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
+        if isinstance(size, ReadsText) and size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if kinds & READING else ():
         if source.root is None and source.repo_id is not None:
@@ -162,7 +163,7 @@ def _disk_bytes(cfg: Config) -> float:
     """What a run leaves behind, about; a stage by hand as a run without iterations."""
     iterations = cfg.iterations if isinstance(cfg, LoopJob) else 0
     arms = sum(cfg.arms[arm].trains for arm in cfg.controls)
-    return max(DATA, 1.1 * disk_bytes(cfg.policy, cfg.value, 1 + iterations * (1 + arms), 1 + iterations))
+    return max(DATA, 1.1 * disk_bytes([(cfg.policy, 1 + iterations * (1 + arms)), (cfg.value, 1 + iterations)]))
 
 
 def _renders() -> bool:
@@ -182,22 +183,26 @@ def _device(cfg: Config) -> None:
     device_name(cfg.device)
 
 
+def _policy(cfg: Config) -> None:
+    """The code of a policy from elsewhere can be imported."""
+    adapter_of(cfg.policy)
+
+
 def _memory(cfg: Config) -> None:
     """Large networks are not trained on a processor, or in too little memory, by accident."""
     from recap.utils.device import device_name, memory
 
     size = cfg.policy
     shares = process().count if cfg.sharding is not Sharding.none else 1
-    found = training_bytes(size, size.trainable, size.sft.optimizer, size.sft.batch_size, processes=shares)
-    need = sum(found.values()) - found["activations"]
+    need = sum(weight_bytes(*size.weights(), size.sft.optimizer, shares).values())
     if need < LARGE or cfg.device is Device.cpu:
         return
     name = device_name(cfg.device)
     if (there := memory(name)) < need:
         raise RecapError(
-            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
-            f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
-            "Fix: a machine with such a GPU, policy.trainable=lora, size=tiny, or device=cpu if you mean it."
+            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; "
+            f"{size.named} of size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
+            f"Fix: a machine with such a GPU, {size.smaller}, or device=cpu if you mean it."
         )
 
 

@@ -51,10 +51,7 @@ class Node:
             used["value"] = {"bins": values["value"]["bins"]}
             del used["gate"]["action"], used["advantage"]["sft"]
         if self.kind in ("rollout", "evaluate"):
-            used["n_action_steps"], used["num_inference_steps"] = (
-                cfg.policy.n_action_steps,
-                cfg.policy.num_inference_steps,
-            )
+            used |= cfg.policy.acting()
         return used
 
     def _trained(self, values: dict[str, Any]) -> dict[str, Any]:

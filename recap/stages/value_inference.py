@@ -15,7 +15,7 @@ from recap.data.prefetch import ahead
 from recap.data.tensors import tensors
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
-from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.policies.registry import adapter_of
 from recap.stages.inputs import NORMALIZERS, Inputs, Say, episodes_of, read_normalizers, sources
 from recap.stages.train import check_fit
 from recap.utils.device import device_name
@@ -64,7 +64,7 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
     if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
+    checkpoint = Checkpoint.load(checkpoint_of(value), adapter_of(cfg.value), device_name(cfg.device))
     for frames in data:
         check_fit(checkpoint, frames)
     with Progress("values", len(missing)) as bar:
