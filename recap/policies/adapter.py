@@ -56,7 +56,7 @@ class Adapter:
 
     def new(self, config: Any, keys: Any) -> Any:
         """A model with random weights, of torch's global generator, or with parts from the hub (`keys.needs`)."""
-        return self.model(config)
+        return self.model(config).to(config.device)
 
     def build(self, keys: Any, spec: Spec, device: str, precision: Precision = Precision.float32) -> Any:
         """A new model, with the weights of `keys.pretrained` if there are any. Raises RecapError if they do not fit."""

@@ -120,7 +120,8 @@ def _of_its_type(values: Any, as_any: Callable[[Any], PolicyConfig]) -> PolicyCo
     try:
         keys = registry.keys_of(values["type"])
     except registry.NoPolicyError:
-        return as_any({f.name: values[f.name] for f in fields(PolicyConfig) if f.name in values})
+        defaults = {"chunk_size": 1, "n_action_steps": 1}  # as its own keys may have
+        return as_any(defaults | {f.name: values[f.name] for f in fields(PolicyConfig) if f.name in values})
     return TypeAdapter(keys).validate_python(values)
 
 

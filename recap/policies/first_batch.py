@@ -20,9 +20,10 @@ SAMPLES = 8
 
 
 def save_first_batch(checkpoint: Checkpoint, batch: dict[str, Any], folder: Path) -> None:
-    """Writes `<sample>.png`, the cameras side by side, and prompts.jsonl, the text or the indicator of each; the folder appears whole.
+    """Writes `<sample>.png`, the cameras side by side, and prompts.jsonl, the text or indicator of each.
 
-    batch: as `checkpoint.prepare` gives it, so padded, normalised and tokenised. The first 8 samples are kept.
+    The folder appears whole. batch: as `checkpoint.prepare` gives it, so padded, normalised and tokenised. The first 8
+    samples are kept.
     """
     config = checkpoint.policy.config
     keys = list(config.image_features)

@@ -138,7 +138,8 @@ class IndicatorNumber(IndicatorStep, ObservationProcessorStep):
 class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
     """lerobot's tokenizer step, preceded by `prompt`.
 
-    With `beta` ≠ 1 the unconditional prompt is tokenized too, for guidance. A prompt that does not fit is refused: the indicator stands at its end and would be cut off unseen.
+    With `beta` ≠ 1 the unconditional prompt is tokenized too, for guidance. A prompt that does not fit is refused: the
+    indicator stands at its end and would be cut off unseen.
 
     Raises:
         RecapError: the batch has no `task`, or a prompt is longer than `max_length` tokens.

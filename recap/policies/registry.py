@@ -1,4 +1,4 @@
-"""Which policies there are: `policy.type` names a folder beside this file, or a package of yours that Python can import.
+"""Which policies there are: `policy.type` is a folder beside this file, or a package of yours that Python imports.
 
 Either holds config.py with a `PolicyConfig` and adapter.py with an `Adapter` (docs/extending.md). config.py imports no
 torch, so that a command line is checked at once.
@@ -74,14 +74,12 @@ def _keys(type_: str) -> type[PolicyConfig]:
         raise _unknown(type_)
     try:
         module = import_module(name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  somebody else's code raises anything
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise _unknown(type_) from None
         raise NoPolicyError(f"{name} cannot be imported ({_said(error)}). Fix: mend it") from None
     if (keys := _defined(module, PolicyConfig)) is None:
-        raise NoPolicyError(
-            f"{module.__file__} defines no subclass of PolicyConfig. Fix: docs/extending.md has an example"
-        )
+        raise NoPolicyError(f"{name} defines no subclass of PolicyConfig. Fix: docs/extending.md has an example")
     return keys
 
 
