@@ -21,8 +21,8 @@ from accelerate import init_empty_weights
 
 from recap.export import export
 from recap.policies.checkpoint import Checkpoint, features
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.processors import new_processors
 from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import GemmaSize, SiglipSize
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
         "noise": torch.randn(1, 10, 32, generator=torch.Generator().manual_seed(1)),
     }
     torch.save(batch, folder / "batch.pt")
-    checkpoint = Checkpoint.load(folder / "ours", RecapPI0Policy, "cpu")
+    checkpoint = Checkpoint.load(folder / "ours", PI0Adapter(), "cpu")
     say("loaded strictly")
     actions = {}
     for indicator in (True, None):
@@ -99,7 +99,7 @@ def make(folder: Path, numbers: dict[str, Any], cameras: Sequence[str], device: 
     stats = {
         key: {"mean": [0.0] * size, "std": [1.0] * size} for key, size in (("observation.state", 8), ("action", 7))
     }
-    Checkpoint(policy, *new_processors(config, stats)).save(folder, state)
+    Checkpoint.new(PI0Adapter(), policy, stats).save(folder, state)
 
 
 if __name__ == "__main__":

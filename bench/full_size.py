@@ -32,11 +32,13 @@ from safetensors.torch import load_file
 
 from recap.config import TrainJob, plain, typed
 from recap.data.tensors import tensors
-from recap.policies.checkpoint import Checkpoint, build_value, features
+from recap.policies.adapter import features
+from recap.policies.checkpoint import Checkpoint
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.config import PI0Config
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import Precision, Trained
+from recap.policies.value.adapter import ValueAdapter
 from recap.policies.value.config import ValueConfig
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.training.config import Optimizer, Sharding
@@ -163,7 +165,7 @@ def training(folder: Path, device: str, size: PI0Config) -> None:
 def one_training(
     folder: Path, device: str, size: PI0Config, trainable: Trained, optimizer: Optimizer, batch: int
 ) -> None:
-    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device], trainable, size.lora_rank)
+    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device], replace(size, trainable=trainable))
     data = raw(batch, size.chunk_size)
     step = training_step(checkpoint.policy, lambda: checkpoint.prepare(tensors(data)), device, optimizer)
     say(trainable.name, optimizer.name, batch, measured(step, device))
@@ -173,7 +175,7 @@ def beside_lerobot(folder: Path, device: str, size: PI0Config, numbers: dict[str
     """On the same batches, which are on the device already."""
     print("\n| | | a time | memory |\n|---|---|---|---|")
     noise = torch.randn(1, size.chunk_size, size.max_action_dim, generator=torch.Generator().manual_seed(1)).to(device)
-    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device])
+    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device])
     checkpoint.set_prompt(indicator=True)
     batches = {batch: checkpoint.prepare(tensors(raw(batch, size.chunk_size))) for batch in (1, 16, 32)}
     mine = acting("ours", checkpoint.policy, batches, noise, device)
@@ -191,7 +193,7 @@ def beside_lerobot(folder: Path, device: str, size: PI0Config, numbers: dict[str
     say("lerobot", "a training step, batch 32", measured(lerobots_step(policy, batches[32], device), device))
     del policy
     free()
-    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device], Trained.all)
+    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device], replace(size, trainable=Trained.all))
     step = training_step(checkpoint.policy, lambda: batches[32], device, Optimizer.adamw)
     say("ours", "a training step, batch 32", measured(step, device))
 
@@ -231,7 +233,7 @@ def theirs(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] |
 def compiled(folder: Path, device: str, size: PI0Config) -> None:
     """What `policy.compile=true` gives."""
     print("\n| | | a time | memory |\n|---|---|---|---|")
-    checkpoint = Checkpoint.load(folder, RecapPI0Policy, device, PRECISION[device])
+    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device])
     checkpoint.policy.run_with(gradient_checkpointing=False, compiled=True)
     batches = {batch: checkpoint.prepare(tensors(raw(batch, size.chunk_size))) for batch in (1, 16)}
     noise = torch.zeros(1, size.chunk_size, size.max_action_dim, device=device)
@@ -249,7 +251,8 @@ def one_value(device: str, size: ValueConfig, batch: int) -> None:
     torch.manual_seed(0)
     spec = features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7)
     stats = {"observation.state": {"mean": np.zeros(8), "std": np.ones(8)}}
-    checkpoint = Checkpoint.new(build_value(size, spec, device, PRECISION[device]), stats)
+    adapter = ValueAdapter()
+    checkpoint = Checkpoint.new(adapter, adapter.build(size, spec, device, PRECISION[device]), stats)
     data = {key: part for key, part in raw(batch, 10).items() if key not in ("action", "action_is_pad", "indicator")}
 
     def prepared() -> Any:
@@ -275,7 +278,7 @@ def main(folder: Path, parts: list[str]) -> None:
     if not weights.exists():
         script("bench/checkpoint_full_size.py").make(weights, numbers["policy"], CAMERAS, device)
     began = time.perf_counter()
-    vocabulary = Checkpoint.load(weights, RecapPI0Policy, device).policy.config.vocab_size
+    vocabulary = Checkpoint.load(weights, PI0Adapter(), device).policy.config.vocab_size
     print(f"loaded strictly in {time.perf_counter() - began:.1f} s")
     stock = {key: numbers["policy"][key] for key in ("vision", "vlm", "expert")} | {"vocab_size": vocabulary}
     works: dict[str, Callable[[], None]] = {

@@ -1,4 +1,4 @@
-"""The table of docs/full_size.md: the memory that full-size π0 trainable in, as recap.policies.memory counts it.
+"""The table of docs/full_size.md: the memory that full-size π0 trainable in, as recap.policies.pi0.memory counts it.
 
 python bench/memory.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from recap.config import TrainJob, typed
-from recap.policies.memory import pi0_weights, training_bytes
+from recap.policies.pi0.memory import pi0_weights, training_bytes
 from recap.policies.sizes import Trained
 from recap.training.config import Optimizer
 

@@ -18,8 +18,8 @@ import torch
 from lerobot.policies.pi0 import PI0Config, modeling_pi0
 
 from recap.policies.checkpoint import Checkpoint, features
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
-from recap.policies.processors import new_processors
 from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import GemmaSize, SiglipSize
 
@@ -44,7 +44,7 @@ def ours(sizes: dict) -> Checkpoint:
         push_to_hub=False,
     )
     stats = {key: {"mean": [0.0] * n, "std": [1.0] * n} for key, n in (("observation.state", 8), ("action", 7))}
-    return Checkpoint(RecapPI0Policy(config), *new_processors(config, stats))
+    return Checkpoint.new(PI0Adapter(), RecapPI0Policy(config), stats)
 
 
 def theirs(sizes: dict, like: RecapPI0Policy) -> modeling_pi0.PI0Policy:

@@ -12,11 +12,14 @@ import torch
 from data_helpers import CAMERAS, TASKS
 from demo_keys import demo
 
-from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features
+from recap.policies.adapter import Adapter, features
+from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import modeling_pi0 as pi0_module
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.config import PI0Config
 from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import GemmaSize, Precision, SiglipSize
+from recap.policies.value.adapter import ValueAdapter
 from recap.policies.value.config import ValueConfig
 
 STATE, ACTION, CHUNK = 8, 7, 5
@@ -68,22 +71,22 @@ def value_size(**changes: Any) -> ValueConfig:
     return replace(demo().value, **{**size, **changes})
 
 
+def made(adapter: Adapter, keys: Any, seed: int, image: tuple[int, int], precision: Precision) -> Checkpoint:
+    torch.manual_seed(seed)
+    spec = features(dict.fromkeys(CAMERAS, image), STATE, ACTION)
+    checkpoint = Checkpoint.new(adapter, adapter.build(keys, spec, "cpu", precision), STATS)
+    checkpoint.policy.eval()
+    return checkpoint
+
+
 def new_pi0(
     seed: int = 0, image: tuple[int, int] = (24, 24), precision: Precision = Precision.float32, **changes: Any
 ) -> Checkpoint:
-    torch.manual_seed(seed)
-    spec = features(dict.fromkeys(CAMERAS, image), STATE, ACTION)
-    checkpoint = Checkpoint.new(build_pi0(pi0_size(**changes), spec, "cpu", precision), STATS)
-    checkpoint.policy.eval()
-    return checkpoint
+    return made(PI0Adapter(), pi0_size(**changes), seed, image, precision)
 
 
 def new_value(seed: int = 0, precision: Precision = Precision.float32, **changes: Any) -> Checkpoint:
-    torch.manual_seed(seed)
-    spec = features(dict.fromkeys(CAMERAS, (24, 24)), STATE, ACTION)
-    checkpoint = Checkpoint.new(build_value(value_size(**changes), spec, "cpu", precision), STATS)
-    checkpoint.policy.eval()
-    return checkpoint
+    return made(ValueAdapter(), value_size(**changes), seed, (24, 24), precision)
 
 
 def take_for_full_size(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

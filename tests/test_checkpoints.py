@@ -16,7 +16,9 @@ from policy_helpers import VLM, act, chunk_noise, new_pi0, new_value, observatio
 from safetensors.torch import save_file
 
 from recap.policies.checkpoint import Checkpoint, read_config
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
+from recap.policies.value.adapter import ValueAdapter
 from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.utils.errors import RecapError
 
@@ -40,9 +42,9 @@ def test_lerobot_reads_what_we_save(saved: Path) -> None:
     assert (type(config), config.vlm, config.beta) == (RecapPI0Config, VLM, 1.5)
     policy = RecapPI0Policy.from_pretrained(saved)
     pre, post = make_pre_post_processors(config, str(saved))
-    theirs = Checkpoint(policy, pre, post)
+    theirs = Checkpoint(PI0Adapter(), policy, pre, post)
     assert torch.equal(post(act(theirs, observation(2), noise)), expected)
-    ours = Checkpoint.load(saved, RecapPI0Policy, "cpu")
+    ours = Checkpoint.load(saved, PI0Adapter(), "cpu")
     assert torch.equal(ours.postprocess(act(ours, observation(2), noise)), expected)
 
 
@@ -51,15 +53,15 @@ def test_reading_leaves_nothing_in_the_temporary_folder(
 ) -> None:
     theirs = PreTrainedConfig.from_pretrained(saved)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert read_config(saved, RecapPI0Policy) == theirs
-    Checkpoint.load(saved, RecapPI0Policy, "cpu")
+    assert read_config(saved, PI0Adapter()) == theirs
+    Checkpoint.load(saved, PI0Adapter(), "cpu")
     assert not [*tmp_path.iterdir()]
 
 
 def test_value_function_roundtrip(tmp_path: Path) -> None:
     original = new_value(use_state=True)
     original.save(tmp_path)
-    loaded = Checkpoint.load(tmp_path, RecapValuePolicy, "cpu")
+    loaded = Checkpoint.load(tmp_path, ValueAdapter(), "cpu")
     batch = observation(3)
     assert torch.equal(loaded.policy.value(loaded.prepare(batch)), original.policy.value(original.prepare(batch)))
     theirs = RecapValuePolicy.from_pretrained(tmp_path)
@@ -118,6 +120,6 @@ def test_bad_checkpoints(saved: Path, tmp_path: Path, damage: Callable[[Path], o
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
     damage(folder)
     with pytest.raises(RecapError, match=message) as caught:
-        Checkpoint.load(folder, RecapPI0Policy, "cpu")
+        Checkpoint.load(folder, PI0Adapter(), "cpu")
     assert str(folder) in str(caught.value)
     assert "Fix: " in str(caught.value)

@@ -84,8 +84,9 @@ def as_lerobots_size(checkpoint: Path | None) -> Iterator[None]:
         return
     from recap.policies.checkpoint import read_config
     from recap.policies.pi0 import modeling_pi0 as pi0
+    from recap.policies.pi0.adapter import PI0Adapter
 
-    numbers = numbers_of(config := read_config(checkpoint, pi0.RecapPI0Policy))
+    numbers = numbers_of(config := read_config(checkpoint, PI0Adapter()))
     variants = {"gemma_2b": config.vlm, "gemma_300m": config.expert}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pi0.modeling_pi0, "get_gemma_config", variants.__getitem__)

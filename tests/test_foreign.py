@@ -20,11 +20,11 @@ from recap.export import export
 from recap.pipeline.commands import checkpoint_folder
 from recap.pipeline.graph import evaluation, train_policy
 from recap.pipeline.starts import start_needs, start_problems
-from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import ADAPTER_CONFIG, PREPROCESSOR, WEIGHTS, checkpoint_of
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
-from recap.policies.roles import Role
+from recap.policies.pi0 import lora as adapters
+from recap.policies.pi0.adapter import PI0Adapter
+from recap.policies.pi0.config import PI0Config
 from recap.policies.sizes import Trained
 from recap.rollout.config import Prompt
 from recap.rollout.worker import EnvFacts
@@ -56,7 +56,7 @@ def actions(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def loaded(folder: Path) -> Checkpoint:
-    return Checkpoint.load(folder, RecapPI0Policy, "cpu")
+    return Checkpoint.load(folder, PI0Adapter(), "cpu")
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -150,7 +150,7 @@ def test_what_cannot_act_here_says_what_can(kind: str, tmp_path: Path) -> None:
     edit(tmp_path / "config.json", lambda c: c.update(type=kind))
     says = rf"checkpoint={tmp_path}: is a '{kind}', not a 'recap_pi0' or lerobot's 'pi0'\. Fix: name a policy of a run"
     with pytest.raises(RecapError, match=says):
-        checkpoint_folder(str(tmp_path), Role.policy)
+        checkpoint_folder(str(tmp_path), PI0Config)
     with pytest.raises(RecapError, match=rf"is a '{kind}', not a 'recap_pi0' or"):
         loaded(tmp_path)
     with pytest.raises(RecapError, match=rf"policy\.pretrained={tmp_path}: is a '{kind}'"):
@@ -252,6 +252,6 @@ def test_weights_below_adapters_that_are_gone(lora: Checkpoint, tmp_path: Path) 
         rf"{file}: it adapts the weights in {tmp_path / 'ours'}, where no model\.safetensors is\. Fix: write the folder"
     )
     with pytest.raises(RecapError, match=says):
-        checkpoint_folder("lora", Role.policy)
+        checkpoint_folder("lora", PI0Config)
     edit(file, lambda c: c.update(base_model_name_or_path=str(tmp_path / "moved")))
     torch.testing.assert_close(actions(loaded(tmp_path / "lora")), actions(lora), atol=1e-5, rtol=0)

@@ -21,10 +21,11 @@ from tiny_run import run
 from recap.export import export, push
 from recap.pipeline.commands import checkpoint_folder
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, TARGETS, WEIGHTS
+from recap.policies.folder import ADAPTER_CONFIG, CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
+from recap.policies.pi0.adapter import PI0Adapter
+from recap.policies.pi0.config import TARGETS, PI0Config
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, load_tokenizer
-from recap.policies.roles import Role
 from recap.utils.errors import RecapError
 
 EVIL = "evil_module_of_a_stranger"
@@ -184,11 +185,11 @@ ATTEMPTS: dict[str, tuple[Attempt, str, str]] = {  # name -> (attempt, the file,
 
 
 def given(folder: Path) -> None:
-    checkpoint_folder(str(folder), Role.policy)
+    checkpoint_folder(str(folder), PI0Config)
 
 
 def loaded(folder: Path) -> None:
-    Checkpoint.load(folder, RecapPI0Policy, "cpu")
+    Checkpoint.load(folder, PI0Adapter(), "cpu")
 
 
 def started(folder: Path) -> None:
@@ -273,7 +274,7 @@ def test_a_tokenizer_in_a_state_has_no_other_arguments(theirs: Path) -> None:
     more = {**names, "tokenizer_file": "/nowhere", "gguf_file": "/nowhere", "auto_map": {}, "unk_token": ["a"]}
     text = json.dumps([text, more]).encode()
     save_file({"tokenizer": torch.frombuffer(bytearray(text), dtype=torch.uint8)}, file)
-    tokenizer = Checkpoint.load(theirs, RecapPI0Policy, "cpu").preprocess.steps[2].input_tokenizer
+    tokenizer = Checkpoint.load(theirs, PI0Adapter(), "cpu").preprocess.steps[2].input_tokenizer
     assert (tokenizer.pad_token, tokenizer.unk_token) == ("<pad>", None)
     assert not {"tokenizer_file", "gguf_file", "auto_map"} & {*tokenizer.init_kwargs}
 

@@ -255,13 +255,13 @@ def test_a_given_checkpoint_reads_what_it_was_made_for(tmp_path: Path) -> None:
 
 def test_pretrained_weights_of_the_same_robot_bring_their_tokenizer(made: Made, tmp_path: Path) -> None:
     """That of the checkpoint has one token for a word that the built-in one spells out."""
-    from recap.policies.processors import prompt_step
+    from recap.policies.processors import indicator_step
     from recap.policies.prompt import builtin_tokenizer, same_tokenizer
 
     checkpoint = new_pi0()
     own = same_tokenizer(builtin_tokenizer())
     own.add_tokens(["Advantage: negative", "Advantage: positive"])
-    prompt_step(checkpoint.preprocess).input_tokenizer = own
+    indicator_step(checkpoint.preprocess).input_tokenizer = own
     checkpoint.save(tmp_path / "ck")
     pan = made(20, 25, tasks=(PAN,))
     cfg = loop()

@@ -38,7 +38,8 @@ from recap.method.returns import Bins
 from recap.policies.actor import ActionChunks
 from recap.policies.backbone import trim
 from recap.policies.checkpoint import Checkpoint, features
-from recap.policies.memory import disk_bytes, pi0_weights
+from recap.policies.memory import disk_bytes
+from recap.policies.pi0.memory import pi0_weights
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, prompt
 from recap.policies.sizes import GemmaSize, SiglipSize, Trained
@@ -84,7 +85,7 @@ def test_full_size_has_the_weights_of_lerobots_pi0(repository: Path, dtype: str)
 
 
 def test_weights_are_counted_as_they_are() -> None:
-    """What recap.policies.memory computes from the sizes, part by part."""
+    """What recap.policies.pi0.memory computes from the sizes, part by part."""
     policy, size = new_pi0().policy, pi0_size()
     parts = pi0_weights(size, vocabulary=policy.config.vocab_size)
     parameters = list(policy.parameters())
@@ -111,9 +112,9 @@ def test_disk_of_a_run(repository: Path) -> None:
     )
     kept = replace(demo().value.sft, keep_checkpoints=2)
     of_value = value_size(**sizes, image_size=224, tokenizer="theirs", sft=kept)
-    found = disk_bytes(size, of_value, policies=3, values=2)
+    found = disk_bytes([(size, 3), (of_value, 2)])
     assert found == pytest.approx(2 * 4 * count + 3 * 12 * count, rel=0.01)  # adapters are small; moments are 8 bytes
-    whole = disk_bytes(pi0_size(tokenizer="theirs", sft=size.sft, trainable=Trained.all), of_value, 3, 2)
+    whole = disk_bytes([(pi0_size(tokenizer="theirs", sft=size.sft, trainable=Trained.all), 3), (of_value, 2)])
     assert whole > found
 
 

@@ -19,7 +19,7 @@ from recap.data.config import EpisodeFilter
 from recap.data.lerobot_writer import Episode, assemble, write_episode
 from recap.data.statistics import STILL, adopted, bounded, listed
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.processors import adopt
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import ABSURD, train
@@ -114,7 +114,7 @@ def stock(folder: Path) -> tuple[Any, Any]:
 
 
 def test_a_strangers_statistics_are_bounded_and_saved_so_that_lerobot_agrees(foreign: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.load(foreign, RecapPI0Policy, "cpu")
+    checkpoint = Checkpoint.load(foreign, PI0Adapter(), "cpu")
     assert {key: np.flatnonzero(rows).tolist() for key, rows in checkpoint.still.items()} == {
         "observation.state": [2],
         "action": [2],
@@ -124,7 +124,7 @@ def test_a_strangers_statistics_are_bounded_and_saved_so_that_lerobot_agrees(for
     ours = checkpoint.prepare(batch)["observation.state"]
     assert ours.abs().max() < 10, "was 3e7"
     checkpoint.save(tmp_path / "saved")
-    assert not Checkpoint.load(tmp_path / "saved", RecapPI0Policy, "cpu").still, "said once"
+    assert not Checkpoint.load(tmp_path / "saved", PI0Adapter(), "cpu").still, "said once"
     before, after = stock(tmp_path / "saved")
     theirs = before._normalize_observation({"observation.state": batch["observation.state"]}, inverse=False)
     torch.testing.assert_close(theirs["observation.state"], ours, rtol=0, atol=0)
@@ -136,7 +136,7 @@ def test_a_strangers_statistics_are_bounded_and_saved_so_that_lerobot_agrees(for
 
 
 def test_both_processors_adopt_what_moves_now(foreign: Path) -> None:
-    checkpoint = Checkpoint.load(foreign, RecapPI0Policy, "cpu")
+    checkpoint = Checkpoint.load(foreign, PI0Adapter(), "cpu")
     data = {"mean": np.full(ACTION, 0.7, np.float32), "std": np.full(ACTION, 0.2, np.float32)}
     moves = adopt((checkpoint.preprocess, checkpoint.postprocess), data)
     assert np.flatnonzero(moves).tolist() == [2]

@@ -15,8 +15,9 @@ import torch
 from policy_helpers import act, numbers_of, pi0_size, take_for_full_size
 
 from recap.export import export
-from recap.policies.checkpoint import Checkpoint, build_pi0, features
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.adapter import features
+from recap.policies.checkpoint import Checkpoint
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.prompt import prompt
 from recap.rollout.config import Prompt
 from recap.utils.errors import RecapError
@@ -37,9 +38,9 @@ needs_pusht = pytest.mark.skipif(find_spec("gym_pusht") is None, reason="gym-pus
 def pusht_policy() -> Checkpoint:
     """A small π0 for the environment that comes with lerobot; its prompt fits the padding of PaliGemma."""
     torch.manual_seed(7)
-    policy = build_pi0(pi0_size(n_action_steps=4, tokenizer_max_length=48), features(**PUSHT), "cpu")
+    policy = PI0Adapter().build(pi0_size(n_action_steps=4, tokenizer_max_length=48), features(**PUSHT), "cpu")
     stats = {key: {"mean": [1.0, -2.0], "std": [3.0, 0.5]} for key in ("observation.state", "action")}
-    return Checkpoint.new(policy, stats)
+    return Checkpoint.new(PI0Adapter(), policy, stats)
 
 
 def batch(seed: int = 0) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def test_an_exported_policy_is_read_again(told: Prompt, as_full_size: Checkpoint
     moved = export(tmp_path / "ours", tmp_path / "stock", told).rename(tmp_path / "moved")
     (tmp_path / "plain").touch()
     assert {path.stat().st_mode for path in moved.iterdir()} == {(tmp_path / "plain").stat().st_mode}, "the umask's"
-    again = Checkpoint.load(moved, RecapPI0Policy, "cpu")
+    again = Checkpoint.load(moved, PI0Adapter(), "cpu")
     noise = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1))
     indicator = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}[told]
     as_full_size.set_prompt(indicator)

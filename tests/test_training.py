@@ -26,9 +26,9 @@ from recap.data.lerobot_writer import assemble, write_episode
 from recap.data.mixture import Mixture
 from recap.data.tensors import tensors
 from recap.method.config import SourceKind
+from recap.policies.batches import policy_batches
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.pi0.batches import policy_batches
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.value.batches import value_batches
 from recap.tracking import Tracker
 from recap.training.config import OPTIMIZER, IndicatorMode, PolicyTrainConfig, TrainConfig
@@ -246,7 +246,7 @@ def test_training_learns_and_keeps_what_it_should(uninterrupted: Path) -> None:
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 8, 9, 10]
     assert set(lines[0]) == {"step", "loss", "lr", "grad_norm"}
     before = new_pi0().policy.state_dict()
-    after = Checkpoint.load(uninterrupted / "checkpoints/last", RecapPI0Policy, "cpu").policy.state_dict()
+    after = Checkpoint.load(uninterrupted / "checkpoints/last", PI0Adapter(), "cpu").policy.state_dict()
     assert not torch.equal(before["model.state_proj.weight"], after["model.state_proj.weight"])
 
 

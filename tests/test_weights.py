@@ -10,15 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from policy_helpers import VISION, VLM, act, chunk_noise, new_pi0, new_value, observation, training_batch, weights
+from policy_helpers import (
+    VISION,
+    VLM,
+    act,
+    chunk_noise,
+    new_pi0,
+    new_value,
+    observation,
+    pi0_size,
+    training_batch,
+    weights,
+)
 from safetensors.torch import save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, SiglipConfig, SiglipModel
 
-from recap.policies import lora as adapters
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.pi0 import lora as adapters
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
 from recap.policies.sizes import GemmaSize, Precision, SiglipSize, Trained
-from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.policies.value.adapter import ValueAdapter
 from recap.policies.weights import EMBEDDINGS, HEAD
 from recap.training.config import Optimizer, TrainConfig
 from recap.training.distributed import OPTIMIZER
@@ -103,7 +115,7 @@ def test_weights_are_those_of_the_file(precision: Precision, base: Path) -> None
     assert len(learned) > 40
     assert all(torch.equal(parameter, file[name]) for name, parameter in learned.items())
     noise, batch = chunk_noise(3), observation(3)
-    exact = act(Checkpoint.load(base, RecapPI0Policy, "cpu"), batch, noise)
+    exact = act(Checkpoint.load(base, PI0Adapter(), "cpu"), batch, noise)
     found = act(checkpoint, batch, noise)
     if precision is Precision.float32:
         assert torch.equal(found, exact)
@@ -115,7 +127,7 @@ def test_a_policy_acts_as_it_was_trained(base: Path, tmp_path: Path) -> None:
     """Loaded to act, its weights are kept in bfloat16, which is what its products are computed in."""
     trained = started(base, Precision.bfloat16)
     trained.save(tmp_path)
-    acting = Checkpoint.load(tmp_path, RecapPI0Policy, "cpu")
+    acting = Checkpoint.load(tmp_path, PI0Adapter(), "cpu")
     types = {parameter.dtype for name, parameter in acting.policy.named_parameters() if name.startswith(EXPERT_LAYERS)}
     assert types == {torch.bfloat16, torch.float32}
     found = act(acting, observation(3), chunk_noise(3))
@@ -188,16 +200,16 @@ def test_adapters_are_saved_alone_resumed_and_merged(base: Path, tmp_path: Path)
     )
     assert (resumed / adapters.ADAPTERS).read_bytes() == (last / adapters.ADAPTERS).read_bytes()
 
-    acting = Checkpoint.load(last, RecapPI0Policy, "cpu")
+    acting = Checkpoint.load(last, PI0Adapter(), "cpu")
     actions = act(acting, observation(3), noise)
     assert (actions - act(started(base), observation(3), noise)).abs().max() > 1e-3
     merged = new_pi0(seed=5)
     merged.policy.load_state_dict(adapters.merged(acting.policy), strict=True)
     torch.testing.assert_close(act(merged, observation(3), noise), actions, atol=1e-4, rtol=0)
-    again = Checkpoint.load(last, RecapPI0Policy, "cpu", trainable=Trained.lora)
+    again = Checkpoint.load(last, PI0Adapter(), "cpu", keys=pi0_size(trainable=Trained.lora, lora_rank=2))
     assert sum(p.requires_grad for p in again.policy.parameters()) > 20
     with pytest.raises(RecapError, match=r"holds adapters, but trainable=all\. Fix: policy\.trainable=lora"):
-        Checkpoint.load(last, RecapPI0Policy, "cpu", trainable=Trained.all)
+        Checkpoint.load(last, PI0Adapter(), "cpu", keys=pi0_size(trainable=Trained.all))
 
 
 def tensors_in(node: Any) -> list[torch.Tensor]:
@@ -280,7 +292,7 @@ def test_value_function_starts_from_its_parts(parts: tuple[Path, Path], tmp_path
             assert torch.equal(value, gemma[f"model.{name.removeprefix(language)}"]), name
     assert {n.split(".")[0] for n, p in checkpoint.policy.named_parameters() if not p.requires_grad} == {"vision_tower"}
     checkpoint.save(tmp_path)
-    again = Checkpoint.load(tmp_path, RecapValuePolicy, "cpu")
+    again = Checkpoint.load(tmp_path, ValueAdapter(), "cpu")
     batch = checkpoint.prepare(observation(3))
     assert torch.equal(again.policy.value(batch), checkpoint.policy.value(batch))
     with pytest.raises(RecapError, match=r"siglip/model\.safetensors: the weights do not fit.*\n.*shape"):

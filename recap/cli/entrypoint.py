@@ -216,8 +216,8 @@ def _unknown(key: str, schema: type[Config]) -> str:
         own = sorted(set(keys(schema)) - set(keys(Config)))
         return f"this command has no such choice. Of its own it has {', '.join(own)}"
     valid = keys(schema)
-    if any(re.fullmatch(re.escape(known).replace("<name>", r"[^.]+"), key) for known in valid if "<name>" in known):
-        return f"is not there yet. Fix: '+{_given(key)}'"  # a key of a name that was itself added with +
+    if any(re.fullmatch(re.escape(known).replace("<name>", r"[^.]+"), key) for known in valid):
+        return f"is not there yet. Fix: '+{_given(key)}'"  # of a name that was itself added with +, or of a policy
     return unknown(key, schema)
 
 

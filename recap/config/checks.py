@@ -93,8 +93,10 @@ def unread_prompts(cfg: Config) -> Iterator[str]:
 
 
 def _guided(node: str, run: EvalConfig, cfg: Config) -> Iterator[str]:
-    """Guidance needs the policy without indicator."""
-    if run.beta != 1 and run.prompt is not Prompt.none and cfg.policy.indicator_dropout == 0:
+    """Guidance needs a policy that has it, and was trained without the indicator too."""
+    if run.beta != 1 and not cfg.policy.has_guidance:
+        yield f"{node}.beta={run.beta:g}: policy.type={cfg.policy.type} has no guidance. Fix: {node}.beta=1"
+    elif run.beta != 1 and run.prompt is not Prompt.none and cfg.policy.indicator_dropout == 0:
         yield (
             f"{node}.beta={run.beta:g}: guidance needs the policy without indicator, which policy.indicator_dropout=0 "
             f"never trains. Fix: {node}.beta=1, or policy.indicator_dropout=0.3"
@@ -126,6 +128,9 @@ def _job(cfg: Config) -> Iterator[str]:
     if isinstance(cfg, TrainJob) and cfg.stage is StageKind.finetune and cfg.iteration == 0:
         yield "iteration=0: is the pre-training. Fix: iteration=1, or stage=sft"
     if isinstance(cfg, EvalJob) and cfg.role is Role.value:
-        yield "policy=value: the value function cannot act. Fix: policy=pi0 (advantage.py asks the value function)"
+        yield (
+            f"policy=value: the value function cannot act. Fix: policy={cfg.policy.type} "
+            "(advantage.py asks the value function)"
+        )
     if isinstance(cfg, EvalJob) and not cfg.checkpoint.strip():
         yield "checkpoint='': must be a checkpoint directory, e.g. outputs/demo/sft/checkpoints/last"

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from recap.config.checks import between, unread_prompts
 from recap.config.renamed import renamed
 from recap.config.schema import Config
+from recap.policies import registry
+from recap.policies.config import PolicyConfig
 from recap.utils import home
 from recap.utils.errors import RecapError
 from recap.utils.nearest import nearest
@@ -153,15 +155,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:
-    """Every dotted key of a schema, nodes included."""
+    """Every dotted key of a schema, nodes included; of the policy those of every known type."""
     hints = get_type_hints(schema)
     result = []
     for f in fields(schema):
         result.append(f"{prefix}{f.name}")
         held, named = _held(hints[f.name])
-        if held is not None:
-            result += keys(held, f"{prefix}{f.name}.{'<name>.' if named else ''}")
-    return result
+        for part in registry.known().values() if held is PolicyConfig else [held] if held else []:
+            result += keys(part, f"{prefix}{f.name}.{'<name>.' if named else ''}")
+    return list(dict.fromkeys(result))
 
 
 # ---------------------------------------------------------------------------------------------------- parts of it
@@ -228,9 +230,9 @@ def _line(error: Any, values: dict[str, Any], path: list[str], schema: type) -> 
         return f"{key}: missing. {HOW_TO_GIVE.get(key, f'Give it on the command line: {key}=…')}"
     if kind == "unexpected_keyword_argument":
         value = "" if isinstance(given, dict) else f"={_shown(given)}"
-        return f"{key}{value}: {unknown(key, schema)}"
+        return f"{key}{value}: {_of_another(key, values) or unknown(key, schema)}"
     text = f"{key}={_shown(whole)}: "
-    hint = _hint(schema, path)
+    hint = _hint(schema, path, values)
     if kind == "dataclass_type":
         inside = [f.name for f in fields(_held(hint)[0] or schema)]
         return f"{text}holds the keys {', '.join(inside)}. Fix: {key}.{inside[0]}=…"
@@ -254,11 +256,24 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _hint(schema: type, path: list[str]) -> Any:
+def _of_another(key: str, values: dict[str, Any]) -> str:
+    """What to say of a key that another policy has; "" if none does."""
+    given = values.get("policy")
+    chosen = given.get("type") if isinstance(given, dict) else None
+    others = {name: one for name, one in registry.known().items() if name != chosen}
+    for name, one in others.items():
+        if key in keys(one, "policy."):
+            return f"is a key of policy.type={name}, not of {chosen}. Fix: leave it out, or policy=<a file of its own>"
+    return ""
+
+
+def _hint(schema: type, path: list[str], values: dict[str, Any]) -> Any:
     """The type of a dotted key."""
     hint: Any = schema
     for name in path:
         held, named = _held(hint)
+        if held is PolicyConfig:
+            held = registry.known().get(values["policy"]["type"], PolicyConfig)
         hint = held if named else get_type_hints(held)[name] if held else None
     return hint
 

@@ -11,7 +11,7 @@ from recap.data.config import DataConfig
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
 from recap.method.config import AdvantageConfig, GateConfig
-from recap.policies.pi0.config import PI0Config
+from recap.policies.config import AnyPolicy
 from recap.policies.roles import Role
 from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
@@ -58,7 +58,7 @@ class Config:
     device: Device
     precision: Precision
     sharding: Sharding = Sharding.none
-    policy: PI0Config
+    policy: AnyPolicy
     value: ValueConfig
     env: EnvConfig
     data: DataConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from recap.config import AdvantageJob, EvalJob, ablated
 from recap.pipeline.graph import advantage, evaluation, gate, rollout, value_inference
+from recap.policies.config import NetworkConfig
 from recap.policies.folder import PRETRAINED, checkpoint_of, held
-from recap.policies.roles import Role
 from recap.stages.acting import Evaluation, Rollout
 from recap.stages.base import Stage
 from recap.storage.manifest import stage_of
@@ -18,14 +18,14 @@ from recap.utils.errors import RecapError
 TRAININGS = re.compile(r"(ablations/\w+/)?(sft|value|iter_\d+/(policy|value))")
 
 
-def checkpoint_folder(checkpoint: str, kind: Role) -> Path:
+def checkpoint_folder(checkpoint: str, keys: type[NetworkConfig]) -> Path:
     """The folder of one checkpoint; that of a training stands for its last.
 
     Raises:
         RecapError: it is missing, incomplete or unreadable, holds another kind of policy, or what is not allowed.
     """
     path = checkpoint_of(Path(checkpoint))
-    held(path, kind, f"checkpoint={checkpoint}")
+    held(path, keys, f"checkpoint={checkpoint}")
     return path
 
 
@@ -51,7 +51,7 @@ def eval_job(cfg: EvalJob) -> tuple[Stage, bool]:
     Raises:
         RecapError: the checkpoint cannot be used, or is of an ablation that the configuration does not have.
     """
-    checkpoint = checkpoint_folder(cfg.checkpoint, Role.policy)
+    checkpoint = checkpoint_folder(cfg.checkpoint, type(cfg.policy))
     found = origin(checkpoint)
     run, source = found or (Path(cfg.output), "")
     result = cfg.result
@@ -106,7 +106,7 @@ def advantage_job(cfg: AdvantageJob) -> tuple[list[Stage], bool]:
     gates = [gate(cfg, cfg.iteration)] if cfg.iteration else []
     inputs = dict(values.inputs)
     if cfg.checkpoint is not None:
-        checkpoint = checkpoint_folder(cfg.checkpoint, Role.value)
+        checkpoint = checkpoint_folder(cfg.checkpoint, type(cfg.value))
         found = origin(checkpoint)
         if found is None:
             inputs["value"] = str(checkpoint.absolute())

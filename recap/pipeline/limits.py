@@ -16,10 +16,9 @@ from recap.envs import Env
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor, cost
+from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
-from recap.policies.pi0.config import PI0Config
-from recap.policies.value.config import ValueConfig
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.rollout.config import Prompt
@@ -65,20 +64,12 @@ def limits(
 
 # ---------------------------------------------------------------------------------------------------- sizes
 def _sizes(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames], env: Env | None) -> Iterator[str]:
-    """States and actions fit into what π0 pads them to."""
+    """States and actions fit into the policy."""
     if not any(isinstance(stage, TrainPolicy) for stage in stages):
         return
     found = [(f"data.sources.{one.name}", one.state.shape[1], one.action.shape[1]) for one in data]
     found += [(f"env={cfg.env.type.name}", env.state_dim, env.action_dim)] if env else []
-    for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
-        most = max(found, key=lambda one: one[at], default=None)
-        if most is None or most[at] <= getattr(cfg.policy, limit):
-            continue
-        weights = f" and policy.pretrained=null: {cfg.policy.pretrained} is for fewer" if cfg.policy.pretrained else ""
-        yield (
-            f"policy.{limit}={getattr(cfg.policy, limit)}: {most[0]} has {what} of dimension {most[at]}. "
-            f"Fix: policy.{limit}={most[at]}{weights}"
-        )
+    yield from cfg.policy.too_small("policy", found)
 
 
 # ---------------------------------------------------------------------------------------------------- returns
@@ -230,13 +221,16 @@ def _prompts(
             for indicator in _said(cfg, stage):
                 texts[policy].setdefault(prompt(task, indicator), stage.path)
     for policy, found in texts.items():
+        reader = getattr(cfg, policy)
+        if not isinstance(reader, ReadsText):
+            continue
         given = _given(cfg, stages, policy)
-        most = _padding(given) if given else getattr(cfg, policy).tokenizer_max_length
+        most = _padding(given) if given else reader.tokenizer_max_length
         if all(text.isascii() and len(text) + SPARE <= most for text in found):
             continue  # whatever the tokenizer
         if not given and not {f"{policy}.tokenizer", f"{policy}.pretrained"}.isdisjoint(absent):
             continue
-        counts = _counts(cfg, policy, list(found), given, data, env)
+        counts = _counts(reader, policy, list(found), given, data, env)
         text, count = max(counts.items(), key=lambda one: one[1])
         if count <= most:
             continue
@@ -268,17 +262,16 @@ def _padding(folder: Path) -> int:
 
 
 def _counts(
-    cfg: Config, policy: str, texts: list[str], given: Path | None, data: Sequence[Frames], env: Env | None
+    keys: ReadsText, policy: str, texts: list[str], given: Path | None, data: Sequence[Frames], env: Env | None
 ) -> dict[str, int]:
     """Tokens of each text, by the tokenizer that will be used."""
-    size: PI0Config | ValueConfig = getattr(cfg, policy)
-    if given is None and size.pretrained is None and size.tokenizer == BUILTIN:
+    if given is None and keys.pretrained is None and keys.tokenizer == BUILTIN:
         return {text: len(builtin_words().encode(text).ids) for text in texts}
     from recap.policies.checkpoint import tokenizer_of
 
     robot = (data[0].cameras, data[0].state.shape[1], data[0].action.shape[1]) if data else None
     robot = (env.cameras, env.state_dim, env.action_dim) if env and not robot else robot
-    tokenizer = tokenizer_of(size, f"{policy}.pretrained", given, robot)
+    tokenizer = tokenizer_of(keys, f"{policy}.pretrained", given, robot)
     return {text: len(tokenizer(text)["input_ids"]) for text in texts}
 
 
@@ -296,7 +289,7 @@ def _batches(
     for stage in stages:
         if not isinstance(stage, Training):
             continue
-        size: PI0Config | ValueConfig = getattr(stage.cfg, stage.role.name)
+        size: NetworkConfig = getattr(stage.cfg, stage.role.name)
         key = f"{stage.role.name}.{stage.training.name}.batch_size"
         asked = jobs[stage.kind] if jobs is not None else None
         memory = asked.mem_gb * 1e9 * asked.nodes if asked else machine_bytes()

@@ -19,8 +19,10 @@ from recap.jobs import slurm
 from recap.jobs.config import Resources
 from recap.pipeline.limits import limits
 from recap.pipeline.starts import start_needs, start_problems
+from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.folder import WEIGHTS
-from recap.policies.memory import disk_bytes, training_bytes
+from recap.policies.memory import disk_bytes, weight_bytes
+from recap.policies.registry import adapter_of
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
 from recap.stages.base import Stage
@@ -78,7 +80,8 @@ def _problems(
     sources = [f"data.sources.{name}" for name in cfg.data.sources]
     data_here = not absent & {f"{key}.repo_id" for key in sources}
     computes, simulates = jobs is None, simulated and (jobs is None or _renders())
-    checks: list[Callable[[Config], object]] = [_device] if computes and any(stage.computes for stage in stages) else []
+    checks: list[Callable[[Config], object]] = []
+    checks += [_device, _policy] if computes and any(stage.computes for stage in stages) else []
     checks += [_memory] if computes and trains else []
     checks += [_names] if simulates else []
     checks += [_environment] if simulates and ASSETS_KEY not in absent else []
@@ -107,11 +110,10 @@ def _needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
     yield from start_needs(cfg, stages)
     for name in ("policy", "value") if any(stage.trains for stage in stages) else ():
-        size = getattr(cfg, name)
-        for key in ("pretrained_vision", "pretrained_text") if size.pretrained is None else ():
-            if repository := getattr(size, key, None):
-                yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
-        if size.tokenizer != BUILTIN:
+        size: NetworkConfig = getattr(cfg, name)
+        for key, repository in size.needs():
+            yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
+        if isinstance(size, ReadsText) and size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if any(stage.reads_data for stage in stages) else ():
         if source.root is None and source.repo_id is not None:
@@ -159,7 +161,9 @@ def _disk(cfg: Config, stages: Sequence[Stage]) -> Iterator[str]:
 def _disk_bytes(cfg: Config, stages: Sequence[Stage]) -> float:
     """What these stages leave behind, about."""
     policies, values = (sum(stage.kind == kind for stage in stages) for kind in ("policy", "value"))
-    return max(DATA, 1.1 * disk_bytes(cfg.policy, cfg.value, policies, values)) if policies + values else DATA
+    if not policies + values:
+        return DATA
+    return max(DATA, 1.1 * disk_bytes([(cfg.policy, policies), (cfg.value, values)]))
 
 
 def _renders() -> bool:
@@ -179,23 +183,27 @@ def _device(cfg: Config) -> None:
     device_name(cfg.device)
 
 
+def _policy(cfg: Config) -> None:
+    """The code of a policy from elsewhere can be imported."""
+    adapter_of(cfg.policy)
+
+
 def _memory(cfg: Config) -> None:
     """Large networks are not trained on a processor, or in too little memory, by accident."""
     from recap.utils.device import device_name, memory
 
     size = cfg.policy
     shares = process().count if cfg.sharding is not Sharding.none else 1
-    found = training_bytes(size, size.trainable, size.sft.optimizer, size.sft.batch_size, processes=shares)
-    need = sum(found.values()) - found["activations"]
+    need = sum(weight_bytes(*size.weights(), size.sft.optimizer, shares).values())
     if need < LARGE or cfg.device is Device.cpu:
         return
     name = device_name(cfg.device)
     if (there := memory(name)) < need:
         raise RecapError(
-            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; π0 of "
-            f"size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
+            f"device={cfg.device.name}: {'no GPU here' if name == 'cpu' else f'a GPU of {there / 1e9:.0f} GB'}; "
+            f"{size.named} of size={cfg.size} trains in about {need / 1e9:.0f} GB of GPU memory and its activations. "
             "Fix: experiment=demo learns on two CPU cores in minutes; for this size a machine with such a GPU, "
-            "policy.trainable=lora, or device=cpu if you mean it."
+            f"{size.smaller}, or device=cpu if you mean it."
         )
 
 

@@ -193,8 +193,8 @@ def _command(path: str) -> str:
     iteration = int(head[5:]) if head.startswith("iter_") and head[5:].isdigit() else None
     before = "sft" if iteration == 1 else f"iter_{(iteration or 0) - 1:02d}/policy"
     known = {
-        (DEMONSTRATIONS, True): "python train.py policy=pi0 stage=sft",
-        ("sft", True): "python train.py policy=pi0 stage=sft",
+        (DEMONSTRATIONS, True): "python train.py stage=sft",
+        ("sft", True): "python train.py stage=sft",
         ("value", True): "python train.py policy=value stage=sft",
         ("rollout", False): f"python eval.py record=true checkpoint=…/{before}/checkpoints/last",
         ("value", False): f"python train.py policy=value stage=finetune iteration={iteration}",
@@ -203,7 +203,7 @@ def _command(path: str) -> str:
         ("value_inference", False): f"python advantage.py iteration={iteration}",
         ("advantage", False): f"python advantage.py iteration={iteration}",
         ("gate", False): f"python advantage.py iteration={iteration}",
-        ("policy", False): f"python train.py policy=pi0 stage=finetune iteration={iteration}",
+        ("policy", False): f"python train.py stage=finetune iteration={iteration}",
     }
     fallback = "the command" if Path(path).is_absolute() else "python loop.py"
     found = known.get((stage, iteration is None), fallback) if not head or iteration else fallback

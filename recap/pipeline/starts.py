@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from recap.config import Config, EvalJob
-from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, HUB_ID, WEIGHTS, Held, checkpoint_of, held
+from recap.policies.config import NetworkConfig
+from recap.policies.folder import ADAPTER_CONFIG, HUB_ID, WEIGHTS, Held, checkpoint_of, held
 from recap.policies.roles import Role
-from recap.policies.sizes import Trained
 from recap.stages.base import Stage
 from recap.utils.errors import RecapError
 from recap.utils.hub import Need, find
@@ -18,32 +18,33 @@ READABLE = ("*.json", "*.safetensors", "tokenizer*")  # no pickles: nothing woul
 RUN = "checkpoint"  # the key of the one that eval.py runs
 
 
-def starts(cfg: Config, stages: Sequence[Stage]) -> dict[str, tuple[str, Role]]:
-    """key -> (folder or hub id, what it has to be)."""
-    found = {}
-    for kind in Role if any(stage.trains for stage in stages) else ():
-        if name := getattr(cfg, kind.name).pretrained:
-            found[f"{kind.name}.pretrained"] = (name, kind)
+def starts(cfg: Config, stages: Sequence[Stage]) -> dict[str, tuple[str, NetworkConfig]]:
+    """key -> (folder or hub id, the network that it has to be of)."""
+    found: dict[str, tuple[str, NetworkConfig]] = {}
+    for role in Role if any(stage.trains for stage in stages) else ():
+        keys: NetworkConfig = getattr(cfg, role.name)
+        if keys.pretrained:
+            found[f"{role.name}.pretrained"] = (keys.pretrained, keys)
     if isinstance(cfg, EvalJob) and any(stage.acts for stage in stages):
-        found[RUN] = (cfg.checkpoint, Role.policy)
+        found[RUN] = (cfg.checkpoint, cfg.policy)
     return found
 
 
 def start_problems(cfg: Config, stages: Sequence[Stage]) -> Iterator[str]:
     """What is wrong with those that are on this machine."""
-    for key, (name, kind) in starts(cfg, stages).items():
+    for key, (name, keys) in starts(cfg, stages).items():
         try:
-            if found := _look(key, name, kind):
-                _check_trains(cfg, key, name, found[1])
+            if (found := _look(key, name, keys)) and key != RUN:
+                yield from keys.start_problems(key, name, found[1])
         except RecapError as error:
             yield str(error)
 
 
 def start_needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
     """What of them is not on this machine and may be on the hub; also weights and tokenizers that they name."""
-    for key, (name, kind) in starts(cfg, stages).items():
+    for key, (name, keys) in starts(cfg, stages).items():
         with suppress(RecapError):  # see `start_problems`
-            found = _look(key, name, kind)
+            found = _look(key, name, keys)
             if found is None:  # a repository holds weights or adapters; which, is known when it is here
                 yield Need(key, name, "model", (f"*{WEIGHTS}", "config.json"))
                 continue
@@ -59,7 +60,7 @@ def start_needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
                 )
 
 
-def _look(key: str, name: str, kind: Role) -> tuple[Path, Held] | None:
+def _look(key: str, name: str, keys: NetworkConfig) -> tuple[Path, Held] | None:
     """The folder and what it holds, None if it is not on this machine."""
     folder = find(name, "model", files=(f"*{WEIGHTS}", "*.json"))
     if folder is None:
@@ -67,12 +68,4 @@ def _look(key: str, name: str, kind: Role) -> tuple[Path, Held] | None:
     if not Path(name).expanduser().is_dir() and not any(folder.glob(f"*{WEIGHTS}")):
         return None  # of a repository, other files were fetched
     folder = checkpoint_of(folder)
-    return folder, held(folder, kind, f"{key}={name}")
-
-
-def _check_trains(cfg: Config, key: str, name: str, holds: Held) -> None:
-    if holds.weights == ADAPTERS and key == "policy.pretrained" and cfg.policy.trainable is not Trained.lora:
-        raise RecapError(
-            f"{key}={name}: holds adapters, but policy.trainable={cfg.policy.trainable.name}. "
-            "Fix: policy.trainable=lora, or start from a checkpoint without."
-        )
+    return folder, held(folder, type(keys), f"{key}={name}")

@@ -16,7 +16,7 @@ from recap.utils.errors import RecapError
 class ActionChunks:
     """`act(observation, noise_keys)` for rollouts.
 
-    The flow noise of a row is a function of (episode seed, chunk number) alone, so an episode does not depend on its
+    The noise of a row is a function of (episode seed, chunk number) alone, so an episode does not depend on its
     slot, on its neighbours in the batch, or on how often the run was interrupted.
     """
 
@@ -24,6 +24,7 @@ class ActionChunks:
         self.checkpoint = checkpoint
         checkpoint.set_prompt(indicator, beta)
         self.config = checkpoint.policy.config
+        self.noise = checkpoint.adapter.acting_noise(self.config)
 
     def __call__(self, observation: dict[str, Any], noise_keys: Sequence[tuple[int, int]]) -> np.ndarray:
         """Actions [slots, chunk, A] in the environment's units.
@@ -32,8 +33,6 @@ class ActionChunks:
             observation: images uint8 [slots, H, W, 3], `observation.state` float32 [slots, S], `task` list of str.
             noise_keys: (episode seed, chunk number) per slot.
         """
-        shape = (self.config.chunk_size, self.config.max_action_dim)
-        noise = np.stack([np.random.default_rng(key).standard_normal(shape, dtype=np.float32) for key in noise_keys])
         batch = {
             key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
         }
@@ -43,7 +42,9 @@ class ActionChunks:
                 f"the policy was trained with camera {missing[0]}, which the environment does not have "
                 f"({sorted(observation)})."
             )
+        if self.noise is not None:
+            rows = [np.random.default_rng(key).standard_normal(self.noise, dtype=np.float32) for key in noise_keys]
+            batch["noise"] = torch.from_numpy(np.stack(rows))
         with torch.no_grad():
-            batch["noise"] = torch.from_numpy(noise)
             actions = self.checkpoint.policy.predict_action_chunk(self.checkpoint.prepare(batch))
             return self.checkpoint.postprocess(actions).float().numpy()

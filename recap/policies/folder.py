@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recap.policies.roles import Role
+from recap.policies.config import NetworkConfig
 from recap.training.config import OPTIMIZER
 from recap.utils.errors import RecapError
 
@@ -25,11 +25,6 @@ TOKENIZER = "tokenizer_processor"
 PRETRAINED = "pretrained_model"  # the folder of a checkpoint in that of a step, as lerobot-train has it
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
-TYPES = {Role.policy: ("recap_pi0", "pi0"), Role.value: ("recap_value",)}  # as config.json says
-READ = {
-    Role.policy: "a policy of a run (…/sft or …/policy), or a π0 of lerobot",
-    Role.value: "a value function of a run (…/value)",
-}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 STATE_FILE = re.compile(r"\w[\w.-]*\.safetensors")
 
@@ -38,24 +33,15 @@ _NORMALIZER = {"eps", "features", "norm_map", "normalize_observation_keys"}
 STEPS = {
     "rename_observations_processor": {"rename_map"},
     "to_batch_processor": set(),
-    "pi0_new_line_processor": set(),
     TOKENIZER: {"tokenizer_name", *_PROMPT},
     "recap_prompt": {"default_indicator", "beta", *_PROMPT},
+    "recap_indicator": {"default_indicator", "beta"},
     "device_processor": {"device", "float_dtype"},
     "relative_actions_processor": {"enabled", "exclude_joints", "action_names"},
     "normalizer_processor": _NORMALIZER,
     "unnormalizer_processor": _NORMALIZER,
     "absolute_actions_processor": {"enabled"},
 }
-# Every matrix of both Gemmas, and the projections around them; the vision tower stays as it is.
-TARGETS = (
-    r".*\.(language_model|gemma_expert\.model)\.layers\.\d+\.(self_attn|mlp)\..*_proj"
-    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)"
-)
-LEROBOT_TARGETS = (
-    r"(.*\.gemma_expert\..*\.self_attn\.(q|v)_proj"
-    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out))"
-)
 LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "base_model_name_or_path")
 # What peft writes besides, and what changes nothing of adapters that are there. Any other key must be empty.
 LORA_SAYS = {
@@ -83,6 +69,10 @@ class Held:
     base: str | None = None
     tokenizer: str | None = None
 
+    @property
+    def adapters(self) -> bool:
+        return self.weights == ADAPTERS
+
 
 def checkpoint_of(path: Path) -> Path:
     """The folder of the newest checkpoint of a training, ours or lerobot's; a checkpoint folder stands for itself."""
@@ -101,8 +91,8 @@ def weights_of(folder: Path) -> str:
     return ADAPTERS if has_adapters(folder) else WEIGHTS
 
 
-def held(path: Path, kind: Role | None, named: str) -> Held:
-    """Looks into a checkpoint folder. named: how messages call it; kind: what is wanted, None for any of ours.
+def held(path: Path, keys: type[NetworkConfig], named: str) -> Held:
+    """Looks into a checkpoint folder. keys: those of the network that is wanted; named: how messages call the folder.
 
     Raises:
         RecapError: it is not there or not whole, is of another kind, or holds what could run code or lead elsewhere.
@@ -114,20 +104,23 @@ def held(path: Path, kind: Role | None, named: str) -> Held:
         )
     if missing := [name for name in (CONFIG, weights_of(path)) if not (path / name).is_file()]:
         raise RecapError(f"{named}: {_missing(path, missing)}")
-    found = read_json(path / CONFIG, named).get("type")
-    types = TYPES[kind] if kind else tuple(name for names in TYPES.values() for name in names)
-    if found not in types:
-        wanted = " or lerobot's ".join(f"'{name}'" for name in types)
-        name = READ[kind] if kind else "a checkpoint of a run"
-        raise RecapError(f"{named}: is a '{found}', not a {wanted}. Fix: name {name}.")
-    if has_adapters(path) and found in TYPES[Role.value]:
-        raise RecapError(f"{named}: {ADAPTER_CONFIG} is there, but value functions have no adapters. Fix: delete it.")
-    base = lora_settings(path)["base_model_name_or_path"] if has_adapters(path) else None
+    found = type_of(path, named)
+    if found not in keys.checkpoints:
+        wanted = " or lerobot's ".join(f"'{name}'" for name in keys.checkpoints)
+        raise RecapError(f"{named}: is a '{found}', not a {wanted}. Fix: name {keys.readable}.")
+    if has_adapters(path) and not keys.has_adapters:
+        raise RecapError(f"{named}: {ADAPTER_CONFIG} is there, but {keys.named} has no adapters. Fix: delete it.")
+    base = lora_settings(path, keys.lora_targets)["base_model_name_or_path"] if has_adapters(path) else None
     for name in (PREPROCESSOR, POSTPROCESSOR):
-        steps = processor_steps(path / name, named) if (path / name).is_file() else []
+        steps = processor_steps(path / name, named, keys) if (path / name).is_file() else []
         if name == PREPROCESSOR:
             tokenizer = tokenizer_name(path, steps)
-    return Held(str(found), weights_of(path), base, tokenizer)
+    return Held(found, weights_of(path), base, tokenizer)
+
+
+def type_of(path: Path, named: str) -> str:
+    """`type` in a checkpoint's config.json. Raises RecapError if that is damaged."""
+    return str(read_json(path / CONFIG, named).get("type"))
 
 
 def _missing(path: Path, missing: list[str]) -> str:
@@ -163,11 +156,11 @@ def _refused(path: Path, what: str, fix: str) -> RecapError:
 
 
 # ---------------------------------------------------------------------------------------------------- processors
-def processor_steps(path: Path, named: str) -> list[dict[str, Any]]:
+def processor_steps(path: Path, named: str, keys: type[NetworkConfig]) -> list[dict[str, Any]]:
     """The steps of a processor file, each with `registry_name`, `config` and maybe `state_file`.
 
     Raises:
-        RecapError: it is damaged, or has a step, an argument or a file that is not among those that a π0 needs.
+        RecapError: it is damaged, or has a step, an argument or a file that is not among those that the network needs.
     """
     try:
         steps = [dict(step) for step in read_json(path, named)["steps"]]
@@ -177,13 +170,14 @@ def processor_steps(path: Path, named: str) -> list[dict[str, Any]]:
             f"{named}: its processors cannot be read ({path.name}: {str(error)[:200]}). "
             "Fix: train it again, or copy it again whole."
         ) from error
+    allowed = STEPS | {name: set() for name in keys.extra_steps}
     for step, config in zip(steps, configs, strict=True):
-        if problem := _problem(step, config):
+        if problem := _problem(step, config, allowed):
             raise _refused(
                 path,
                 problem,
                 "ask for a checkpoint whose steps are all of "
-                f"{', '.join(STEPS)}, with the arguments that lerobot's π0 gives them",
+                f"{', '.join(allowed)}, with the arguments that lerobot gives them",
             )
         file = step.get("state_file")
         if file is not None and not (path.parent / file).is_file():
@@ -191,16 +185,16 @@ def processor_steps(path: Path, named: str) -> list[dict[str, Any]]:
     return steps
 
 
-def _problem(step: dict[str, Any], config: dict[str, Any]) -> str | None:
+def _problem(step: dict[str, Any], config: dict[str, Any], allowed: dict[str, set[str]]) -> str | None:
     """What is not allowed of a step, in words."""
     name = step.get("registry_name")
     if not isinstance(name, str):
         return f"a step of the class {step.get('class')!r}"
-    if name not in STEPS:
+    if name not in allowed:
         return f"the step {name!r}"
     if unknown := {*step} - {"registry_name", "config", "state_file"}:
         return f"{min(unknown)!r} of the step {name!r}"
-    if unknown := {*config} - STEPS[name]:
+    if unknown := {*config} - allowed[name]:
         return f"the argument {min(unknown)}={config[min(unknown)]!r} of the step {name!r}"[:300]
     file = step.get("state_file")
     if file is not None and not (isinstance(file, str) and STATE_FILE.fullmatch(file)):
@@ -241,15 +235,17 @@ def check_tokenizer(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- adapters
-def lora_settings(folder: Path) -> dict[str, Any]:
+def lora_settings(folder: Path, targets: Collection[str]) -> dict[str, Any]:
     """What peft's LoraConfig is made of, from a checkpoint's adapter_config.json.
+
+    targets: the patterns of layers that adapters may be for; names alone may be any.
 
     Raises:
         RecapError: it is damaged, is another method than LoRA, asks for more than LoRA, or names no base.
     """
     path = folder / ADAPTER_CONFIG
     content = read_json(path, str(folder))
-    for problem in _lora_problems(content):
+    for problem in _lora_problems(content, targets):
         raise _refused(path, problem, "ask for plain LoRA, as policy.trainable=lora or lerobot-train make it")
     base = content.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -262,7 +258,7 @@ def lora_settings(folder: Path) -> dict[str, Any]:
     return {key: content[key] for key in LORA if key in content}
 
 
-def _lora_problems(content: dict[str, Any]) -> Iterator[str]:
+def _lora_problems(content: dict[str, Any], patterns: Collection[str]) -> Iterator[str]:
     for key, value in content.items():
         said = f"{key}={value!r}"[:300]
         if key in LORA_SAYS:
@@ -285,5 +281,5 @@ def _lora_problems(content: dict[str, Any]) -> Iterator[str]:
     named = isinstance(targets, list) and all(
         isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in targets
     )
-    if not named and targets not in (TARGETS, LEROBOT_TARGETS):  # another pattern could take for ever
+    if not named and targets not in patterns:  # another pattern could take for ever
         yield f"target_modules={targets!r}"[:300]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lerobot.configs import NormalizationMode
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
 from lerobot.processor import (
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
@@ -24,30 +23,25 @@ from lerobot.processor.factory import make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION
 
 from recap.data.statistics import adopted, bounded
+from recap.policies.adapter import Adapter
 from recap.policies.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER, processor_steps, tokenizer_name
-from recap.policies.pi0.modeling_pi0 import RecapPI0Config
-from recap.policies.prompt import PromptTokenizer, load_tokenizer, own_indicator, with_indicator
+from recap.policies.prompt import IndicatorStep, PromptTokenizer, load_tokenizer, own_indicator, with_indicator
 from recap.utils.errors import RecapError
 
 Processors = tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
 
 
-def new_processors(config: Any, stats: dict[str, dict[str, np.ndarray]]) -> Processors:
+def new_processors(adapter: Adapter, config: Any, stats: dict[str, dict[str, np.ndarray]]) -> Processors:
     """For a new policy; `stats` as in `Checkpoint.new`."""
     tensors = {
         key: {k: torch.as_tensor(v, dtype=torch.float32) for k, v in value.items()} for key, value in stats.items()
     }
-    prompt = PromptTokenizer(
-        tokenizer=load_tokenizer(config.tokenizer),
-        max_length=config.tokenizer_max_length,
-        default_indicator=True if isinstance(config, RecapPI0Config) else None,
-    )
     features, mapping = {**config.input_features, **(config.output_features or {})}, config.normalization_mapping
     return make_policy_processor_pipelines(
         input_steps=[
             RenameObservationsProcessorStep(rename_map={}),
             AddBatchDimensionProcessorStep(),
-            prompt,
+            adapter.indicator_step(config),
             DeviceProcessorStep(device=config.device),
             NormalizerProcessorStep(features=features, norm_map=mapping, stats=tensors),
         ],
@@ -58,7 +52,7 @@ def new_processors(config: Any, stats: dict[str, dict[str, np.ndarray]]) -> Proc
     )
 
 
-def read_processors(path: Path, config: Any, device: str) -> Processors:
+def read_processors(adapter: Adapter, path: Path, config: Any, device: str) -> Processors:
     """Those of a checkpoint folder, ours or lerobot's.
 
     Raises:
@@ -66,8 +60,8 @@ def read_processors(path: Path, config: Any, device: str) -> Processors:
     """
     overrides: dict[str, Any] = {"device_processor": {"device": device}}
     again = "Fix: train it again, or copy it again whole."
-    steps = processor_steps(path / PREPROCESSOR, f"checkpoint {path}")
-    processor_steps(path / POSTPROCESSOR, f"checkpoint {path}")
+    steps = processor_steps(path / PREPROCESSOR, f"checkpoint {path}", adapter.keys)
+    processor_steps(path / POSTPROCESSOR, f"checkpoint {path}", adapter.keys)
     if any(step["registry_name"] == TOKENIZER for step in steps):
         overrides[TOKENIZER] = {"tokenizer": load_tokenizer(tokenizer_name(path, steps) or str(path))}
     try:
@@ -76,8 +70,8 @@ def read_processors(path: Path, config: Any, device: str) -> Processors:
         raise
     except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
         raise RecapError(f"checkpoint {path}: its processors cannot be read ({str(error)[:500]}). {again}") from error
-    before.steps = [_ours(step) for step in before.steps if not isinstance(step, Pi0NewLineProcessor)]
-    if not any(isinstance(step, PromptTokenizer) for step in before.steps):
+    before.steps = [_ours(step) for step in before.steps if not isinstance(step, adapter.replaced)]
+    if not any(isinstance(step, IndicatorStep) for step in before.steps):
         raise RecapError(f"checkpoint {path}: its processors cannot be read (no step makes tokens). {again}")
     return before, after
 
@@ -103,8 +97,9 @@ def _ours(step: Any) -> Any:
     )
 
 
-def prompt_step(before: PolicyProcessorPipeline) -> PromptTokenizer:
-    return next(step for step in before.steps if isinstance(step, PromptTokenizer))
+def indicator_step(before: PolicyProcessorPipeline) -> Any:
+    """The one step that tells the policy the indicator."""
+    return next(step for step in before.steps if isinstance(step, IndicatorStep))
 
 
 def keep_usable(processors: Processors) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from lerobot.lerobot_types import EnvTransition, TransitionKey
-from lerobot.processor import ProcessorStepRegistry, TokenizerProcessorStep
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.processor import ObservationProcessorStep, ProcessorStepRegistry, TokenizerProcessorStep
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -23,6 +23,7 @@ from recap.utils.hub import find
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+INDICATOR_NUMBER = "observation.indicator"
 UNCONDITIONAL_TOKENS = f"{OBS_LANGUAGE_TOKENS}.unconditional"
 UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
 
@@ -98,21 +99,51 @@ def own_indicator(tokenizer: Any) -> bool | None:
 
 
 @dataclass
-@ProcessorStepRegistry.register(name="recap_prompt")
-class PromptTokenizer(TokenizerProcessorStep):
-    """lerobot's tokenizer step, preceded by `prompt`.
+class IndicatorStep:
+    """What of a preprocessor tells the policy I_t.
 
     The batch may carry `info["indicator"]`, a list of True | False | None per sample (training); without it every
-    sample gets `default_indicator` (deployment: positive). With `beta` ≠ 1 the unconditional prompt is tokenized too,
-    for guidance. A prompt that does not fit is refused: the indicator stands at its end and would be cut off unseen.
-
-    Raises:
-        RecapError: the batch has no `task`, or a prompt is longer than `max_length` tokens.
+    sample gets `default_indicator` (deployment: positive).
     """
 
     default_indicator: bool | None = True
     beta: float = 1.0
-    of: str = field(default="policy", init=False, repr=False)  # the policy's name in the configuration, for messages
+    of: str = field(default="policy", init=False, repr=False)  # the network's part of the configuration, for messages
+
+    def indicators(self, transition: EnvTransition, samples: int) -> Sequence[bool | None]:
+        """I_t of each sample."""
+        given: Sequence[bool | None] | None = (transition.get(TransitionKey.INFO) or {}).get("indicator")
+        return [self.default_indicator] * samples if given is None else given
+
+
+@dataclass
+@ProcessorStepRegistry.register(name="recap_indicator")
+class IndicatorNumber(IndicatorStep, ObservationProcessorStep):
+    """I_t as a number, for a policy that reads no text: float32 [B]; 1 positive, -1 negative, 0 none."""
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        state = observation[OBS_STATE]
+        numbers = [0.0 if one is None else 2.0 * one - 1.0 for one in self.indicators(self.transition, len(state))]
+        return {**observation, INDICATOR_NUMBER: torch.tensor(numbers, device=state.device)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {"default_indicator": self.default_indicator, "beta": self.beta}
+
+    def transform_features(self, features: Any) -> Any:
+        return features
+
+
+@dataclass
+@ProcessorStepRegistry.register(name="recap_prompt")
+class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
+    """lerobot's tokenizer step, preceded by `prompt`.
+
+    With `beta` ≠ 1 the unconditional prompt is tokenized too, for guidance. A prompt that does not fit is refused: the
+    indicator stands at its end and would be cut off unseen.
+
+    Raises:
+        RecapError: the batch has no `task`, or a prompt is longer than `max_length` tokens.
+    """
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
@@ -151,8 +182,7 @@ class PromptTokenizer(TokenizerProcessorStep):
 
     def get_task(self, transition: EnvTransition) -> list[str]:
         tasks = self._tasks(transition)
-        given: Sequence[bool | None] | None = (transition.get(TransitionKey.INFO) or {}).get("indicator")
-        indicators = [self.default_indicator] * len(tasks) if given is None else given
+        indicators = self.indicators(transition, len(tasks))
         return [prompt(task, indicator) for task, indicator in zip(tasks, indicators, strict=True)]
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:

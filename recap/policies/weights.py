@@ -80,8 +80,8 @@ def stored(policy: Any, name: str, value: Tensor, *, learns: bool) -> torch.dtyp
 
     Of the rest, the factors of products that are computed in bfloat16 are kept in it, at no loss and half the memory.
     """
-    exact = any(part in name for part in policy.float32)
-    if learns or exact or value.ndim < 2 or policy.config.dtype != "bfloat16":
+    exact = any(part in name for part in getattr(policy, "float32", ()))
+    if learns or exact or value.ndim < 2 or getattr(policy.config, "dtype", "float32") != "bfloat16":
         return torch.float32
     return torch.bfloat16
 

@@ -22,8 +22,7 @@ class Acting(Stage):
     beta: float
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        acting = {key: values["policy"].get(key) for key in ("n_action_steps", "num_inference_steps")}
-        return used | acting
+        return used | self.cfg.policy.acting()
 
 
 @dataclass(frozen=True, kw_only=True)

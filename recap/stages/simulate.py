@@ -16,8 +16,8 @@ from recap.method.success import summarize
 from recap.policies.actor import ActionChunks
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
-from recap.policies.processors import prompt_step
+from recap.policies.processors import indicator_step
+from recap.policies.registry import adapter_of
 from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
 from recap.rollout.config import Prompt
 from recap.rollout.pool import Pool
@@ -166,7 +166,7 @@ def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
 
 def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: Prompt) -> None:
     """Says so where a policy is told an indicator that it never saw; section: where the configuration has `prompt`."""
-    if INDICATOR[prompt] is not None and prompt_step(checkpoint.preprocess).default_indicator is None:
+    if INDICATOR[prompt] is not None and indicator_step(checkpoint.preprocess).default_indicator is None:
         print(
             f"warning: {policy} was trained without an indicator, but is told '{prompt.name}'. "
             f"{section}.prompt=none gives it the prompts that it knows.",
@@ -193,8 +193,9 @@ def _act(
     if all(spec.index in done for spec in share.of(episodes)):
         return [done[spec.index] for spec in episodes if spec.index in done]
     with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool:
-        checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), RecapPI0Policy, device_name(cfg.device))
-        checkpoint.policy.config.num_inference_steps = cfg.policy.num_inference_steps
+        adapter = adapter_of(cfg.policy)
+        checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), adapter, device_name(cfg.device))
+        adapter.prepare_acting(checkpoint.policy, cfg.policy)
         check_robot(checkpoint, pool.facts)
         warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)

@@ -1,4 +1,4 @@
-"""Training stages: SFT and fine-tuning of π0 and of the value function."""
+"""Training stages: SFT and fine-tuning of the policy and of the value function."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from recap.data.mixture import Mixture, merged_stats
 from recap.data.prefetch import prefetch
 from recap.data.statistics import listed
 from recap.method.returns import Bins
-from recap.policies.checkpoint import Checkpoint, build_pi0, build_value, features, features_of, read_config
+from recap.policies.adapter import features
+from recap.policies.batches import policy_batches
+from recap.policies.checkpoint import Checkpoint, features_of, read_config
+from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.first_batch import save_first_batch
 from recap.policies.folder import checkpoint_of
-from recap.policies.pi0.batches import policy_batches
-from recap.policies.pi0.config import PI0Config
-from recap.policies.pi0.modeling_pi0 import RecapPI0Policy
-from recap.policies.processors import adopt, prompt_step, read_processors
+from recap.policies.processors import adopt, indicator_step, read_processors
+from recap.policies.registry import adapter_of
 from recap.policies.roles import Role
-from recap.policies.sizes import Trained
 from recap.policies.value.batches import value_batches
-from recap.policies.value.config import ValueConfig
-from recap.policies.value.modeling_value import RecapValuePolicy
 from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
 from recap.stages.base import Inputs, Say
@@ -59,16 +57,17 @@ def train_stage(
     data = sources(cfg, inputs)
     settings: PolicyTrainConfig | Any = getattr(getattr(cfg, role.name), stage.name)
     seed = cfg.seed + member * MEMBER_SEEDS
+    keys: NetworkConfig = getattr(cfg, role.name)
+    adapter, device = adapter_of(keys), device_name(cfg.device)
     if "pretrained" in inputs:
-        checkpoint = _started(cfg, role, checkpoint_of(inputs["pretrained"]))
+        checkpoint = Checkpoint.load(checkpoint_of(inputs["pretrained"]), adapter, device, cfg.precision, keys)
     else:
-        checkpoint = _new(cfg, role, data, seed)
+        checkpoint = _new(cfg, keys, data, seed)
     check_fit(checkpoint, data[0])
     moves = adopt((checkpoint.preprocess, checkpoint.postprocess), merged_stats(data)["action"])
     for text in _of_statistics(checkpoint, moves, data[0]):
         say(text)
-    size: PI0Config | ValueConfig = getattr(cfg, role.name)
-    checkpoint.policy.run_with(gradient_checkpointing=size.gradient_checkpointing, compiled=size.compile)
+    adapter.prepare_training(checkpoint.policy, keys)
     share = settings.demo_fraction if len(data) > 1 else 1.0
     if role is Role.policy:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
@@ -115,39 +114,26 @@ def _of_statistics(checkpoint: Checkpoint, moves: np.ndarray, data: Frames) -> I
         yield f"warning: {ACTION} did not move before in {names}, and does here: normalised by this data"
 
 
-def _started(cfg: Config, role: Role, folder: Path) -> Checkpoint:
-    """A checkpoint to train on."""
-    device = device_name(cfg.device)
-    if role is Role.policy:
-        return Checkpoint.load(
-            folder, RecapPI0Policy, device, cfg.precision, cfg.policy.trainable, cfg.policy.lora_rank
-        )
-    return Checkpoint.load(folder, RecapValuePolicy, device, cfg.precision, Trained.all)
-
-
-def _new(cfg: Config, role: Role, data: list[Frames], seed: int) -> Checkpoint:
-    """A policy to pre-train, of the configuration's numbers, from given weights or from random ones.
+def _new(cfg: Config, keys: NetworkConfig, data: list[Frames], seed: int) -> Checkpoint:
+    """A network to pre-train, of the configuration's numbers, from given weights or from random ones.
 
     Weights of a checkpoint for the same cameras, state and action keep its statistics and its tokenizer; any other
     start, such as a base model of many robots, takes those of this data.
     """
-    size: PI0Config | ValueConfig = getattr(cfg, role.name)
+    adapter = adapter_of(keys)
     sizes = {key: (height, width) for key, (height, width, _) in data[0].image_shapes.items()}
     spec = features(sizes, data[0].state.shape[1], data[0].action.shape[1])
     torch.manual_seed(seed)
     device = device_name(cfg.device)
-    model: RecapPI0Policy | RecapValuePolicy = (
-        build_pi0(size, spec, device, cfg.precision)
-        if isinstance(size, PI0Config)
-        else build_value(size, spec, device, cfg.precision)
-    )
-    if size.pretrained is not None:
-        folder = folder_of(size.pretrained, f"{role.name}.pretrained")
-        if features_of(read_config(folder, type(model))) == features_of(model.config):
-            processors = read_processors(folder, model.config, device)
-            prompt_step(processors[0]).max_length = size.tokenizer_max_length
-            return Checkpoint(model, *processors)
-    return Checkpoint.new(model, merged_stats(data))
+    model = adapter.build(keys, spec, device, cfg.precision)
+    if keys.pretrained is not None:
+        folder = folder_of(keys.pretrained, f"{adapter.role.name}.pretrained")
+        if features_of(read_config(folder, adapter)) == features_of(model.config):
+            processors = read_processors(adapter, folder, model.config, device)
+            if isinstance(keys, ReadsText):
+                indicator_step(processors[0]).max_length = keys.tokenizer_max_length
+            return Checkpoint(adapter, model, *processors)
+    return Checkpoint.new(adapter, model, merged_stats(data))
 
 
 def check_fit(checkpoint: Checkpoint, data: Frames) -> None:

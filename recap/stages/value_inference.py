@@ -14,6 +14,7 @@ from recap.data.frames import Frames
 from recap.data.mixture import Mixture, Picked
 from recap.data.prefetch import prefetch
 from recap.policies.folder import checkpoint_of
+from recap.policies.registry import adapter_of
 from recap.stages.base import Inputs, Say, Stage
 from recap.stages.inputs import NORMALIZERS, episodes_of, read_normalizers, sources
 from recap.utils.device import device_name
@@ -75,11 +76,10 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
     if not missing:
         return
     from recap.policies.checkpoint import Checkpoint  # imports torch
-    from recap.policies.value.modeling_value import RecapValuePolicy
     from recap.stages.train import check_fit
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint.load(checkpoint_of(value), RecapValuePolicy, device_name(cfg.device))
+    checkpoint = Checkpoint.load(checkpoint_of(value), adapter_of(cfg.value), device_name(cfg.device))
     for frames in data:
         check_fit(checkpoint, frames)
     with Progress("values", len(missing)) as bar:

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from recap.policies.config import PolicyConfig, ReadsText
+from recap.policies.memory import FULL, UNCHECKED
+from recap.policies.pi0 import memory
 from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
-from recap.training.config import PolicyTrainConfig
-from recap.utils.typed import Count, Number, must, part
+from recap.utils.typed import Count, part
 
-Dropout = Annotated[
-    Number, must(lambda x: 0 <= x < 1, "must be at least 0 and below 1 (at 1 no indicator is ever read)")
-]
+if TYPE_CHECKING:
+    from recap.policies.folder import Held
+
+# Every matrix of both Gemmas, and the projections around them; the vision tower stays as it is.
+TARGETS = (
+    r".*\.(language_model|gemma_expert\.model)\.layers\.\d+\.(self_attn|mlp)\..*_proj"
+    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)"
+)
+LEROBOT_TARGETS = (
+    r"(.*\.gemma_expert\..*\.self_attn\.(q|v)_proj"
+    r"|model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out))"
+)
 
 
 @part
-class PI0Config:
+class PI0Config(PolicyConfig, ReadsText):
     """π0: VLM prefix, action expert, flow matching."""
 
-    type: str
+    checkpoints: ClassVar[tuple[str, ...]] = ("recap_pi0", "pi0")
+    readable: ClassVar[str] = "a policy of a run (…/sft or …/policy), or a π0 of lerobot"
+    named: ClassVar[str] = "π0"
+    has_adapters: ClassVar[bool] = True
+    lora_targets: ClassVar[tuple[str, ...]] = (TARGETS, LEROBOT_TARGETS)
+    has_guidance: ClassVar[bool] = True
+    extra_steps: ClassVar[tuple[str, ...]] = ("pi0_new_line_processor",)
+    smaller: ClassVar[str] = "policy.trainable=lora, size=tiny"
+
     vision: SiglipSize
     vlm: GemmaSize
     expert: GemmaSize
     image_size: Count
-    tokenizer: str
-    tokenizer_max_length: Count
     max_state_dim: Count
     max_action_dim: Count
-    chunk_size: Count
-    n_action_steps: Count
     num_inference_steps: Count
     flow_samples: Count
-    indicator_dropout: Dropout
-    pretrained: str | None = None
     trainable: Trained = Trained.all
     lora_rank: Count = 16
     gradient_checkpointing: bool = False
     compile: bool = False
-    sft: PolicyTrainConfig
-    finetune: PolicyTrainConfig
 
     def problems(self, key: str) -> Iterator[str]:
         yield from image_fits(key, self.image_size, self.vision)
-        if self.n_action_steps > self.chunk_size:
-            yield (
-                f"{key}.n_action_steps={self.n_action_steps}: only {key}.chunk_size={self.chunk_size} actions are "
-                f"predicted. Fix: {key}.n_action_steps={self.chunk_size}"
-            )
+        yield from PolicyConfig.problems(self, key)
         for size in ("depth", "head_dim", "num_heads", "num_kv_heads"):
             vlm, expert = getattr(self.vlm, size), getattr(self.expert, size)
             if vlm != expert:
@@ -59,3 +66,37 @@ class PI0Config:
                 f"{key}.trainable={self.trainable.name}: what it leaves alone would stay random. "
                 f"Fix: {key}.pretrained=<a folder or hub id>, or {key}.trainable=all"
             )
+
+    def start_problems(self, key: str, name: str, holds: Held) -> Iterator[str]:
+        if holds.adapters and self.trainable is not Trained.lora:
+            yield (
+                f"{key}={name}: holds adapters, but policy.trainable={self.trainable.name}. "
+                "Fix: policy.trainable=lora, or start from a checkpoint without."
+            )
+
+    def too_small(self, key: str, found: Sequence[tuple[str, int, int]]) -> Iterator[str]:
+        """States and actions fit into what π0 pads them to."""
+        for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
+            most = max(found, key=lambda one: one[at], default=None)
+            if most is None or most[at] <= getattr(self, limit):
+                continue
+            weights = f" and {key}.pretrained=null: {self.pretrained} is for fewer" if self.pretrained else ""
+            yield (
+                f"{key}.{limit}={getattr(self, limit)}: {most[0]} has {what} of dimension {most[at]}. "
+                f"Fix: {key}.{limit}={most[at]}{weights}"
+            )
+
+    def acting(self) -> dict[str, Any]:
+        return {**PolicyConfig.acting(self), "num_inference_steps": self.num_inference_steps}
+
+    def weights(self) -> tuple[int, int]:
+        return memory.learned_and_frozen(self, self.trainable)
+
+    def saved_bytes(self) -> float:
+        """Adapters are saved alone."""
+        return PolicyConfig.saved_bytes(self) if self.trainable is not Trained.lora else self.weights()[0] * FULL
+
+    def sample_bytes(self, read: float, cameras: int) -> float:
+        seen = cameras * 3 * self.image_size**2 * FULL
+        kept = memory.activations(self, self.trainable, 1, cameras)
+        return (read + seen + kept) * (1 if self.gradient_checkpointing else UNCHECKED)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.folder import held
+from recap.policies.pi0 import config as keys
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
-from recap.policies.roles import Role
 from recap.policies.sizes import GemmaSize, SiglipSize
 
 KeysValues = list[tuple[Tensor, Tensor]]
@@ -57,6 +57,10 @@ class RecapPI0Config(PI0Config):
         vlm, expert = (sizes(name) for name in (config.paligemma_variant, config.action_expert_variant))
         own = {f.name: getattr(config, f.name) for f in fields(PI0Config)}
         return cls(**own, vision=SIGLIP, vlm=vlm, expert=expert, vocab_size=VOCABULARY)
+
+    @property
+    def image_size(self) -> int:
+        return self.image_resolution[0]
 
     @property
     def image_features(self) -> dict[str, PolicyFeature]:
@@ -231,7 +235,7 @@ class RecapPI0Policy(PI0Policy):
         A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
         """
         if (folder := Path(pretrained_name_or_path)).is_dir():
-            held(folder, Role.policy, str(folder))
+            held(folder, keys.PI0Config, str(folder))
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
     def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
@@ -245,7 +249,7 @@ class RecapPI0Policy(PI0Policy):
                 setattr(self.model, name, torch.compile(getattr(self.model, name)))
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        images = stack_images(batch, list(self.config.image_features), self.config.image_resolution[0])
+        images = stack_images(batch, list(self.config.image_features), self.config.image_size)
         return (
             images,
             batch[OBS_LANGUAGE_TOKENS],

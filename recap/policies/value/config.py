@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
+from recap.policies.config import ReadsText
+from recap.policies.memory import FULL, UNCHECKED, gemma, siglip, words
 from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
-from recap.training.config import TrainConfig
 from recap.utils.typed import Count, Number, Whole, must, part
 
+VOCABULARY = 262_144  # Gemma 3's
 HeldOut = Annotated[
     Number, must(lambda x: 0 <= x < 1, "must be at least 0 and below 1 (0.1 leaves a tenth of the episodes out)")
 ]
@@ -22,28 +24,27 @@ class Aggregation(Enum):
 
 
 @part
-class ValueConfig:
+class ValueConfig(ReadsText):
     """The distributional value function V(o, l)."""
+
+    checkpoints: ClassVar[tuple[str, ...]] = ("recap_value",)
+    readable: ClassVar[str] = "a value function of a run (…/value)"
+    named: ClassVar[str] = "the value function"
 
     vision: SiglipSize
     text: GemmaSize
     image_size: Count
-    tokenizer: str
-    tokenizer_max_length: Count
     bins: Annotated[Whole, must(lambda x: x >= 2, "must be at least 2")]
     use_state: bool
     ensemble_size: Count
     aggregation: Aggregation
     held_out: HeldOut
     interventions: bool
-    pretrained: str | None = None
     pretrained_vision: str | None = None
     pretrained_text: str | None = None
     freeze_vision: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
-    sft: TrainConfig
-    finetune: TrainConfig
 
     def problems(self, key: str) -> Iterator[str]:
         yield from image_fits(key, self.image_size, self.vision)
@@ -62,3 +63,20 @@ class ValueConfig:
                 f"{key}.aggregation=out_of_fold: one value function has no folds. "
                 f"Fix: {key}.ensemble_size=5, or {key}.aggregation=mean"
             )
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        for key in ("pretrained_vision", "pretrained_text") if self.pretrained is None else ():
+            if repository := getattr(self, key):
+                yield key, repository
+
+    def weights(self) -> tuple[int, int]:
+        """But for its few small norms and its bins."""
+        text = self.text
+        around = (self.vision.width + 1 + words(self.tokenizer, VOCABULARY)) * text.width
+        return siglip(self.vision, self.image_size) + around + text.depth * gemma(text), 0
+
+    def sample_bytes(self, read: float, cameras: int) -> float:
+        vision, text = self.vision, self.text
+        seen, patches = cameras * 3 * self.image_size**2 * FULL, (self.image_size // vision.patch_size) ** 2
+        kept = cameras * patches * (vision.depth * vision.width + text.depth * text.width) * FULL
+        return (read + seen + kept) * (1 if self.gradient_checkpointing else UNCHECKED)

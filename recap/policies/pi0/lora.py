@@ -11,7 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, TARGETS, lora_settings
+from recap.policies.folder import ADAPTER_CONFIG, ADAPTERS, lora_settings
+from recap.policies.pi0.config import TARGETS, PI0Config
 from recap.policies.weights import adapter_names, load_weights
 
 
@@ -22,7 +23,7 @@ def new_adapters(rank: int, base: str) -> LoraConfig:
 
 def read_config(folder: Path) -> LoraConfig:
     """Raises RecapError when the file cannot be read, asks for more than LoRA, or names no base."""
-    return LoraConfig(**lora_settings(folder))
+    return LoraConfig(**lora_settings(folder, PI0Config.lora_targets))
 
 
 def add_adapters(policy: Any, config: LoraConfig, folder: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What π0 is trained on: action chunks, the indicator of each frame, flow noise and time."""
+"""What a policy is trained on: action chunks and the indicator of each frame."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from recap.data.augment import shift_images
 from recap.data.mixture import Mixture, Picked
 from recap.data.tensors import Batch
 from recap.method.advantage import awr_weights
-from recap.policies.pi0.config import PI0Config
+from recap.policies.config import PolicyConfig
+from recap.policies.registry import adapter_of
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 
 
 def policy_batches(
-    mixture: Mixture, size: PI0Config, train: PolicyTrainConfig, seed: int, labels: list[dict[str, np.ndarray]] | None
+    mixture: Mixture,
+    keys: PolicyConfig,
+    train: PolicyTrainConfig,
+    seed: int,
+    labels: list[dict[str, np.ndarray]] | None,
 ) -> Callable[[int], Batch]:
-    """Batches of π0: action chunks, the indicator of each frame (after dropout), flow noise and time.
+    """Batches of a policy: action chunks, the indicator of each frame (after dropout), and noise that it asks for.
 
     Args:
         labels: of every source of the mixture, "indicator" bool [frames] and "advantage" float64 [frames], where the
             training reads them.
     """
+    adapter = adapter_of(keys)
     weights = _awr(train.awr_temperature, labels) if train.awr_temperature is not None else None
 
     def indicators(picked: Picked, rng: np.random.Generator) -> list[bool | None]:
@@ -33,24 +39,21 @@ def policy_batches(
         else:
             assert labels is not None
             given = [bool(labels[s]["indicator"][f]) for s, f in zip(picked.source, picked.frame, strict=True)]
-        dropped = rng.random(len(given)) < size.indicator_dropout
+        dropped = rng.random(len(given)) < keys.indicator_dropout
         if train.indicator is IndicatorMode.positive_only:
             dropped |= ~np.array(given)
         return [None if gone else positive for gone, positive in zip(dropped, given, strict=True)]
 
     def batch(step: int) -> Batch:
         picked = mixture.pick(seed, step, train.batch_size)
-        data = mixture.gather(picked, chunk=size.chunk_size)
+        data = mixture.gather(picked, chunk=keys.chunk_size)
         rng = np.random.default_rng([seed, step, 1])
         shift_images(data, train.random_shift, rng)
-        shape = (train.batch_size, size.flow_samples)
         data["indicator"] = indicators(picked, rng)
         if weights is not None:
             chosen = [weights[s][f] for s, f in zip(picked.source, picked.frame, strict=True)]
             data["weight"] = np.array(chosen, dtype=np.float32)
-        data["noise"] = rng.standard_normal((*shape, size.chunk_size, size.max_action_dim), dtype=np.float32)
-        data["time"] = (rng.beta(1.5, 1.0, shape) * 0.999 + 0.001).astype(np.float32)  # as lerobot's PI0Config
-        return data
+        return {**data, **adapter.training_noise(keys, rng, train.batch_size)}
 
     return batch
 
