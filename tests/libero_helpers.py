@@ -10,8 +10,8 @@ import pytest
 
 from recap.data.lerobot_writer import assemble
 from recap.envs import EpisodeSpec
-from recap.envs.config import EnvConfig, EnvKind, Images
-from recap.envs.libero import ASSETS, assets_here
+from recap.envs.config import EnvConfig, Images
+from recap.envs.libero.env import ASSETS, assets_here
 from recap.rollout.collect import Pool, roll
 
 MOKA = "put both moka pots on the stove"
@@ -28,7 +28,7 @@ def needs_assets() -> None:
 
 
 def moka_env(**changes: object) -> EnvConfig:
-    values = {"type": EnvKind.libero, "suite": "libero_10", "tasks": ["8"], "image_size": 128, "fps": 20}
+    values = {"type": "libero", "suite": "libero_10", "tasks": ["8"], "image_size": 128, "fps": 20}
     return EnvConfig(**{**values, "recorded_images": Images.video, "max_steps": 30, **changes})  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from libero_helpers import MOKA, moka_env, needs_assets, record
 from tiny_run import STAGES, read, run
 
 from recap.envs import instructions, make_env
-from recap.envs.config import EnvConfig, EnvKind, Images
+from recap.envs.config import EnvConfig, Images
 from recap.rollout.pool import egl_device
 from recap.utils.errors import RecapError
 
@@ -79,7 +79,7 @@ def test_any_other_environment_of_lerobot() -> None:
     from lerobot.envs.utils import preprocess_observation
 
     task = "push the T onto its target"
-    config = EnvConfig(type=EnvKind.pusht, tasks=[task], image_size=96, recorded_images=Images.png, fps=10, max_steps=3)
+    config = EnvConfig(type="pusht", tasks=[task], image_size=96, recorded_images=Images.png, fps=10, max_steps=3)
     env = make_env(config)
     assert (env.tasks, env.cameras, env.state_dim, env.action_dim) == ((task,), ("observation.image",), 2, 2)
     assert [float(np.ravel(bound)[0]) for bound in env.action_range] == [0, 512]
@@ -91,14 +91,14 @@ def test_any_other_environment_of_lerobot() -> None:
     ends = [env.step(np.array([400, 100], np.float32))[1:] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)], "success and end: the time-out"
 
-    from recap.envs.lerobot import state_seed
+    from recap.envs.lerobot.env import state_seed
 
     stock = PushtEnv(observation_height=96, observation_width=96).create_envs(1)["pusht"][0]
     theirs = preprocess_observation(stock.reset(seed=[state_seed("collection", 0, 3)])[0])
     assert np.array_equal(theirs["observation.state"][0].numpy(), first["observation.state"])
     pixels = (theirs["observation.image"][0] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(pixels, first["observation.image"])
-    for change, says in (({"fps": 20}, "env.fps=20: pusht runs at 10"), ({"type": EnvKind.metaworld}, "metaworld")):
+    for change, says in (({"fps": 20}, "env.fps=20: pusht runs at 10"), ({"type": "metaworld"}, "metaworld")):
         with pytest.raises(RecapError, match=says):
             make_env(EnvConfig(**{**vars(config), **change}))
 

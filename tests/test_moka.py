@@ -15,7 +15,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from recap.envs import make_env
-from recap.envs.config import DemonstratorConfig, EnvConfig, EnvKind, Images
+from recap.envs.config import DemonstratorConfig, EnvConfig, Images
 from recap.envs.moka.demonstrator import Demonstrator
 from recap.envs.moka.env import TASKS, MokaEnv, initial_rng
 from recap.utils.errors import RecapError
@@ -30,7 +30,7 @@ MIXED = {"slow": 0.5, "hesitate": 0.3, "miss": 0.3, "noise": 0.1}
 def config(max_steps: int = 100, **changes) -> EnvConfig:
     return EnvConfig(
         **{
-            "type": EnvKind.moka,
+            "type": "moka",
             "tasks": list(TASKS),
             "image_size": 64,
             "recorded_images": Images.png,
@@ -238,7 +238,7 @@ def test_gymnasium():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"type": EnvKind.libero}, "env.suite"),
+        ({"type": "libero"}, "env.suite"),
         ({"tasks": ["put the mokka pot on the stove"]}, ONE),
         ({"tasks": []}, "env.tasks"),
         ({"fps": 7}, "env.fps=7"),

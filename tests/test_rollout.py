@@ -14,14 +14,14 @@ import pytest
 
 from recap.data.lerobot_writer import finished
 from recap.envs import EpisodeSpec
-from recap.envs.config import DemonstratorConfig, EnvConfig, EnvKind, Images
+from recap.envs.config import DemonstratorConfig, EnvConfig, Images
 from recap.envs.moka import scene
 from recap.rollout.collect import EpisodeResult, Pool, _checked, demonstrate, read_journal, roll
 from recap.rollout.worker import EnvFacts
 from recap.utils.errors import RecapError
 
 TASKS = ["turn on the stove", "put the moka pot on the stove"]
-ENV = EnvConfig(type=EnvKind.moka, tasks=TASKS, image_size=32, recorded_images=Images.png, fps=10, max_steps=20)
+ENV = EnvConfig(type="moka", tasks=TASKS, image_size=32, recorded_images=Images.png, fps=10, max_steps=20)
 MIXED = DemonstratorConfig(episodes=4, max_steps=60, slow=0.3, hesitate=0.3, miss=0.3, noise=0.3)
 PLAN = [EpisodeSpec(i, TASKS[i % 4 == 3], initial_state=i, seed=100 + i) for i in range(9)]
 CHUNK, EXECUTED = 8, 4

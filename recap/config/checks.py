@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from recap.config.schema import Config, EvalJob, Role, StageKind, TrainJob
-from recap.envs.config import EnvKind
+from recap.envs.registry import has_demonstrator
 from recap.method.config import Normalization
 from recap.rollout.config import EvalConfig, Prompt
 from recap.training.config import IndicatorMode, Optimizer, Sharding
@@ -37,13 +37,13 @@ def _demonstrations(cfg: Config) -> Iterator[str]:
     data, env = cfg.data, cfg.env.type
     if data.demonstrator is None and not data.sources:
         yield "data.sources={}: no demonstrations. Fix: data=moka, data=libero, or +data.sources.mine.root=<a data set>"
-    elif data.demonstrator is not None and env is not EnvKind.moka:
-        yield f"env={env.name}: only env=moka has this data's scripted demonstrator. Fix: env=moka, or data=libero"
-    elif env is EnvKind.moka and data.demonstrator is None and not any(one.root for one in data.sources.values()):
+    elif data.demonstrator is not None and not has_demonstrator(env):
+        yield f"env={env}: has no scripted demonstrator, which this data is recorded by. Fix: env=moka, or data=libero"
+    elif has_demonstrator(env) and data.demonstrator is None and not any(one.root for one in data.sources.values()):
         listed = ", ".join(f"data.sources.{name}.repo_id={one.repo_id}" for name, one in data.sources.items())
         yield (
-            f"env=moka: {listed} was not recorded in it. "
-            "Fix: data=moka, or +data.sources.mine.root=<a data set recorded in env=moka>"
+            f"env={env}: {listed} was not recorded in it. "
+            f"Fix: data={env}, or +data.sources.mine.root=<a data set recorded in env={env}>"
         )
     if data.action_freq is not None and data.action_freq != cfg.env.fps:
         yield (

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from recap.envs.config import EnvConfig, EnvKind
+from recap.envs import registry
+from recap.envs.config import EnvConfig
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,14 @@ class Env(Protocol):
 
 def make_env(config: EnvConfig) -> Env:
     """The environment of `config`; raises RecapError when it cannot run here."""
-    if config.type is EnvKind.moka:
-        from recap.envs.moka.env import MokaEpisodes
-
-        return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps)
-    if config.type is EnvKind.libero:
-        from recap.envs.libero import LiberoEpisodes
-
-        return LiberoEpisodes(config)
-    from recap.envs.lerobot import LerobotEpisodes
-
-    return LerobotEpisodes(config)
+    env: Env = registry.module(config.type).make(config)
+    return env
 
 
 def instructions(config: EnvConfig) -> tuple[str, ...]:
     """The tasks of `config` in words: `env.tasks` may have numbers and names of a suite. Raises as `make_env` does."""
-    if config.type is EnvKind.moka:
-        return tuple(config.tasks)
-    if config.type is EnvKind.libero:
-        from recap.envs.libero import tasks_of
-
-        return tuple(tasks_of(config))
+    if listed := getattr(registry.module(config.type), "instructions", None):
+        return tuple(listed(config))
     env = make_env(config)
     env.close()
     return env.tasks

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import Annotated
 
-from recap.utils.typed import Amount, Count, Fraction, part
+from pydantic import AfterValidator
+
+from recap.envs import registry
+from recap.utils.typed import Amount, Count, Fraction, part, wrong
 
 
-class EnvKind(Enum):
-    moka = "moka"
-    libero = "libero"
-    # others of lerobot's registry, by lerobot's name
-    aloha = "aloha"
-    metaworld = "metaworld"
-    pusht = "pusht"
-    robocasa = "robocasa"
+def _known(type_: str) -> str:
+    if text := registry.problem(type_):
+        raise wrong(text)
+    return type_
 
 
 class Images(Enum):
@@ -25,7 +25,7 @@ class Images(Enum):
 
 @part
 class EnvConfig:
-    type: EnvKind
+    type: Annotated[str, AfterValidator(_known)]
     suite: str | None = None
     tasks: list[str]
     image_size: Count

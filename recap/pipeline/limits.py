@@ -68,7 +68,7 @@ def _sizes(cfg: Config, stages: Sequence[Stage], data: Sequence[Frames], env: En
     if not any(isinstance(stage, TrainPolicy) for stage in stages):
         return
     found = [(f"data.sources.{one.name}", one.state.shape[1], one.action.shape[1]) for one in data]
-    found += [(f"env={cfg.env.type.name}", env.state_dim, env.action_dim)] if env else []
+    found += [(f"env={cfg.env.type}", env.state_dim, env.action_dim)] if env else []
     yield from cfg.policy.too_small("policy", found)
 
 

@@ -13,8 +13,7 @@ from recap.config import Config
 from recap.data.cameras import choice
 from recap.data.mixture import Mixture
 from recap.data.sources import load_source
-from recap.envs import Env, instructions, libero, make_env
-from recap.envs.config import EnvKind
+from recap.envs import Env, instructions, make_env, registry
 from recap.jobs import slurm
 from recap.jobs.config import Resources
 from recap.pipeline.limits import limits
@@ -36,7 +35,6 @@ from recap.utils.ranks import process
 
 DATA = 1e9  # bytes of rollouts, videos and tables of a small run, and a tenth of the checkpoints beside large ones
 LARGE = 8e9  # bytes of memory from which on a processor alone is taken for a mistake
-ASSETS_KEY = "LIBERO's assets"
 GATED = {"google/paligemma-3b-pt-224", "google/gemma-3-270m"}  # said even where the hub cannot be asked
 
 
@@ -84,7 +82,7 @@ def _problems(
     checks += [_device, _policy] if computes and any(stage.computes for stage in stages) else []
     checks += [_memory] if computes and trains else []
     checks += [_names] if simulates else []
-    checks += [_environment] if simulates and ASSETS_KEY not in absent else []
+    checks += [_environment] if simulates and not absent & {need.key for need in _of_environment(cfg)} else []
     checks += [_data] if reads and sources and data_here else []
     checks += [_fit] if simulated and reads and sources and data_here else []
     failed: set[object] = set()
@@ -119,14 +117,20 @@ def _needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
         if source.root is None and source.repo_id is not None:
             files = ("meta/info.json", "data/*/*.parquet")
             yield Need(f"data.sources.{name}.repo_id", source.repo_id, "dataset", files, source.revision)
-    if cfg.env.type is EnvKind.libero and any(stage.simulates for stage in stages) and not libero.assets_here():
-        yield Need(ASSETS_KEY, libero.ASSETS_REPO, "dataset", tuple(f"{name}/*" for name in libero.FOLDERS))
+    if any(stage.simulates for stage in stages):
+        yield from _of_environment(cfg)
+
+
+def _of_environment(cfg: Config) -> list[Need]:
+    try:
+        found: list[Need] = getattr(registry.module(cfg.env.type), "needs", list)()
+    except RecapError:  # it cannot be imported, which `_names` says
+        return []
+    return found
 
 
 def _missing(need: Need, reason: str) -> str:
-    instead = (
-        need.instead or f"{libero.ASSETS}=<their folder>" if need.key == ASSETS_KEY else f"{need.key}=<its folder>"
-    )
+    instead = need.instead or f"{need.key}=<its folder>"
     if need.key.endswith(".repo_id"):
         instead = f"{need.key.removesuffix('repo_id')}root=<its folder>"
     gated = (
@@ -209,17 +213,14 @@ def _memory(cfg: Config) -> None:
 
 def _names(cfg: Config) -> None:
     """The simulator is installed, and has the suite, the tasks and the sizes."""
-    if cfg.env.type is EnvKind.moka:
-        from recap.envs.rendering import choose_gl
-
-        choose_gl()
-        make_env(cfg.env).close()
+    if check := getattr(registry.module(cfg.env.type), "check", None):
+        check(cfg.env)
     instructions(cfg.env)
 
 
 def _environment(cfg: Config) -> None:
-    """A simulation process really starts and draws. The embedded task needs no more than `_names` has seen."""
-    if cfg.env.type is not EnvKind.moka:
+    """A simulation process really starts and draws. One with a `check` needs no more than `_names` has seen."""
+    if not hasattr(registry.module(cfg.env.type), "check"):
         with Pool(cfg.env, 1, 1) as pool:
             _ = pool.facts
 
@@ -263,5 +264,5 @@ def _fit(cfg: Config) -> None:
                 if what == "cameras" and set(env.cameras) <= set(frames.files.features):
                     fix = choice(name, env.cameras)
                 raise RecapError(
-                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type.name} has {ours}. Fix: {fix}"
+                    f"data.sources.{name}: has {what} {theirs}, but env={cfg.env.type} has {ours}. Fix: {fix}"
                 )

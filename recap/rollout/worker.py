@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from recap.envs import Env, EpisodeSpec, make_env
-from recap.envs.config import DemonstratorConfig, EnvConfig, EnvKind, Images
+from recap.envs import Env, EpisodeSpec, make_env, registry
+from recap.envs.config import DemonstratorConfig, EnvConfig, Images
 from recap.utils.errors import RecapError, disk_error
 
 Observation = dict[str, np.ndarray]
@@ -154,16 +154,12 @@ class Simulation:
     def demonstrate(self, spec: EpisodeSpec, config: DemonstratorConfig, keep_failures: bool) -> EpisodeResult:
         """One whole demonstrated episode, written. Its time-out is the demonstrator's, longer than the policy's."""
         self.current = spec
-        if self.env_config.type is not EnvKind.moka:
-            fix = "name recorded demonstrations with +data.sources.mine.root=…, or choose env=moka"
-            raise RecapError(f"env={self.env_config.type.name} has no scripted demonstrator: {fix}")
-        from recap.envs.moka.demonstrator import Demonstrator
-
+        scripted = registry.demonstrator(self.env_config.type)
         if self.stage is None:
             self.stage = make_env(replace(self.env_config, max_steps=config.max_steps))
         for attempt in range(DEMONSTRATION_ATTEMPTS):
             spec = replace(spec, seed=attempt_seed(self.current.seed, attempt))
-            demonstrator = Demonstrator(config, np.random.default_rng(spec.seed))
+            demonstrator = scripted(config, np.random.default_rng(spec.seed))
             slot = Slot(self.stage, spec, self._first(self.stage, spec))
             demonstrator.reset(self.stage, spec.task)
             done = success = False

@@ -57,8 +57,8 @@ def publish(cfg: Config, out: Path, source: SourceKind, checkpoint: str | None) 
         fps=env.fps,
         source=source.name,
         checkpoint=checkpoint,
-        env={"type": cfg.env.type.name, "tasks": list(env.tasks), "max_steps": cfg.env.max_steps},
-        robot_type=cfg.env.type.name,
+        env={"type": cfg.env.type, "tasks": list(env.tasks), "max_steps": cfg.env.max_steps},
+        robot_type=cfg.env.type,
         state_names=env.state_names,
         action_names=env.action_names,
     )

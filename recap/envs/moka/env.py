@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from recap.envs import rendering
+from recap.envs.config import EnvConfig
 from recap.envs.moka import scene
 from recap.utils.errors import RecapError
 
@@ -320,3 +321,16 @@ class MokaEpisodes:
 
     def close(self) -> None:
         self.unwrapped.close()
+
+
+def make(config: EnvConfig) -> MokaEpisodes:
+    return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps)
+
+
+def instructions(config: EnvConfig) -> list[str]:
+    return config.tasks
+
+
+def check(config: EnvConfig) -> None:
+    rendering.choose_gl()
+    make(config).close()

@@ -18,6 +18,10 @@ SPLITS = ("demonstration", "collection", "evaluation")
 IMAGES, STATE, ACTION = "observation.image", "observation.state", "action"  # lerobot's keys begin so
 
 
+def make(config: EnvConfig) -> LerobotEpisodes:
+    return LerobotEpisodes(config)
+
+
 class LerobotEpisodes:
     """One environment of lerobot for all tasks of a configuration (see `recap.envs.Env`).
 
@@ -72,7 +76,7 @@ class LerobotEpisodes:
         """lerobot's configuration of this environment."""
         from lerobot.envs.configs import EnvConfig as LerobotConfig
 
-        kind = LerobotConfig.get_choice_class(self.config.type.name)
+        kind = LerobotConfig.get_choice_class(self.config.type)
         size = self.config.image_size
         wanted = {"task": self.config.suite, "episode_length": self.config.max_steps}
         wanted |= {"observation_height": size, "observation_width": size}
@@ -97,7 +101,7 @@ class LerobotEpisodes:
         return matching(self.config, described)
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        name, wanted = self.config.type.name, self.config.image_size
+        name, wanted = self.config.type, self.config.image_size
         if self.fps != self.config.fps:
             raise RecapError(f"env.fps={self.config.fps}: {name} runs at {self.fps}. Fix: env.fps={self.fps}")
         for key in self.cameras:
@@ -134,7 +138,7 @@ def _create(config: EnvConfig, made: Any) -> list[gym.Env[Any, Any]]:
     """The environments of a suite, by their number; simulations start at the first reset."""
     from gymnasium.error import Error
 
-    name = config.type.name
+    name = config.type
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # lerobot and the simulators chat
             vectors = made.create_envs(n_envs=1)
@@ -159,7 +163,7 @@ def matching(config: EnvConfig, described: Sequence[tuple[str, str]]) -> dict[st
             listed = "\n  ".join(f"{i}: {instruction or name}" for i, (name, instruction) in enumerate(described[:12]))
             more = f"\n  … up to {len(described) - 1}" if len(described) > 12 else ""
             what = f"tasks {found} have this instruction, name one by its number" if found else "no such task"
-            has = config.suite or config.type.name
+            has = config.suite or config.type
             raise RecapError(f"env.tasks: {task!r}: {what}. env.suite={has} has\n  {listed}{more}")
         instruction = described[found[0]][1] or task
         if instruction in result:

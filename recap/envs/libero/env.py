@@ -20,11 +20,11 @@ import numpy as np
 import yaml
 
 from recap.envs.config import EnvConfig
-from recap.envs.lerobot import LerobotEpisodes, matching, state_seed
+from recap.envs.lerobot.env import LerobotEpisodes, matching, state_seed
 from recap.envs.rendering import choose_gl
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
-from recap.utils.hub import download, find
+from recap.utils.hub import Need, download, find
 
 STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "left_finger", "right_finger")
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
@@ -86,6 +86,22 @@ class LiberoEpisodes(LerobotEpisodes):
     def step(self, action: np.ndarray, render: bool = True) -> tuple[dict[str, np.ndarray], bool, bool]:
         _look(self._env.unwrapped, render)
         return super().step(action, render)
+
+
+def make(config: EnvConfig) -> LiberoEpisodes:
+    return LiberoEpisodes(config)
+
+
+def instructions(config: EnvConfig) -> list[str]:
+    return list(tasks_of(config))
+
+
+def needs() -> list[Need]:
+    """Its assets, where they are not here."""
+    if assets_here():
+        return []
+    files = tuple(f"{name}/*" for name in FOLDERS)
+    return [Need("LIBERO's assets", ASSETS_REPO, "dataset", files, instead=f"{ASSETS}=<their folder>")]
 
 
 def tasks_of(config: EnvConfig) -> dict[str, int]:

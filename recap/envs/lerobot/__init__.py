@@ -1,0 +1,1 @@
+"""Any environment of lerobot's registry."""

@@ -1,0 +1,1 @@
+"""LIBERO: any of its suites and tasks, through lerobot's environment."""
