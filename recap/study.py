@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from recap.method.success import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
-from recap.report.words import arm_name
+from recap.report.paired import SIGNIFICANT
+from recap.report.words import ablation_name
 from recap.storage import readers as files
 from recap.utils import home
 from recap.utils.console import spell
@@ -37,7 +38,6 @@ for all arms of a seed; means over seeds with a bootstrap interval (10,000 resam
 rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number of arms.
 """
 SECTION = re.compile(r"^# `experiment=(\w+)`$", re.MULTILINE)
-SIGNIFICANT = 0.05
 CONFIG = {"env": {"tasks": [str], "fps": POSITIVE}, "rollout": {"tasks?": ([str], None)}}
 
 
@@ -150,7 +150,7 @@ def read_arms(run: Path) -> dict[str, Episodes]:
         f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
         for policy in summary["policies"]
     }
-    found |= {arm_name(control["arm"]): control["eval"] for control in summary["controls"]}
+    found |= {ablation_name(ablation["name"]): ablation["eval"] for ablation in summary["ablations"]}
     return {arm: files.read_json(run / numbers["outcomes"])["episodes"] for arm, numbers in found.items()}
 
 

@@ -17,7 +17,7 @@ from recap.utils.errors import RecapError
 
 SFT = [outcomes("1100000010"), outcomes("1000000000")]
 LAST = [outcomes("1011111100"), outcomes("1110000000")]
-CONTROL = [outcomes("1011110000"), outcomes("1111000000")]
+ALONE = [outcomes("1011110000"), outcomes("1111000000")]
 BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # as report_run has them, in turn
 
 
@@ -25,10 +25,8 @@ BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # a
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of two tasks, of the second of which no rollouts were collected."""
     study = tmp_path_factory.mktemp("made") / "study"
-    for seed, (sft, last, control) in enumerate(zip(SFT, LAST, CONTROL, strict=True), 1):
-        run = make_run(
-            study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": control, "positive_only": control}
-        )
+    for seed, (sft, last, alone) in enumerate(zip(SFT, LAST, ALONE, strict=True), 1):
+        run = make_run(study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": alone, "positive_only": alone})
         config = {"name": "study", "env": {"tasks": BOTH, "fps": 10}, "rollout": {"tasks": BOTH[:1]}}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         write_summary(run, build_summary(run))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from recap.report.html.theme import CARD, COLOURS, CONTROL, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
-from recap.report.words import arm_name, evaluated, interval, percent, policy_name, sentence_case
+from recap.report.html.theme import ABLATION, CARD, COLOURS, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
+from recap.report.words import ablation_name, evaluated, interval, percent, policy_name, sentence_case, signed
+from recap.storage.readers import ABLATION as ABLATION_NODE
 
 
 def _figure(data: list[Any], **layout: Any) -> go.Figure:
@@ -95,18 +96,17 @@ def _beside_the_line(evaluations: list[dict[str, Any]]) -> list[str]:
     return ["bottom right" if up else "top right" for up in rises]
 
 
-def arms(summary: dict[str, Any]) -> go.Figure | None:
-    """The last policy, SFT and every control arm in a column, with intervals; None without controls."""
-    controls = [control for control in summary["controls"] if control["eval"]]
+def ablations(summary: dict[str, Any]) -> go.Figure | None:
+    """The last policy, SFT and every ablation in a column, with intervals; None without ablations."""
     policies = evaluated(summary)
-    if not controls or not policies:
+    if not summary["ablations"] or not policies:
         return None
     shown = [policies[-1], *([policies[0]] if len(policies) > 1 else [])]
     rows = [(policy_name(p["iteration"]), p["eval"], POLICY) for p in shown]
-    rows += [(arm_name(c["arm"]), c["eval"], CONTROL) for c in controls]
+    rows += [(ablation_name(a["name"]), a["eval"], ABLATION) for a in summary["ablations"]]
     places = [-row for row in range(len(rows))]
     points = []
-    for colour, symbol in ((POLICY, "circle"), (CONTROL, "circle-open")):
+    for colour, symbol in ((POLICY, "circle"), (ABLATION, "circle-open")):
         mine = [(y, name, e) for y, (name, e, own) in zip(places, rows, strict=True) if own == colour]
         points.append(
             go.Scatter(
@@ -180,7 +180,7 @@ def histogram(entry: dict[str, Any]) -> go.Figure:
     if epsilon is not None:
         left = epsilon > edges[0] + 0.8 * (edges[-1] - edges[0])
         side = {"xanchor": "right", "xshift": -4} if left else {"xshift": 4}
-        text = f"<b>ε = {epsilon:+.3f}</b>".replace("-", "−")
+        text = f"<b>ε = {signed(epsilon, 3)}</b>"
         notes.append(_note(text, epsilon, 1, xref="x", yref="paper", yshift=9, font={"color": INK}, **side))
     return _figure(
         bars,
@@ -241,28 +241,26 @@ def trace(trace: dict[str, Any], low: float, span: float, colour: str) -> go.Fig
 
 # ---------------------------------------------------------------------------------------------------- losses
 def losses(curves: list[dict[str, Any]]) -> go.Figure:
-    """Training losses by step: the run's own stages in colour, those of control arms pale behind them."""
-    own = [curve for curve in curves if "controls/" not in curve["node"]]
+    """Training losses by step: the run's own stages in colour, those of ablations pale behind them."""
+    own = [curve for curve in curves if not ABLATION_NODE.match(curve["node"])]
     lines = []
     for curve in sorted(curves, key=lambda curve: curve in own):
         mine = curve in own
         colour = COLOURS[own.index(curve) % len(COLOURS)] if mine else FAINT
-        name = curve["node"].replace("/controls/", ": ")
         lines.append(
             go.Scatter(
                 x=curve["step"],
                 y=curve["loss"],
                 mode="lines",
-                name=name,
+                name=curve["node"],
                 showlegend=mine,
                 opacity=1 if mine else 0.5,
                 line={"color": colour, "width": 1.8 if mine else 1},
-                hovertemplate=f"{name}<br>step %{{x:.0f}}: %{{y:.3g}}<extra></extra>",
+                hovertemplate=f"{curve['node']}<br>step %{{x:.0f}}: %{{y:.3g}}<extra></extra>",
             )
         )
-    lowest, highest = (
-        limit(min(c["loss"]) if limit is min else max(c["loss"]) for c in curves) for limit in (min, max)
-    )
+    seen = [loss for curve in curves for loss in curve["loss"]]
+    lowest, highest = min(seen), max(seen)
     logarithmic = lowest > 0 and highest > 10 * lowest
     return _figure(
         lines,
