@@ -43,7 +43,7 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("Episodes trained on", ("loop/data/*",), ITERATION),
         Panel("Minutes, by stage", ("loop/minutes/*",), ITERATION),
     ),
-    "Beside its controls": (Panel("Success of every evaluation", ("success/rate",)),),
+    "Beside its ablations": (Panel("Success of every evaluation", ("success/rate",)),),
     "What the value function says": (Panel("The gate before the policy", ("gate/figure",)),),
     "What the policies do": (Panel("Evaluations and rollouts", ("videos",)),),
     "Trainings": (

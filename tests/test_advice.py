@@ -104,7 +104,7 @@ def with_ablation(summary: Summary, name: str, successes: int, fixed: int, broke
         "iteration": summary["policies"][-1]["iteration"],
         "changes": changes,
         "trained": name != "negative_prompt",
-        "without": ["rollouts_01"] if name in ALONE else [],
+        "without_rollouts": name in ALONE,
         "eval": evaluation(successes) | {"prompt": "negative" if name == "negative_prompt" else "positive"},
         "comparison": comparison(fixed, broke),
     }

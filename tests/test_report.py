@@ -88,7 +88,7 @@ def test_ablations_and_advantage(run_dir: Path) -> None:
         ("continued_sft", 2, True, 2),
         ("negative_prompt", 2, False, 0),
     ]
-    assert [a["without"] for a in summary["ablations"]] == [["rollouts_01", "rollouts_02"]] * 2 + [[]]
+    assert [a["without_rollouts"] for a in summary["ablations"]] == [True, True, False]
     assert [(a["comparison"]["fixed"], a["comparison"]["broke"]) for a in summary["ablations"]] == [
         *((2, 0), (6, 1), (7, 0)),
     ]

@@ -128,8 +128,8 @@ def check_loop(run: OfflineRun, summary: dict) -> None:
         assert [row["loop/success/low"], row["loop/success/high"]] == pytest.approx(policy["eval"]["ci95"])
         assert row["loop/data/rollouts"] == policy["data"]["rollouts"]
         assert row["loop/minutes/iteration"] > 0
-    (control,) = summary["controls"]
-    assert run.summary["loop/controls/negative_prompt/rate"] == control["eval"]["success_rate"]
+    (ablation,) = summary["ablations"]
+    assert run.summary["loop/ablations/negative_prompt/rate"] == ablation["eval"]["success_rate"]
 
 
 @pytest.mark.slow

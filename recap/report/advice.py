@@ -178,7 +178,7 @@ def _better_ablations(summary: Summary) -> Iterator[Finding]:
     last = _last(summary)
     for ablation in ablations_of(summary, last["iteration"]):
         pair = ablation["comparison"]
-        if direction(pair) < 0 and ablation["changes"] and not ablation["without"]:
+        if direction(pair) < 0 and ablation["changes"] and not ablation["without_rollouts"]:
             yield _finding(
                 f"The ablation “{ablation_name(ablation['name'])}” beats RECAP on the same initial states.",
                 f"{percent(ablation['eval']['success_rate'])} against {percent(last['eval']['success_rate'])}, "
@@ -226,7 +226,7 @@ def _indicator_ignored(summary: Summary) -> Iterator[Finding]:
     rates = (percent(side["eval"]["success_rate"]) for side in (negative, last))
     positive_in_sft = _setting(summary, "policy.sft.indicator") == "always_positive"
     yield _finding(
-        "The policy ignores the indicator: prompted negative, it does as well.",
+        "The policy ignores the indicator: prompted negative, it succeeds as often.",
         "{} prompted negative, {} prompted positive, {}".format(*rates, p_text(negative["comparison"]["mcnemar_p"])),
         "policy.sft.indicator=ignore" if positive_in_sft else None,
         "policy.indicator_dropout=0.1" if (_setting(summary, "policy.indicator_dropout") or 0) > 0.1 else None,

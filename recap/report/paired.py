@@ -46,8 +46,7 @@ def without_experience(summary: Summary, iteration: int) -> dict[str, Any] | Non
 
 
 def _demonstrations_alone(ablation: dict[str, Any]) -> bool:
-    no_rollouts = any(role.startswith("rollouts") for role in ablation["without"])
-    return no_rollouts or ablation["changes"].get("policy.finetune.demo_fraction") == 1.0
+    return ablation["without_rollouts"] or ablation["changes"].get("policy.finetune.demo_fraction") == 1.0
 
 
 def continued_sft(summary: Summary, iteration: int) -> dict[str, Any] | None:

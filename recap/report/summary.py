@@ -155,8 +155,8 @@ def _ablations(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) ->
     """The ablations that were evaluated, each at its last iteration, those with a name in `ABLATION_NAMES` first.
 
     {"name", "iteration", "changes" ({key: value} where its configuration is another than the run's), "trained"
-    (whether it has a policy of its own), "without" (the inputs of the run's training that its own did not read),
-    "eval", "comparison" (the paired test, RECAP's own evaluation being the later one; None where it has none)}.
+    (whether it has a policy of its own), "without_rollouts" (whether that one saw demonstrations alone), "eval",
+    "comparison" (the paired test, RECAP's own evaluation being the later one; None where it has none)}.
     """
     own: dict[str, list[str]] = {}
     for node in nodes:
@@ -173,13 +173,13 @@ def _ablation(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any], own
     iteration = files.iteration_of(evaluation)
     recap, policy = files.eval_node(iteration), files.policy_node(iteration)
     trained = f"{head}/{policy}"
-    read = [set(nodes.get(node, {}).get("inputs") or {}) for node in (policy, trained)]
+    saw_rollouts = [any(role.startswith("rollouts") for role in files.inputs_of(nodes, n)) for n in (policy, trained)]
     return {
         "name": name,
         "iteration": iteration,
         "changes": _changes(run_dir, [node for node in own if files.iteration_of(node) in (0, iteration)], head),
         "trained": trained in nodes,
-        "without": sorted(read[0] - read[1]) if trained in nodes else [],
+        "without_rollouts": trained in nodes and saw_rollouts == [True, False],
         "eval": _evaluation(run_dir, evaluation, results[evaluation]),
         "comparison": _paired(run_dir, results, evaluation, recap) if recap in results else None,
     }

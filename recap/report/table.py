@@ -53,7 +53,8 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
         console.print("\n What to try, by what the numbers show:", style="bold", highlight=False)
     for finding in summary["advice"]:
         _say(console, f"· {finding['problem']} ({finding['evidence']})")
-        console.print(*(f"     {override}" for override in finding["try"]), sep="\n", style="cyan", highlight=False)
+        for override in finding["try"]:
+            console.print(f"     {override}", style="cyan", highlight=False)
     console.print()
 
 

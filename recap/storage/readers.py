@@ -128,6 +128,11 @@ def finished_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
     return {node: read_json(run_dir / node / "manifest.json") for node in nodes}
 
 
+def inputs_of(nodes: dict[str, dict[str, Any]], node: str) -> dict[str, dict[str, Any]]:
+    """Role -> {"sha256"} of what a stage read; {} where it is not finished."""
+    return nodes.get(node, {}).get("inputs") or {}
+
+
 def refuse_earlier(run_dir: Path, config: dict[str, Any]) -> None:
     """Raises RecapError for a run directory whose layout or keys are those of an earlier version."""
     old = next((f"{path.relative_to(run_dir)}/" for path in run_dir.glob("iter_*/controls")), None)

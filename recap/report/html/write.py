@@ -47,7 +47,7 @@ def write_html(run_dir: Path, summary: dict[str, Any]) -> Path:
         "report.html",
         f"{summary['name']} · RECAP report",
         summary=summary,
-        nodes=nodes,
+        inputs={node: files.inputs_of(nodes, node) for node in nodes},
         alarm=alarm(summary),
         verdict=verdict(summary),
         tiles=_tiles(summary) if policies else [],
@@ -134,7 +134,7 @@ def _differences(run_dir: Path, summary: dict[str, Any], nodes: dict[str, Any]) 
     own = files.flat(files.read_config(run_dir))
     for ablation in summary["ablations"]:
         changes = [(key, own.get(key, files.ABSENT), value) for key, value in ablation["changes"].items()]
-        changes += [("data", "", f"without {', '.join(ablation['without'])}")] if ablation["without"] else []
+        changes += [("data", "demonstrations, rollouts", "demonstrations")] if ablation["without_rollouts"] else []
         groups.append((f"Ablation: {ablation_name(ablation['name'])}", changes, "the same configuration"))
     commits: dict[str, str] = {}
     for node, manifest in nodes.items():
