@@ -44,13 +44,13 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("Minutes, by stage", ("loop/minutes/*",), ITERATION),
     ),
     "Beside its ablations": (Panel("Success of every evaluation", ("success/rate",)),),
-    "What the value function says": (Panel("The gate before the policy", ("gate/figure",)),),
-    "What the policies do": (Panel("Evaluations and rollouts", ("videos",)),),
+    "Value function": (Panel("Value gate", ("gate/figure",)),),
+    "Rollouts and evaluations": (Panel("Videos", ("videos",)),),
     "Trainings": (
         Panel("Loss", ("train/loss",), STEP),
         Panel("Gradient norm", ("train/grad_norm",), STEP),
         Panel("Samples per second", ("train/samples_per_second",), STEP),
-        Panel("What the network sees first", ("first_batch",)),
+        Panel("First batch", ("first_batch",)),
     ),
 }
 

@@ -79,7 +79,7 @@ def test_rates_of_each_seed_and_of_all(page: str) -> None:
 
 def test_leads_are_paired(page: str) -> None:
     # 6 fixed and 2 broke in seed 1, 2 fixed in seed 2: p = 2 · (1 + 10 + 45) / 1024. Two seeds: 20 and 40 are the ends.
-    assert "## RECAP, iteration 1 against each arm, paired" in page
+    assert "## RECAP, iteration 1 against each policy, paired" in page
     assert "| SFT | +40, +20 | +30.0 [+20.0, +40.0] | 8 | 2 | 0.11 |" in page
     # 2 fixed in seed 1, 1 broke in seed 2: p = 2 · (1 + 3) / 8.
     assert "| same labels, demonstrations only | +20, -10 | +5.0 [-10.0, +20.0] | 2 | 1 | 1 |" in page

@@ -278,7 +278,7 @@ def _few_successes(summary: Summary) -> Iterator[Finding]:
     last = _last(summary)["eval"]
     if last and last["success_rate"] < LOW_SUCCESS and _setting(summary, "policy.finetune.indicator") == "use":
         yield _finding(
-            "Below half success, prompting negative frames as negative was found to hurt; positive_only hurts less.",
+            "Below half success, training on “Advantage: negative” was found to hurt; positive_only hurts less.",
             f"{percent(last['success_rate'])} success",
             "policy.finetune.indicator=positive_only",
         )

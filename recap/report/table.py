@@ -50,7 +50,7 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
     for sentence in verdict(summary):
         _say(console, sentence)
     if summary["advice"]:
-        console.print("\n What to try, by what the numbers show:", style="bold", highlight=False)
+        console.print("\n What to try:", style="bold", highlight=False)
     for finding in summary["advice"]:
         _say(console, f"· {finding['problem']} ({finding['evidence']})")
         for override in finding["try"]:

@@ -124,10 +124,10 @@ def _chosen(table: files.Columns) -> dict[str, int]:
         held_out = ended_so & unseen
         order = files.by_mean_value(table, held_out if held_out.any() else ended_so)
         if order:
-            chosen[f"A typical {outcome}"] = order[(len(order) - 1) // 2]
+            chosen[f"Typical {outcome}"] = order[(len(order) - 1) // 2]
         if len(order) > 2:
-            chosen[f"The {outcome} it expected least"] = order[0 if won else -1]
-    return dict(sorted(chosen.items(), key=lambda item: not item[0].startswith("A typical")))
+            chosen[f"Least expected {outcome}"] = order[0 if won else -1]
+    return dict(sorted(chosen.items(), key=lambda item: not item[0].startswith("Typical")))
 
 
 def _film(run_dir: Path, frames: Frames, iteration: int, episode: int) -> tuple[bytes, tuple[int, int]]:
