@@ -14,6 +14,8 @@ from recap.report.html.theme import ABLATION, CARD, COLOURS, FAINT, HEIGHT, INK,
 from recap.report.words import ablation_name, evaluated, interval, percent, policy_name, sentence_case, signed
 from recap.storage.readers import ABLATION as ABLATION_NODE
 
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}  # above the chart
+
 
 def _figure(data: list[Any], **layout: Any) -> go.Figure:
     return go.Figure(data, {"template": None, **layout})
@@ -84,7 +86,7 @@ def success_curve(summaries: dict[str, dict[str, Any]]) -> go.Figure:
         xaxis={"tickvals": labels, "ticktext": [sentence_case(policy_name(k)) for k in labels], "range": ends},
         yaxis={"range": [0, 104], "dtick": 20, "ticksuffix": " %"},
         showlegend=not alone,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=LEGEND,
         margin={"t": 12 if alone else 34},
     )
 
@@ -125,30 +127,20 @@ def ablations(summary: dict[str, Any]) -> go.Figure | None:
         _note(f"<b>{percent(e['success_rate'])}</b>", 1, y, xanchor="right", yshift=15, font={"color": INK})
         for y, (_, e, _) in zip(places, rows, strict=True)
     ]
-    last = 100 * policies[-1]["eval"]["success_rate"]
-    return _figure(
+    figure = _figure(
         points,
         height=max(HEIGHT, 46 + 42 * len(rows)),
         margin={"l": RIGHT, "r": 2 * RIGHT, "t": 22},
         xaxis={"range": [-1, 101], "ticksuffix": " %", "dtick": 20, "showgrid": True},
         yaxis={"visible": False, "range": [1 - len(rows) - 0.4, 0.3]},
         annotations=[*names, *rates],
-        shapes=[_line(last, POLICY, dash="dot")],
     )
+    return _marked(figure, 100 * policies[-1]["eval"]["success_rate"], POLICY, dash="dot")
 
 
-def _line(x: float, colour: str, dash: str = "solid") -> dict[str, Any]:
-    """A line over the whole height at x."""
-    return {
-        "type": "line",
-        "x0": x,
-        "x1": x,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": colour, "width": 1.2, "dash": dash},
-        "layer": "below",
-    }
+def _marked(figure: go.Figure, x: float, colour: str, dash: str = "solid") -> go.Figure:
+    """With a line over the whole height at x."""
+    return figure.add_vline(x, line={"color": colour, "width": 1.2, "dash": dash}, layer="below")
 
 
 # ---------------------------------------------------------------------------------------------------- advantages
@@ -176,22 +168,21 @@ def histogram(entry: dict[str, Any]) -> go.Figure:
             f"<b>{sentence_case(group['name'])}</b>  {percent(group['positive'])} positive, {group['frames']:,} frames"
         )
         notes.append(_note(text, 0, base + 1.02))
-    top = len(groups)
     if epsilon is not None:
         left = epsilon > edges[0] + 0.8 * (edges[-1] - edges[0])
         side = {"xanchor": "right", "xshift": -4} if left else {"xshift": 4}
         text = f"<b>ε = {signed(epsilon, 3)}</b>"
         notes.append(_note(text, epsilon, 1, xref="x", yref="paper", yshift=9, font={"color": INK}, **side))
-    return _figure(
+    figure = _figure(
         bars,
-        height=60 + 96 * top,
+        height=60 + 96 * len(groups),
         margin={"l": RIGHT, "r": RIGHT, "t": 26},
         barmode="overlay",
         xaxis={"range": [edges[0], edges[-1]], "zeroline": True, "zerolinecolor": LINE, "nticks": 7},
-        yaxis={"visible": False, "range": [-(top - 1) * (1 + gap) - 0.12, 1.16]},
+        yaxis={"visible": False, "range": [-(len(groups) - 1) * (1 + gap) - 0.12, 1.16]},
         annotations=notes,
-        shapes=[] if epsilon is None else [_line(epsilon, INK)],
     )
+    return figure if epsilon is None else _marked(figure, epsilon, INK)
 
 
 # ---------------------------------------------------------------------------------------------------- one episode
@@ -269,12 +260,5 @@ def losses(curves: list[dict[str, Any]]) -> go.Figure:
         yaxis={"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero", "nticks": 6},
         xaxis={"nticks": 6},
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "x": 0,
-            "itemclick": False,
-            "itemdoubleclick": False,
-        },
+        legend=LEGEND | {"itemclick": False, "itemdoubleclick": False},
     )

@@ -65,7 +65,7 @@ def _round(values: np.ndarray, digits: int) -> list[float]:
 # ---------------------------------------------------------------------------------------------------- losses
 def losses(page: Page, run_dir: Path, nodes: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Draws the training losses of policies and of value functions: (name of the figure, title, last losses)."""
-    curves, shown = _curves(run_dir, nodes), []
+    curves, shown = loss_curves(run_dir, nodes), []
     for name, title, of_value in (
         ("loss-policy", "Policy (flow matching)", False),
         ("loss-value", "Value function (cross-entropy)", True),
@@ -78,7 +78,7 @@ def losses(page: Page, run_dir: Path, nodes: dict[str, Any]) -> list[tuple[str, 
     return shown
 
 
-def _curves(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
+def loss_curves(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
     """Loss by step of every finished training stage, thinned to at most LOSS_POINTS means over neighbouring records."""
     curves = []
     for node in nodes:
