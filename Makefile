@@ -22,7 +22,7 @@ demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all baselines; hours on two cores
+study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all ablations; hours on two cores
 	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study 'ablation=[$(SETTINGS)]' +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)

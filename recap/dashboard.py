@@ -43,14 +43,14 @@ LAYOUT: dict[str, tuple[Panel, ...]] = {
         Panel("Episodes trained on", ("loop/data/*",), ITERATION),
         Panel("Minutes, by stage", ("loop/minutes/*",), ITERATION),
     ),
-    "Beside its controls": (Panel("Success of every evaluation", ("success/rate",)),),
-    "What the value function says": (Panel("The gate before the policy", ("gate/figure",)),),
-    "What the policies do": (Panel("Evaluations and rollouts", ("videos",)),),
+    "Beside its ablations": (Panel("Success of every evaluation", ("success/rate",)),),
+    "Value function": (Panel("Value gate", ("gate/figure",)),),
+    "Rollouts and evaluations": (Panel("Videos", ("videos",)),),
     "Trainings": (
         Panel("Loss", ("train/loss",), STEP),
         Panel("Gradient norm", ("train/grad_norm",), STEP),
         Panel("Samples per second", ("train/samples_per_second",), STEP),
-        Panel("What the network sees first", ("first_batch",)),
+        Panel("First batch", ("first_batch",)),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""docs/results.md: experiments repeated over seeds, every arm of a seed on the same held-out initial states.
+"""docs/results.md: experiments repeated over seeds, every policy of a seed on the same held-out initial states.
 
 make study                                                     runs the seeds, then writes the page
 python -m recap.study outputs/study outputs/study_three docs   the second half alone: what to read, where to write
@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from recap.method.success import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
-from recap.report.words import arm_name
+from recap.report.paired import SIGNIFICANT
+from recap.report.words import ablation_name, number
+from recap.stages.gate_figure import FAINT, INK, POLICY, STYLE
 from recap.storage import readers as files
 from recap.utils import home
 from recap.utils.console import spell
@@ -30,20 +32,20 @@ from recap.utils.shapes import POSITIVE, misfit
 RESULTS, PAGE = "results", "results.md"
 HEAD = """# Results on the embedded tasks
 
-Written by `recap.study` from the runs. RECAP's settings were not chosen on these seeds; the arm with half of each batch
-demonstrations was added after a look at one of them. `docs/results/*.json` has the summaries, and in newer ones which
-states each arm solved (`solved`). Rates with Wilson's 95 % interval over all seeds' held-out initial states, the same
-for all arms of a seed; means over seeds with a bootstrap interval (10,000 resamples of the seeds: with five of them
-rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number of arms.
+Written by `recap.study` from the runs. RECAP's settings were not chosen on these seeds; the ablation with half of each
+batch demonstrations was added after a look at one of them. `docs/results/*.json` has the summaries, and in newer ones
+the states that each policy solved (`solved`). Rates with Wilson's 95 % interval over all seeds' held-out initial
+states, the same for all policies of a seed; means over seeds with a bootstrap interval (10,000 resamples of the seeds:
+with five of them rather narrow); p: McNemar's exact test on the pairs of all seeds, not corrected for the number of
+comparisons.
 """
 SECTION = re.compile(r"^# `experiment=(\w+)`$", re.MULTILINE)
-SIGNIFICANT = 0.05
 CONFIG = {"env": {"tasks": [str], "fps": POSITIVE}, "rollout": {"tasks?": ([str], None)}}
 
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment over seeds. runs: seed -> arm -> its episodes as in result.json; not every seed has every arm."""
+    """One experiment over seeds. runs: seed -> policy -> its episodes as in result.json; a seed may lack a policy."""
 
     name: str
     tasks: list[str]
@@ -53,21 +55,21 @@ class Study:
     commits: list[str]
 
     @property
-    def arms(self) -> list[str]:
-        return list(dict.fromkeys(arm for run in self.runs.values() for arm in run))
+    def policies(self) -> list[str]:
+        return list(dict.fromkeys(policy for run in self.runs.values() for policy in run))
 
-    def of(self, arm: str) -> dict[str, Episodes]:
+    def of(self, policy: str) -> dict[str, Episodes]:
         """Seed -> its episodes, of the seeds that have it."""
-        return {seed: run[arm] for seed, run in self.runs.items() if arm in run}
+        return {seed: run[policy] for seed, run in self.runs.items() if policy in run}
 
     @property
     def last(self) -> str:
         """RECAP's last iteration."""
-        return [arm for arm in self.arms if arm == "SFT" or arm.startswith("RECAP, iteration ")][-1]
+        return [policy for policy in self.policies if policy == "SFT" or policy.startswith("RECAP, iteration ")][-1]
 
-    def pooled(self, arm: str, task: str | None = None) -> list[Any]:
+    def pooled(self, policy: str, task: str | None = None) -> list[Any]:
         """Its episodes of all seeds."""
-        return [e for episodes in self.of(arm).values() for e in _of(episodes, task)]
+        return [e for episodes in self.of(policy).values() for e in _of(episodes, task)]
 
     def paired(self, before: str, after: str, task: str | None = None) -> McNemar:
         """McNemar's test over all seeds: an initial state of one seed is a pair."""
@@ -104,8 +106,10 @@ def write_results(folders: Sequence[Path], docs: Path) -> None:
     for folder, study in zip(folders, studies, strict=True):
         for old in (docs / RESULTS).glob(f"{study.name}_seed_*.json"):
             old.unlink()
-        for seed, arms in study.runs.items():
-            solved = {arm: "".join("01"[bool(e["success"])] for e in episodes) for arm, episodes in arms.items()}
+        for seed, policies in study.runs.items():
+            solved = {
+                policy: "".join("01"[bool(e["success"])] for e in episodes) for policy, episodes in policies.items()
+            }
             kept = files.read_json(folder / seed / "summary.json") | {"solved": solved}
             path = docs / RESULTS / f"{study.name}_{seed.replace('=', '_')}.json"
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -129,6 +133,7 @@ def read_study(folder: Path) -> Study:
         raise RecapError(f"{folder} holds no seed=*/summary.json. Fix: make study, which runs them.")
     first = next(iter(found.values()))
     config = files.read_config(first)
+    files.refuse_earlier(first, config)
     if wrong := misfit(config, CONFIG):
         raise RecapError(f"{first / 'config.yaml'} is damaged ({wrong}). Fix: restore it from a copy.")
     tasks = config["env"]["tasks"]
@@ -138,26 +143,28 @@ def read_study(folder: Path) -> Study:
         tasks,
         config["rollout"].get("tasks") or tasks,
         config["env"]["fps"],
-        {seed: read_arms(run) for seed, run in found.items()},
+        {seed: read_policies(run) for seed, run in found.items()},
         sorted({(manifest.get("git_commit") or "an unknown commit")[:12] for manifest in manifests}),
     )
 
 
-def read_arms(run: Path) -> dict[str, Episodes]:
-    """Arm -> its evaluated episodes, SFT first."""
+def read_policies(run: Path) -> dict[str, Episodes]:
+    """Name -> evaluated episodes: SFT, RECAP by iteration, the ablations."""
     summary = files.read_json(run / "summary.json")
     found = {
         f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
         for policy in summary["policies"]
     }
-    found |= {arm_name(control["arm"]): control["eval"] for control in summary["controls"]}
-    return {arm: files.read_json(run / numbers["outcomes"])["episodes"] for arm, numbers in found.items()}
+    found |= {ablation_name(ablation["name"]): ablation["eval"] for ablation in summary["ablations"]}
+    return {
+        name: files.read_evaluation((run / numbers["outcomes"]).parent)["episodes"] for name, numbers in found.items()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- the page
 def render(study: Study) -> str:
     """What the page says of one experiment."""
-    figure = f"![Success rates of all arms]({RESULTS}/{study.name}.png)"
+    figure = f"![Success rates of all policies]({RESULTS}/{study.name}.png)"
     lines = [f"# `experiment={study.name}`", "", _about(study), "", figure, "", *_rates(study), "", *_leads(study)]
     if len(study.tasks) > 1:
         lines += ["", *_tasks(study)]
@@ -165,7 +172,7 @@ def render(study: Study) -> str:
 
 
 def _about(study: Study) -> str:
-    n = len(study.pooled(study.arms[0])) // len(study.runs)
+    n = len(study.pooled(study.policies[0])) // len(study.runs)
     seeds = f"{len(study.runs)} seed{'s' if len(study.runs) > 1 else ''}"
     text = f"{seeds}, {n} held-out initial states a seed. Code: {', '.join(study.commits)}. "
     text += f"Tasks: {', '.join(study.tasks)}."
@@ -173,64 +180,51 @@ def _about(study: Study) -> str:
     return f"{text} No rollouts were collected of: {', '.join(others)}." if others else text
 
 
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
+
+
 def _rates(study: Study) -> list[str]:
+    rows = []
+    for policy in study.policies:
+        pooled = rates(study.pooled(policy), study.fps)
+        each = [f"{rate(run[policy]):.0%}" if policy in run else "–" for run in study.runs.values()]
+        whole = f"**{pooled['success_rate']:.1%}** {_interval(pooled['ci95'], '.1%')}"
+        speed = number(pooled["mean_steps_to_success"], 1), f"{pooled['successes_per_hour']:.0f}"
+        rows.append([policy, *each, whole, *speed])
     seeds = [seed.replace("=", " ") for seed in study.runs]
-    lines = [
-        f"| policy | {' | '.join(seeds)} | all, 95 % Wilson | steps to success | successes an hour |",
-        f"|---|{'---|' * (len(seeds) + 3)}",
-    ]
-    for arm in study.arms:
-        all_of_it = rates(study.pooled(arm), study.fps)
-        each = " | ".join(f"{rate(run[arm]):.0%}" if arm in run else "–" for run in study.runs.values())
-        low, high = all_of_it["ci95"]
-        steps = all_of_it["mean_steps_to_success"]
-        lines.append(
-            f"| {arm} | {each} | **{all_of_it['success_rate']:.1%}** [{low:.1%}, {high:.1%}] | "
-            f"{'–' if steps is None else format(steps, '.1f')} | {all_of_it['successes_per_hour']:.0f} |"
-        )
-    return lines
+    return _table(["policy", *seeds, "all, 95 % Wilson", "steps to success", "successes an hour"], rows)
+
+
+def _interval(ends: Sequence[float], digits: str) -> str:
+    return f"[{ends[0]:{digits}}, {ends[1]:{digits}}]"
 
 
 def _leads(study: Study) -> list[str]:
-    lines = [
-        f"## {study.last} against each arm, paired",
-        "",
-        "| against | lead by seed, points | mean [95 %, over seeds] | fixed | broke | McNemar p |",
-        "|---|---|---|---|---|---|",
-    ]
-    for arm in study.arms:
-        if arm == study.last:
-            continue
-        leads = [100 * (rate(study.runs[seed][study.last]) - rate(of_arm)) for seed, of_arm in study.of(arm).items()]
-        interval = "–"
-        if len(leads) > 1:
-            low, high = bootstrap_mean(leads)
-            interval = f"[{low:+.1f}, {high:+.1f}]"
-        test = study.paired(arm, study.last)
-        each = ", ".join(f"{lead:+.0f}" for lead in leads)
-        lines.append(
-            f"| {arm} | {each} | {statistics.mean(leads):+.1f} {interval} | {test.fixed} | {test.broke} "
-            f"| {test.p:.2g} |"
-        )
-    return lines
+    rows = []
+    for policy in study.policies:
+        if policy != study.last:
+            leads = [100 * (rate(study.runs[seed][study.last]) - rate(of)) for seed, of in study.of(policy).items()]
+            over_seeds = _interval(bootstrap_mean(leads), "+.1f") if len(leads) > 1 else "–"
+            test, each = study.paired(policy, study.last), ", ".join(f"{lead:+.0f}" for lead in leads)
+            mean = f"{statistics.mean(leads):+.1f} {over_seeds}"
+            rows.append([policy, each, mean, test.fixed, test.broke, f"{test.p:.2g}"])
+    head = ["against", "lead by seed, points", "mean [95 %, over seeds]", "fixed", "broke", "McNemar p"]
+    return [f"## {study.last} against each policy, paired", "", *_table(head, rows)]
 
 
 def _tasks(study: Study) -> list[str]:
-    """Rates by task, and what became of the tasks of which no experience was collected."""
-    head = " | ".join(f"{task}{'' if task in study.collected else ' (no rollouts)'}" for task in study.tasks)
-    lines = ["## By task", "", f"| policy | {head} |", f"|---|{'---|' * len(study.tasks)}"]
-    for arm in study.arms:
-        shown = []
-        for task in study.tasks:
-            of_task = rates(study.pooled(arm, task), study.fps)
-            low, high = of_task["ci95"]
-            shown.append(f"{of_task['success_rate']:.1%} [{low:.0%}, {high:.0%}]")
-        lines.append(f"| {arm} | {' | '.join(shown)} |")
+    """Rates by task, and what became of the tasks without rollouts."""
+    rows = []
+    for policy in study.policies:
+        of_tasks = [rates(study.pooled(policy, task), study.fps) for task in study.tasks]
+        rows.append([policy, *(f"{of['success_rate']:.1%} {_interval(of['ci95'], '.0%')}" for of in of_tasks)])
+    head = [f"{task}{'' if task in study.collected else ' (no rollouts)'}" for task in study.tasks]
+    lines = ["## By task", "", *_table(["policy", *head], rows)]
     for task in study.tasks:
         if task not in study.collected:
             test = study.paired("SFT", study.last, task)
-            forgot = test.p < SIGNIFICANT and test.broke > test.fixed
-            said = "it forgot" if forgot else "no loss is shown"
+            said = "it forgot" if test.p < SIGNIFICANT and test.broke > test.fixed else "no loss is shown"
             against = f"{study.last} fixed {test.fixed} and broke {test.broke} initial states against SFT"
             lines += ["", f"Forgetting: of “{task}” {against} (p = {test.p:.2g}): {said}."]
     return lines
@@ -246,33 +240,30 @@ def _of(episodes: Episodes, task: str | None) -> Episodes:
 
 # ---------------------------------------------------------------------------------------------------- the figure
 def draw(study: Study, path: Path) -> None:
-    """Success rates of all arms with their intervals, a mark for each seed."""
-    import matplotlib as mpl
+    """Success rates of all policies with their intervals, a mark for each seed."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.34 * len(study.arms)), layout="constrained")
-    axes.axvline(100 * rate(study.pooled(study.last)), color="#2a6fbb", lw=1, ls=(0, (2, 3)), zorder=0)
-    for row, arm in enumerate(reversed(study.arms)):
-        found = rates(study.pooled(arm), study.fps)
-        middle, (low, high) = 100 * found["success_rate"], (100 * x for x in found["ci95"])
-        colour = "#2a6fbb" if arm == study.last else "#222222" if arm == "SFT" else "#8a8f98"
-        axes.plot([low, high], [row, row], color=colour, lw=2.5, solid_capstyle="round")
-        axes.plot(middle, row, "o", color=colour, ms=6)
-        each = [100 * rate(episodes) for episodes in study.of(arm).values()]
-        axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
-    seeds = {arm: len(study.of(arm)) for arm in study.arms}
-    names = [arm if n == len(study.runs) else f"{arm} ({n} of {len(study.runs)} seeds)" for arm, n in seeds.items()]
-    axes.set_yticks(range(len(names)), list(reversed(names)), fontsize=9)
-    axes.set_xlim(0, 100)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
-    axes.set_title(f"{study.name}: {', '.join(study.tasks)}", fontsize=9, loc="left", wrap=True)
-    axes.grid(axis="x", color="#e6e8eb", zorder=-1)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(left=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 1 + 0.34 * len(study.policies)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(100 * rate(study.pooled(study.last)), color=POLICY, lw=1, ls=(0, (2, 3)), zorder=0)
+        names = []
+        for row, policy in enumerate(reversed(study.policies)):
+            found, of = rates(study.pooled(policy), study.fps), study.of(policy)
+            colour = POLICY if policy == study.last else INK if policy == "SFT" else FAINT
+            axes.plot([100 * end for end in found["ci95"]], [row, row], color=colour, lw=2.5, solid_capstyle="round")
+            axes.plot(100 * found["success_rate"], row, "o", color=colour, ms=6)
+            each = [100 * rate(episodes) for episodes in of.values()]
+            axes.plot(each, [row + 0.24] * len(each), "|", color=colour, ms=5, alpha=0.7)
+            names.append(policy if len(of) == len(study.runs) else f"{policy} ({len(of)} of {len(study.runs)} seeds)")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlim=(0, 100), xlabel="success, %")
+        axes.set_title(f"{study.name}: {', '.join(study.tasks)}", wrap=True)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(left=False)
+        figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from recap.method.success import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10
+ALONE = ("labels_on_demonstrations", "continued_sft")  # ablations that see the demonstrations alone
 
 
 def outcomes(pattern: str) -> list[bool]:
@@ -54,7 +55,7 @@ def finish(stage: Path, seconds: float, **extra: object) -> None:
     (stage / "manifest.json").write_text(json.dumps(manifest | extra))
 
 
-def evaluate(stage: Path, wins: Sequence[bool], steps: int, videos: int = 0) -> None:
+def evaluate(stage: Path, wins: Sequence[bool], steps: int, videos: int = 0, prompt: str = "positive") -> None:
     stage.mkdir(parents=True, exist_ok=True)
     episodes = [
         {
@@ -67,9 +68,9 @@ def evaluate(stage: Path, wins: Sequence[bool], steps: int, videos: int = 0) -> 
         }
         for i, win in enumerate(wins)
     ]
-    (stage / "config.yaml").write_text("stage: evaluate\nenv: {max_steps: 50}\n")
+    (stage / "config.yaml").write_text(f"stage: evaluate\nprompt: {prompt}\nenv: {{max_steps: 50}}\n")
     (stage / "result.json").write_text(
-        json.dumps({"checkpoint": "…", "prompt": "positive", "beta": 1.0, **summarize(episodes, FPS)})
+        json.dumps({"checkpoint": "…", "prompt": prompt, "beta": 1.0, **summarize(episodes, FPS)})
     )
     for episode in episodes[:videos]:
         end = 1.0 if episode["success"] else 0.4
@@ -90,7 +91,7 @@ def film(path: Path, end: float) -> None:
         container.mux(stream.encode())
 
 
-def train(stage: Path, seconds: float, rng: np.random.Generator) -> None:
+def train(stage: Path, seconds: float, rng: np.random.Generator, *inputs: str) -> None:
     stage.mkdir(parents=True, exist_ok=True)
     (stage / "checkpoints" / "last").mkdir(parents=True)
     steps = range(10, 1010, 10)
@@ -98,7 +99,7 @@ def train(stage: Path, seconds: float, rng: np.random.Generator) -> None:
         json.dumps({"step": s, "loss": 1.9 * np.exp(-s / 120) + 0.12 + 0.02 * rng.random(), "lr": 1e-3}) for s in steps
     ]
     (stage / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1010, "lo']))  # the last line cut by a kill
-    finish(stage, seconds)
+    finish(stage, seconds, inputs={role: {"path": "…", "sha256": "0123456789"} for role in inputs})
 
 
 def labels(
@@ -171,9 +172,13 @@ def gate(stage: Path, failed: Sequence[str], action: str = "stop") -> None:
 
 
 def make_run(
-    root: Path, policies: list[list[bool]], controls: dict[str, list[bool]], rollouts: int = 12, videos: int = 2
+    root: Path, policies: list[list[bool]], ablations: dict[str, list[bool]], rollouts: int = 12, videos: int = 2
 ) -> Path:
-    """A finished run: policies[0] is SFT, then one entry an iteration; each entry lists the evaluation's outcomes."""
+    """A finished run: policies[0] is SFT, then one entry an iteration; each entry lists the evaluation's outcomes.
+
+    ablations: by name, beside the last policy. `negative_prompt` trains nothing of its own; those in ALONE read no
+    rollouts.
+    """
     rng = np.random.default_rng(0)
     root.mkdir(parents=True)
     (root / "config.yaml").write_text("name: demo\nseed: 3\nrollout:\n  beta: 1.0  # <b>&amp;</b>\n")
@@ -191,11 +196,12 @@ def make_run(
         train(here / "value", 22.0, rng)
         gate(here / "gate", [])
         label(here / "advantage", tables)
-        train(here / "policy", 61.0, rng)
+        train(here / "policy", 61.0, rng, "demonstrations", *(f"rollouts_{n:02d}" for n in range(1, k + 1)))
         evaluate(here / "eval", wins, 37, videos)
-    last = root / f"iter_{len(policies) - 1:02d}"
-    for arm, wins in controls.items():
-        if arm != "negative_prompt":
-            train(last / "controls" / arm / "policy", 61.0, rng)
-        evaluate(last / "controls" / arm / "eval", wins, 40)
+    last = f"iter_{len(policies) - 1:02d}"
+    for name, wins in ablations.items():
+        here, trained = root / "ablations" / name / last, name != "negative_prompt"
+        if trained:
+            train(here / "policy", 61.0, rng, "demonstrations", *([] if name in ALONE else ["rollouts_01"]))
+        evaluate(here / "eval", wins, 40, prompt="positive" if trained else "negative")
     return root

@@ -17,6 +17,7 @@ from recap.report.advice import advise, best_policy, got_worse
 
 Summary = dict[str, Any]
 N = 200
+ALONE = ("labels_on_demonstrations", "continued_sft")  # ablations that see the demonstrations alone
 SETTINGS = {
     "policy.sft.indicator": "ignore",
     "policy.indicator_dropout": 0.3,
@@ -47,9 +48,13 @@ def evaluation(successes: int, timeouts: int | None = None, beta: float = 1.0) -
 
 
 def compared(before: int | str, after: int, fixed: int, broke: int) -> dict[str, Any]:
+    return {"before": before, "after": after, **comparison(fixed, broke)}
+
+
+def comparison(fixed: int, broke: int) -> dict[str, Any]:
     outcomes = [False] * fixed + [True] * broke
     p = mcnemar(outcomes, [not outcome for outcome in outcomes]).p if outcomes else 1.0
-    return {"before": before, "after": after, "fixed": fixed, "broke": broke, "mcnemar_p": p}
+    return {"lead": (fixed - broke) / N, "fixed": fixed, "broke": broke, "mcnemar_p": p}
 
 
 def run(*successes: int, **changes: Any) -> Summary:
@@ -71,7 +76,7 @@ def run(*successes: int, **changes: Any) -> Summary:
     shares = {"all": 0.3, "demonstration": 0.4, "success": 0.4, "failure": 0.2}
     summary: Summary = {
         "policies": policies,
-        "controls": [],
+        "ablations": [],
         "comparisons": pairs,
         "forgetting": None,
         "gate": [],
@@ -89,11 +94,21 @@ def worse() -> Summary:
     return run(150, 90)
 
 
-def with_arm(summary: Summary, arm: str, successes: int, fixed: int, broke: int, **changes: Any) -> Summary:
-    """An arm beside the last policy, which `fixed` what the arm failed at and `broke` what it could."""
-    last = summary["policies"][-1]["iteration"]
-    summary["controls"].append({"arm": arm, "iteration": last, "changes": changes, "eval": evaluation(successes)})
-    summary["comparisons"].append(compared(arm, last, fixed, broke))
+def with_ablation(summary: Summary, name: str, successes: int, fixed: int, broke: int, **changes: Any) -> Summary:
+    """An ablation beside the last policy, which `fixed` what the ablation failed at and `broke` what it could.
+
+    What it is follows from its entry, not from its name.
+    """
+    entry = {
+        "name": name,
+        "iteration": summary["policies"][-1]["iteration"],
+        "changes": changes,
+        "trained": name != "negative_prompt",
+        "without_rollouts": name in ALONE,
+        "eval": evaluation(successes) | {"prompt": "negative" if name == "negative_prompt" else "positive"},
+        "comparison": comparison(fixed, broke),
+    }
+    summary["ablations"].append(entry)
     return summary
 
 
@@ -207,39 +222,39 @@ def too_few() -> Summary:
 
 
 TROUBLES = {
-    "positive share is off": (shares(all=0.96), ["value.finetune.steps=1000", "advantage.n_step=10"]),
+    "share of positive labels is off": (shares(all=0.96), ["value.finetune.steps=1000", "advantage.n_step=10"]),
     "Failures are labelled positive": (
         shares(success=0.2, failure=0.4),
         ["value.finetune.steps=1000", "value.finetune.demo_fraction=0.15", "rollout.episodes=600"],
     ),
-    "crowd the demonstrations out": (
+    "crowd out the demonstrations": (
         crowded,
         ["policy.finetune.demo_fraction=0.5", "policy.finetune.episode_filter=success"],
     ),
     "Guidance may be too strong": (guided, ["eval.beta=1.0"]),
     "run out of time": (hesitant, ["policy.finetune.episode_filter=success", "advantage.positive_fraction=0.1"]),
-    "are forgotten": (forgetful, ["policy.finetune.demo_fraction=0.7", "rollout.tasks=null"]),
-    "does not read the indicator": (
-        lambda: with_arm(worse(), "negative_prompt", 92, 10, 12),
+    "forgets tasks": (forgetful, ["policy.finetune.demo_fraction=0.7", "rollout.tasks=null"]),
+    "ignores the indicator": (
+        lambda: with_ablation(worse(), "negative_prompt", 92, 10, 12),
         ["policy.indicator_dropout=0.1", "policy.finetune.steps=2400"],
     ),
-    "“RECAP, only positive is named” did better": (
-        lambda: with_arm(worse(), "positive_only", 140, 5, 55, **{"policy.finetune.indicator": "positive_only"}),
+    "“RECAP, only positive is named” beats RECAP": (
+        lambda: with_ablation(worse(), "positive_only", 140, 5, 55, **{"policy.finetune.indicator": "positive_only"}),
         ["policy.finetune.indicator=positive_only"],
     ),
-    "“RECAP, demonstrations forced positive” did better": (
-        lambda: with_arm(
+    "“RECAP, demonstrations forced positive” beats RECAP": (
+        lambda: with_ablation(
             *(worse(), "forced_demonstrations", 140, 5, 55),
             **{"advantage.force_positive": ["demonstration", "correction"], "advantage.n_step": None},
         ),
         ["advantage.force_positive=[demonstration,correction]", "advantage.n_step=null"],
     ),
-    "Training on is harmful": (
-        lambda: with_arm(worse(), "continued_sft", 100, 0, 10),
+    "More training hurts": (
+        lambda: with_ablation(worse(), "continued_sft", 100, 0, 10, **{"policy.finetune.indicator": "ignore"}),
         ["policy.finetune.learning_rate=0.001", "policy.finetune.steps=600"],
     ),
     "Below half success": (worse, ["policy.finetune.indicator=positive_only"]),
-    "too few episodes": (too_few, ["eval.episodes=1500"]),
+    "Too few episodes": (too_few, ["eval.episodes=1500"]),
 }
 
 
@@ -254,20 +269,20 @@ def test_each_trouble_is_seen(words: str) -> None:
 
 
 def test_labels_on_demonstrations_alone_that_do_better_are_told_even_when_success_rose() -> None:
-    beaten = with_arm(run(70, 120), "labels_on_demonstrations", 160, 5, 45)
+    beaten = with_ablation(run(70, 120), "labels_on_demonstrations", 160, 5, 45)
     assert any("crowd" in problem for problem in problems(beaten))
-    assert advise(with_arm(run(70, 120), "labels_on_demonstrations", 110, 15, 5)) == []
+    assert advise(with_ablation(run(70, 120), "labels_on_demonstrations", 110, 15, 5)) == []
 
 
 def test_a_rise_within_chance_asks_for_more_episodes_only() -> None:
     summary = run(70, 74)
     summary["comparisons"] = [compared(0, 1, 14, 10)]
-    assert list(problems(summary)) == ["There are too few episodes to tell: the difference is within chance."]
+    assert list(problems(summary)) == ["Too few episodes to tell: the difference is within chance."]
 
 
 def test_the_episodes_asked_for_would_tell() -> None:
     """With the same shares of fixed and broken pairs, the test would find the difference."""
-    (found,) = [f for f in advise(too_few()) if "too few" in f["problem"]]
+    (found,) = [f for f in advise(too_few()) if "Too few" in f["problem"]]
     times = int(found["try"][0].removeprefix("eval.episodes=")) / N
     assert mcnemar(*_pairs(10, 14)).p > 0.05
     assert mcnemar(*_pairs(round(10 * times), round(14 * times))).p < 0.05

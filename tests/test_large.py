@@ -27,6 +27,7 @@ from recap.data.prefetch import prefetch
 from recap.method.config import SourceKind
 from recap.report import build_summary
 from recap.report.html import gather
+from recap.report.html.page import Page
 from recap.stages import value_inference as values_module
 from recap.utils.device import Device
 from recap.utils.errors import RecapError
@@ -231,10 +232,10 @@ def test_a_report_of_a_long_run_is_thinned(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "sft").mkdir()
     lines = [json.dumps({"step": step, "loss": float(step)}) for step in range(1, 8)]
     (tmp_path / "sft/metrics.jsonl").write_text("\n".join(lines))
-    (curve,) = gather.losses(tmp_path, {"sft": {}})
+    (curve,) = gather.loss_curves(tmp_path, {"sft": {}})
     assert curve["step"] == [1, 2, 3, 4, 5, 6, 7]
     monkeypatch.setattr(gather, "LOSS_POINTS", 3)
-    (thin,) = gather.losses(tmp_path, {"sft": {}})
+    (thin,) = gather.loss_curves(tmp_path, {"sft": {}})
     assert (thin["step"], thin["loss"]) == ([2, 4.5, 6.5], [2, 4.5, 6.5]), "means over neighbours"
 
 
@@ -245,10 +246,13 @@ def test_a_report_shows_as_many_videos_as_it_may_hold(
     finish(tmp_path / "sft", 1.0)
     evaluate(tmp_path / "sft/eval", outcomes("101"), 40, videos=3)
     summary = build_summary(tmp_path)
-    assert len(gather.videos(tmp_path, summary)) == 3
+    assert len(gather.videos(Page(), tmp_path, summary)) == 3
     monkeypatch.setattr(gather, "VIDEO_EPISODES", 2)
-    assert [shown["title"][:15] for shown in gather.videos(tmp_path, summary)] == ["Initial state 0", "Initial state 1"]
+    assert [shown["title"][:15] for shown in gather.videos(Page(), tmp_path, summary)] == [
+        "Initial state 0",
+        "Initial state 1",
+    ]
     largest = max(path.stat().st_size for path in (tmp_path / "sft/eval/videos").glob("*.mp4"))
     monkeypatch.setattr(gather, "VIDEO_BYTES", largest)
-    assert len(gather.videos(tmp_path, summary)) == 1
+    assert len(gather.videos(Page(), tmp_path, summary)) == 1
     assert "left out of the report" in caplog.text

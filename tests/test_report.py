@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from report_run import TASKS, evaluate, gate, make_run, outcomes
 from rich.console import Console
 from scipy.stats import binomtest
@@ -23,7 +24,7 @@ from recap.report.verdict import alarm, verdict
 from recap.utils.errors import RecapError
 
 BEFORE, MIDDLE, AFTER = outcomes("1100000010"), outcomes("1110000000"), outcomes("1011111100")
-ARMS = {
+ABLATIONS = {
     "negative_prompt": outcomes("0" * 10),
     "labels_on_demonstrations": outcomes("1011110000"),
     "continued_sft": outcomes("1100000000"),
@@ -32,14 +33,14 @@ ARMS = {
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, MIDDLE, AFTER], ARMS)
+    return make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, MIDDLE, AFTER], ABLATIONS)
 
 
 # ---------------------------------------------------------------------------------------------------- summary.json
 def test_summary_numbers(run_dir: Path) -> None:
     summary = build_summary(run_dir)
     assert list(summary) == [
-        *("name", "seed", "worse", "best", "advice", "policies", "controls", "comparisons", "forgetting"),
+        *("name", "seed", "worse", "best", "advice", "policies", "ablations", "comparisons", "forgetting"),
         *("gate", "advantage", "settings", "wall_seconds"),
     ]
     assert (summary["name"], summary["seed"]) == ("demo", 3)
@@ -80,13 +81,18 @@ def test_comparisons_pair_by_pair(run_dir: Path) -> None:
     assert p == pytest.approx(2 / 2**7)
 
 
-def test_controls_and_advantage(run_dir: Path) -> None:
+def test_ablations_and_advantage(run_dir: Path) -> None:
     summary = build_summary(run_dir)
-    assert [(c["arm"], c["iteration"], c["eval"]["successes"]) for c in summary["controls"]] == [
-        ("labels_on_demonstrations", 2, 5),
-        ("continued_sft", 2, 2),
-        ("negative_prompt", 2, 0),
+    assert [(a["name"], a["iteration"], a["trained"], a["eval"]["successes"]) for a in summary["ablations"]] == [
+        ("labels_on_demonstrations", 2, True, 5),
+        ("continued_sft", 2, True, 2),
+        ("negative_prompt", 2, False, 0),
     ]
+    assert [a["without_rollouts"] for a in summary["ablations"]] == [True, True, False]
+    assert [(a["comparison"]["fixed"], a["comparison"]["broke"]) for a in summary["ablations"]] == [
+        *((2, 0), (6, 1), (7, 0)),
+    ]
+    assert summary["ablations"][0]["comparison"]["lead"] == pytest.approx(0.2)
     for entry in summary["advantage"]:
         assert set(entry["epsilon"]) == set(TASKS)
         assert entry["wanted_positive"] == 0.3
@@ -113,7 +119,7 @@ def test_worse_and_the_best_to_keep(tmp_path: Path) -> None:
     print_table(summary, console)
     text = console.export_text()
     assert text.index("may have got worse") < text.index("95 %")  # first of all
-    assert text.index("What the numbers point at") > text.index("95 %")
+    assert text.index("What to try") > text.index("95 %")
     page = page_of(run)
     assert page.index('class="alarm"') < page.index('class="lead"') < page.index('class="advice"')
     (run / "iter_01/eval/manifest.json").unlink()
@@ -144,6 +150,7 @@ def test_tasks_without_rollouts(run_dir: Path, tmp_path: Path) -> None:
         "before": 0,
         "after": 2,
         "episodes": 5,
+        "lead": pytest.approx((fixed - broke) / 5),
         "fixed": fixed,
         "broke": broke,
         "mcnemar_p": pytest.approx(mcnemar_p(fixed, broke)),
@@ -158,23 +165,65 @@ def mcnemar_p(fixed: int, broke: int) -> float:
     return float(binomtest(fixed, fixed + broke).pvalue)
 
 
-def test_what_an_arm_changed(run_dir: Path, tmp_path: Path) -> None:
+def test_what_an_ablation_changed(run_dir: Path, tmp_path: Path) -> None:
+    """By the configurations of its stages, whatever the keys: an ablation may be any set of overrides."""
     copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
     config = "role: policy\npolicy: {{indicator_dropout: {0}, finetune: {{indicator: {1}}}}}\n"
-    arm = copy / "iter_02/controls/continued_sft"
+    (copy / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.format(0.3, "use")) | {"eval": {"beta": 1}}))
     (copy / "iter_02/policy/config.yaml").write_text(config.format(0.3, "use"))
-    (arm / "policy/config.yaml").write_text(config.format(0.3, "ignore"))
-    (arm / "eval/config.yaml").write_text("stage: evaluate\nenv: {max_steps: 50}\n")
-    controls = {control["arm"]: control["changes"] for control in build_summary(copy)["controls"]}
-    assert controls["continued_sft"] == {"policy.finetune.indicator": "ignore"}
-    assert controls["negative_prompt"] == {}
+    own = copy / "ablations/continued_sft/iter_02"
+    (own / "policy/config.yaml").write_text(config.format(0.3, "ignore"))
+    mine = shutil.copytree(own, copy / "ablations/mine/iter_02")
+    (mine / "policy/config.yaml").write_text(config.format(0.1, "use"))
+    (mine / "eval/config.yaml").write_text("stage: evaluate\nprompt: positive\nbeta: 2\nenv: {max_steps: 50}\n")
+    (copy / "iter_02/eval/config.yaml").write_text("stage: evaluate\nprompt: positive\nbeta: 1\nenv: {max_steps: 50}\n")
+    changes = {ablation["name"]: ablation["changes"] for ablation in build_summary(copy)["ablations"]}
+    assert changes["mine"] == {"policy.indicator_dropout": 0.1, "eval.beta": 2}
+    assert changes["continued_sft"] == {"policy.finetune.indicator": "ignore", "eval.beta": "–"}
+    assert changes["negative_prompt"] == {"eval.prompt": "negative", "eval.beta": "–"}
     table = page_of(copy).partition("<h2>Differences of configuration</h2>")[2].partition("</section>")[0]
     assert "<td>use</td><td>ignore</td>" in table
+    assert "Ablation: mine" in table
+
+
+def test_an_ablation_of_another_iteration(run_dir: Path, tmp_path: Path) -> None:
+    """It is compared with RECAP's policy of its own iteration: its last one, or SFT where it changes that alone."""
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    for place, wins in (("early/iter_01", AFTER), ("early/sft", BEFORE), ("pretrained/sft", AFTER)):
+        evaluate(copy / "ablations" / place / "eval", wins, 40)
+    summary = build_summary(copy)
+    found = {ablation["name"]: ablation for ablation in summary["ablations"]}
+    assert [(found[name]["iteration"], found[name]["eval"]["successes"]) for name in ("early", "pretrained")] == [
+        *((1, 7), (0, 7)),
+    ]
+    pairs = {(pair["before"], pair["after"]): pair for pair in summary["comparisons"]}
+    assert (pairs["early", 1]["fixed"], pairs["early", 1]["broke"]) == (1, 5)
+    assert (pairs["pretrained", 0]["fixed"], pairs["pretrained", 0]["broke"]) == (2, 6)
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(summary, console)
+    assert "early (iteration 1)" in console.export_text()
+    assert "Ablations of SFT" in page_of(copy)
+
+
+@pytest.mark.parametrize("old", ["controls", "keys"])
+def test_a_run_of_an_earlier_version(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    if old == "controls":
+        (copy / "iter_02/controls").mkdir()
+    else:
+        (copy / "config.yaml").write_text("name: demo\npi0: {size: tiny}\n")
+    assert main([str(copy)]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "made by an earlier version" in told
+    assert "git checkout 0123abc" in told
 
 
 def test_gate_that_stopped_the_run(run_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
-    for stage in ("policy", "eval", "controls", "gate"):
+    shutil.rmtree(copy / "ablations")
+    for stage in ("policy", "eval", "gate"):
         shutil.rmtree(copy / "iter_02" / stage)
     gate(copy / "iter_02" / "gate", ["rank", "outcome_auc"])
     summary = build_summary(copy)
@@ -212,22 +261,23 @@ STEADY = outcomes("1" * 10 + "0" * 30)
 
 
 @pytest.mark.parametrize(
-    ("last", "control", "said"),
+    ("last", "alone", "said"),
     [
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose from 25", "Experience helped")),
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "not shown that experience")),
-        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience did harm")),
-        (outcomes("0" * 40), STEADY, ("Success fell", "Experience did harm")),
-        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "not shown that experience")),
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose: 25", "Experience helped")),
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "No evidence that experience")),
+        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience hurt")),
+        (outcomes("0" * 40), STEADY, ("Success fell", "Experience hurt")),
+        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "No evidence that experience")),
     ],
 )
-def test_verdict_is_honest(tmp_path: Path, last: list[bool], control: list[bool], said: tuple[str, str]) -> None:
-    run = tmp_path / "demo"
-    for stage, wins in (("sft", STEADY), ("iter_01", last), ("iter_01/controls/labels_on_demonstrations", control)):
-        evaluate(run / stage / "eval", wins, 40)
+def test_verdict_is_honest(tmp_path: Path, last: list[bool], alone: list[bool], said: tuple[str, str]) -> None:
+    """Beside any ablation that read no rollouts, whatever its name."""
+    run = make_run(tmp_path / "demo", [STEADY, last], {"labels_on_demonstrations": alone}, rollouts=2, videos=0)
+    (run / "ablations/labels_on_demonstrations").rename(run / "ablations/mine")
     sentences = verdict(build_summary(run))
     assert len(sentences) == 2
     assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
+    assert "“mine”" in sentences[1]
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -284,7 +334,7 @@ def test_page_is_well_formed_and_self_contained(run_dir: Path) -> None:
         assert f"<h2>{heading}</h2>" in page
     data = data_of(page)
     assert [name for name in data["figures"] if "advantage" not in name and "trace" not in name] == [
-        *("success", "arms", "loss-policy", "loss-value"),
+        *("success", "ablations", "loss-policy", "loss-value"),
     ]
     assert all(trace["value"] and len(trace["value"]) == len(trace["advantage"]) for trace in data["traces"])
     assert {name for name in data["videos"] if name.startswith("trace")} == {
@@ -303,7 +353,7 @@ def test_page_without_the_optional_pieces(tmp_path: Path) -> None:
     for folder in ("sft/eval", "demonstrations"):
         shutil.rmtree(bare / folder)
     (bare / "config.yaml").unlink()
-    assert "No policy was evaluated yet" in page_of(bare)
+    assert "No policy has been evaluated yet" in page_of(bare)
     print_table(build_summary(bare), Console(file=io.StringIO()))
 
 
@@ -332,8 +382,9 @@ def test_runs_beside_each_other(run_dir: Path, tmp_path: Path, capsys: pytest.Ca
     fixed = sum(not a and m for a, m in zip(AFTER, MIDDLE, strict=True))
     broke = sum(a and not m for a, m in zip(AFTER, MIDDLE, strict=True))
     assert second["lead"] == pytest.approx(-0.4)
-    assert second["paired"] == {"fixed": fixed, "broke": broke, "mcnemar_p": pytest.approx(mcnemar_p(fixed, broke))}
-    assert rows["second", "SFT"]["paired"] == {"fixed": 0, "broke": 0, "mcnemar_p": 1.0}
+    p = pytest.approx(mcnemar_p(fixed, broke))
+    assert second["paired"] == {"lead": pytest.approx(-0.4), "fixed": fixed, "broke": broke, "mcnemar_p": p}
+    assert rows["second", "SFT"]["paired"] == {"lead": 0, "fixed": 0, "broke": 0, "mcnemar_p": 1.0}
     assert rows["other_states", "iteration 1"]["paired"] is None
     assert config_table(read_runs(names)) == [("rollout.beta", [1.0, 1.5, 1.0])]
     assert main([str(name) for name in names]) == 0

@@ -34,9 +34,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every section: two iterations, arms, a gate that failed, and a policy that got worse."""
-    controls = {"labels_on_demonstrations": AFTER, "negative_prompt": BEFORE}
-    run = make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, AFTER, BEFORE], controls)
+    """A run with every section: two iterations, ablations, a gate that failed, and a policy that got worse."""
+    ablations = {"labels_on_demonstrations": AFTER, "negative_prompt": BEFORE}
+    run = make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, AFTER, BEFORE], ablations)
     gate(run / "iter_02" / "gate", ["rank"], "warn")
     return write_html(run, write_summary(run))
 
@@ -95,8 +95,8 @@ def test_everything_is_drawn(browser: Browser, report: Path, width: int, scheme:
     page.select_option("select", index=0)
     page.wait_for_timeout(300)
     assert page.evaluate(EMPTY) == []
-    page.evaluate("() => Plotly.react(document.querySelector('[data-figure=arms]'), [])")
-    assert page.evaluate(EMPTY) == ["arms"]  # an empty one would be seen
+    page.evaluate("() => Plotly.react(document.querySelector('[data-figure=ablations]'), [])")
+    assert page.evaluate(EMPTY) == ["ablations"]  # an empty one would be seen
     assert opened.complaints == []
 
 

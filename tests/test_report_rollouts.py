@@ -70,10 +70,10 @@ def test_typical_and_surprising_episodes(found: tuple[Path, Rollouts]) -> None:
     mean = {e: rollouts.table["value"][rollouts.rows(e)].mean() for e in range(len(WINS))}
     wins, losses = ([e for e in sorted(mean, key=mean.__getitem__) if WINS[e] is won] for won in (True, False))
     assert {trace["title"]: trace["episode"] for trace in traces(run, rollouts)} == {
-        "A typical success": wins[1],  # the lower one of the two in the middle
-        "A typical failure": losses[1],
-        "The success it expected least": wins[0],
-        "The failure it expected least": losses[-1],
+        "Typical success": wins[1],  # the lower one of the two in the middle
+        "Typical failure": losses[1],
+        "Least expected success": wins[0],
+        "Least expected failure": losses[-1],
     }
 
 

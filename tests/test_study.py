@@ -17,7 +17,7 @@ from recap.utils.errors import RecapError
 
 SFT = [outcomes("1100000010"), outcomes("1000000000")]
 LAST = [outcomes("1011111100"), outcomes("1110000000")]
-CONTROL = [outcomes("1011110000"), outcomes("1111000000")]
+ALONE = [outcomes("1011110000"), outcomes("1111000000")]
 BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # as report_run has them, in turn
 
 
@@ -25,10 +25,8 @@ BOTH = ["put the moka pot on the stove", "put both moka pots on the stove"]  # a
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of two tasks, of the second of which no rollouts were collected."""
     study = tmp_path_factory.mktemp("made") / "study"
-    for seed, (sft, last, control) in enumerate(zip(SFT, LAST, CONTROL, strict=True), 1):
-        run = make_run(
-            study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": control, "positive_only": control}
-        )
+    for seed, (sft, last, alone) in enumerate(zip(SFT, LAST, ALONE, strict=True), 1):
+        run = make_run(study / f"seed={seed}", [sft, last], {"labels_on_demonstrations": alone, "positive_only": alone})
         config = {"name": "study", "env": {"tasks": BOTH, "fps": 10}, "rollout": {"tasks": BOTH[:1]}}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         write_summary(run, build_summary(run))
@@ -81,7 +79,7 @@ def test_rates_of_each_seed_and_of_all(page: str) -> None:
 
 def test_leads_are_paired(page: str) -> None:
     # 6 fixed and 2 broke in seed 1, 2 fixed in seed 2: p = 2 · (1 + 10 + 45) / 1024. Two seeds: 20 and 40 are the ends.
-    assert "## RECAP, iteration 1 against each arm, paired" in page
+    assert "## RECAP, iteration 1 against each policy, paired" in page
     assert "| SFT | +40, +20 | +30.0 [+20.0, +40.0] | 8 | 2 | 0.11 |" in page
     # 2 fixed in seed 1, 1 broke in seed 2: p = 2 · (1 + 3) / 8.
     assert "| same labels, demonstrations only | +20, -10 | +5.0 [-10.0, +20.0] | 2 | 1 | 1 |" in page

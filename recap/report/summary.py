@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from recap.data.labels import read_thresholds
-from recap.method.success import compare, summarize
+from recap.method.success import summarize
 from recap.report.advice import advise, best_policy, got_worse
-from recap.report.words import ARM_NAMES
+from recap.report.paired import paired
+from recap.report.words import ABLATION_NAMES
 from recap.storage import readers as files
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
@@ -23,7 +24,7 @@ from recap.utils.files import write_text
 # What advice goes by, of the run's configuration.
 SETTINGS = (
     *(f"policy.{key}" for key in ("sft.indicator", "indicator_dropout")),
-    *(f"policy.finetune.{key}" for key in ("steps", "learning_rate", "indicator", "outcomes", "demo_fraction")),
+    *(f"policy.finetune.{key}" for key in ("steps", "learning_rate", "indicator", "episode_filter", "demo_fraction")),
     *("value.finetune.steps", "value.finetune.demo_fraction"),
     *("advantage.n_step", "advantage.positive_fraction", "advantage.force_positive"),
     *("rollout.episodes", "rollout.beta", "eval.episodes", "eval.beta"),
@@ -34,30 +35,31 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
     """What the finished stages of a run directory say, in the format of summary.json.
 
     Keys: name, seed; worse, best, advice (see `recap.report.advice`); policies (one entry an iteration, 0 is SFT),
-    controls, comparisons (paired, on the same initial states), forgetting (the same, on tasks without rollouts), gate,
+    ablations, comparisons (paired, on the same initial states), forgetting (the same, on tasks without rollouts), gate,
     advantage, settings (of the configuration, by key), wall_seconds. `before` and `after` of a comparison are
-    iterations, or the name of a control arm. `eval` is None for a policy that was trained but not evaluated; a count of
-    episodes that no file tells is None.
-    Raises RecapError when the directory is missing, holds no finished stage, or holds a file that cannot be read.
+    iterations, or the name of an ablation. `eval` is None for a policy that was trained but not evaluated; a count of
+    episodes that no file holds is None.
+    Raises RecapError when the directory is missing, was written by an earlier version, holds no finished stage, or
+    holds a file that cannot be read.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise RecapError(f"run directory {run_dir} does not exist; give one that loop.py wrote, such as outputs/demo")
+        raise RecapError(f"run directory {run_dir} does not exist. Fix: name one that loop.py wrote: outputs/demo")
     config, nodes = files.read_config(run_dir), files.finished_stages(run_dir)
+    files.refuse_earlier(run_dir, config)
     if not nodes:
-        raise RecapError(
-            f"{run_dir} holds no finished stage (no manifest.json); run loop.py with output={run_dir} first"
-        )
-    policies = _policies(run_dir, nodes)
-    controls, settings = _controls(run_dir, nodes, policies), files.flat(config)
+        raise RecapError(f"{run_dir} holds no finished stage (no manifest.json). Fix: loop.py output={run_dir}")
+    results = {node: files.read_evaluation(run_dir / node) for node in nodes if node.endswith("eval")}
+    policies = _policies(run_dir, nodes, results)
+    ablations, settings = _ablations(run_dir, nodes, results), files.flat(config)
     summary = {
         "name": config.get("name") or run_dir.resolve().name,
         "seed": config.get("seed", next((m["seed"] for m in nodes.values() if "seed" in m), None)),
-        **dict.fromkeys(("worse", "best", "advice")),  # what is said first follows from the rest
+        **dict.fromkeys(("worse", "best", "advice")),  # shown first; they follow from the rest
         "policies": policies,
-        "controls": controls,
-        "comparisons": _comparisons(run_dir, policies, controls),
-        "forgetting": _forgetting(run_dir, policies),
+        "ablations": ablations,
+        "comparisons": _comparisons(run_dir, results, policies, ablations),
+        "forgetting": _forgetting(run_dir, results, policies),
         "gate": files.read_gates(run_dir),
         "advantage": _advantage(run_dir, nodes),
         "settings": {key: settings[key] for key in SETTINGS if key in settings},
@@ -101,53 +103,36 @@ def write_atomic(path: Path, text: str) -> None:
         ) from error
 
 
-def read_evaluation(run_dir: Path, node: str) -> dict[str, Any]:
-    """result.json of a finished evaluation. Raises RecapError when it is damaged or lists no episodes."""
-    path = run_dir / node / "result.json"
-    result = files.read_json(path)
-    if not result["episodes"]:
-        raise RecapError(f"{path} lists no episodes; delete {path.parent} and run the evaluation again")
-    return result
-
-
 # ---------------------------------------------------------------------------------------------------- parts
-def _evaluation(run_dir: Path, nodes: dict[str, Any], node: str) -> dict[str, Any] | None:
-    if node not in nodes:
-        return None
-    result = read_evaluation(run_dir, node)
-    numbers = summarize(
-        result["episodes"], result["fps"]
-    )  # counted again, so that the summary cannot disagree with its episodes
+def _evaluation(run_dir: Path, node: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a result.json, counted again, so that the summary cannot disagree with its episodes."""
+    numbers = summarize(result["episodes"], result["fps"])
     keys = ("successes", "success_rate", "ci95", "mean_steps_to_success", "successes_per_hour", "per_task")
     longest = files.read_config(run_dir / node).get("env", {}).get("max_steps")
+    timed_out = [not e["success"] and longest is not None and e["steps"] >= longest for e in result["episodes"]]
     return {
         "episodes": numbers["n"],
         **{key: numbers[key] for key in keys},
-        "timeouts": None if longest is None else sum(_timed_out(episode, longest) for episode in result["episodes"]),
+        "timeouts": None if longest is None else sum(timed_out),
         **{key: result.get(key) for key in ("prompt", "beta")},
         "outcomes": f"{node}/result.json",
     }
 
 
-def _timed_out(episode: dict[str, Any], longest: int) -> bool:
-    return not episode["success"] and episode["steps"] >= longest
-
-
-def _policies(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
+def _policies(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
     demonstrations = _demonstrations(run_dir, nodes)
     policies, rollouts = [], 0
     for iteration in [0, *files.iterations(nodes)]:
-        head = files.iteration_dir(iteration)
-        trained, evaluated = ("sft", "sft/eval") if iteration == 0 else (f"{head}/policy", f"{head}/eval")
-        if f"{head}/rollout" in nodes:
-            rollouts += files.count_episodes(run_dir / head / "rollout") or 0
+        trained, evaluated = files.policy_node(iteration), files.eval_node(iteration)
+        if (recorded := f"{files.iteration_dir(iteration)}/rollout") in nodes:
+            rollouts += files.count_episodes(run_dir / recorded) or 0
         if trained in nodes or evaluated in nodes:
             policies.append(
                 {
                     "iteration": iteration,
-                    "stage": "sft" if iteration == 0 else "finetune",
+                    "stage": "finetune" if iteration else "sft",
                     "checkpoint": f"{trained}/checkpoints/last",
-                    "eval": _evaluation(run_dir, nodes, evaluated),
+                    "eval": _evaluation(run_dir, evaluated, results[evaluated]) if evaluated in results else None,
                     "data": {"demonstrations": demonstrations, "rollouts": rollouts},
                 }
             )
@@ -165,69 +150,78 @@ def _demonstrations(run_dir: Path, nodes: dict[str, Any]) -> int | None:
     return sum(len(np.unique(table["episode_index"])) for table in labelled)
 
 
-def _controls(run_dir: Path, nodes: dict[str, Any], policies: list[dict]) -> list[dict[str, Any]]:
-    """The arms beside the last evaluated policy; `changes`: {key: value} where their configuration is another."""
-    last = max((policy["iteration"] for policy in policies if policy["eval"]), default=0)
-    head = files.iteration_dir(last)
-    found = (re.fullmatch(rf"{head}/controls/([^/]+)/eval", node) for node in nodes)
-    arms = sorted(match[1] for match in found if match)
-    order = [arm for arm in ARM_NAMES if arm in arms] + [arm for arm in arms if arm not in ARM_NAMES]
-    return [
-        {
-            "arm": arm,
-            "iteration": last,
-            "changes": _changes(run_dir, head, arm),
-            "eval": _evaluation(run_dir, nodes, f"{head}/controls/{arm}/eval"),
-        }
-        for arm in order
-    ]
+# ---------------------------------------------------------------------------------------------------- ablations
+def _ablations(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ablations that were evaluated, each at its last iteration, those with a name in `ABLATION_NAMES` first.
+
+    {"name", "iteration", "changes" ({key: value} where its configuration is another than the run's), "trained"
+    (whether it has a policy of its own), "without_rollouts" (whether that one saw demonstrations alone), "eval",
+    "comparison" (the paired test, RECAP's own evaluation being the later one; None where it has none)}.
+    """
+    own: dict[str, list[str]] = {}
+    for node in nodes:
+        if found := files.ABLATION.match(node):
+            own.setdefault(found["name"], []).append(node)
+    order = [*(name for name in ABLATION_NAMES if name in own), *sorted(own.keys() - ABLATION_NAMES.keys())]
+    return [_ablation(run_dir, nodes, results, own[name], name) for name in order if results.keys() & set(own[name])]
 
 
-def _changes(run_dir: Path, head: str, arm: str) -> dict[str, Any]:
-    """Where an arm's configuration is another than that of RECAP's own stages, by keys of the run's configuration."""
-    changes: dict[str, Any] = {}
-    for stage, prefix in (("sft", ""), ("advantage", ""), ("policy", ""), ("eval", "eval.")):
-        recap = stage if stage == "sft" else f"{head}/{stage}"
-        own, theirs = (
-            files.flat(files.read_config(run_dir / path)) for path in (recap, f"{head}/controls/{arm}/{stage}")
-        )
-        for key, value in theirs.items() if own else ():
-            if key in own and own[key] != value:
-                changes[key if "." in key else prefix + key] = value
+def _ablation(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any], own: list[str], name: str) -> dict:
+    """One entry of `_ablations`; own: the ablation's nodes."""
+    head = f"{files.ABLATIONS}/{name}"
+    evaluation = max(results.keys() & set(own), key=files.iteration_of)
+    iteration = files.iteration_of(evaluation)
+    recap, policy = files.eval_node(iteration), files.policy_node(iteration)
+    trained = f"{head}/{policy}"
+    saw_rollouts = [any(role.startswith("rollouts") for role in files.inputs_of(nodes, n)) for n in (policy, trained)]
+    return {
+        "name": name,
+        "iteration": iteration,
+        "changes": _changes(run_dir, [node for node in own if files.iteration_of(node) in (0, iteration)], head),
+        "trained": trained in nodes,
+        "without_rollouts": trained in nodes and saw_rollouts == [True, False],
+        "eval": _evaluation(run_dir, evaluation, results[evaluation]),
+        "comparison": _paired(run_dir, results, evaluation, recap) if recap in results else None,
+    }
+
+
+def _changes(run_dir: Path, own: list[str], head: str) -> dict[str, Any]:
+    """{key of the run's configuration: value} where a stage's config.yaml is another than that of the run's own one."""
+    known, changes = files.flat(files.read_config(run_dir)), {}
+    for node in own:
+        stage = node.removeprefix(f"{head}/")
+        theirs, mine = (files.flat(files.read_config(run_dir / path)) for path in (stage, node))
+        for key, _, value in files.config_changes(theirs, mine) if theirs else ():
+            changes[files.run_key(key, stage, known)] = value
     return changes
 
 
-def _comparisons(run_dir: Path, policies: list[dict], controls: list[dict]) -> list[dict[str, Any]]:
-    """Each iteration against the one before, the last against SFT, the best and each control."""
-    ran = [policy for policy in policies if policy["eval"]]
-    best = best_policy({"policies": policies}) or {}
-    pairs = list(pairwise(ran))
-    pairs += [(before, ran[-1]) for before in ran[:-2] if before is ran[0] or before["iteration"] == best["iteration"]]
-    pairs += [(control, ran[-1]) for control in controls if ran]
+# ---------------------------------------------------------------------------------------------------- comparisons
+def _comparisons(
+    run_dir: Path, results: dict[str, Any], policies: list[dict], ablations: list[dict]
+) -> list[dict[str, Any]]:
+    """Each iteration against the one before, the last against SFT and the best, each ablation against RECAP."""
+    ran = [policy["iteration"] for policy in policies if policy["eval"]]
+    best = best_policy({"policies": policies})
+    pairs = [*pairwise(ran), *((k, ran[-1]) for k in ran[:-2] if k == ran[0] or (best and k == best["iteration"]))]
     return [
-        {
-            "before": before.get("arm", before["iteration"]),
-            "after": after["iteration"],
-            **_compared(run_dir, before["eval"]["outcomes"], after["eval"]["outcomes"]),
-        }
-        for before, after in pairs
-    ]
+        {"before": a, "after": b, **_paired(run_dir, results, files.eval_node(a), files.eval_node(b))} for a, b in pairs
+    ] + [{"before": a["name"], "after": a["iteration"], **a["comparison"]} for a in ablations if a["comparison"]]
 
 
-def _compared(run_dir: Path, *results: str) -> dict[str, Any]:
+def _paired(run_dir: Path, results: dict[str, Any], *nodes: str) -> dict[str, Any]:
     """The paired test of two evaluations. Raises RecapError, which names their files, where they have no pairs."""
     try:
-        return compare(*(files.read_json(run_dir / path)["episodes"] for path in results))
+        return paired(*(results[node]["episodes"] for node in nodes))
     except RecapError as error:
-        if str(run_dir) in str(error):
-            raise
-        raise RecapError(f"{' and '.join(str(run_dir / path) for path in results)}: {error}") from error
+        where = " and ".join(str(run_dir / node / "result.json") for node in nodes)
+        raise RecapError(f"{where}: {error}") from error
 
 
-def _forgetting(run_dir: Path, policies: list[dict]) -> dict[str, Any] | None:
+def _forgetting(run_dir: Path, results: dict[str, Any], policies: list[dict]) -> dict[str, Any] | None:
     """The first and the last policy on the tasks that no rollouts were collected for; None where there are none.
 
-    {"tasks", "before", "after" (iterations), "episodes", "fixed", "broke", "mcnemar_p"}.
+    {"tasks", "before", "after" (iterations), "episodes", "lead", "fixed", "broke", "mcnemar_p"}.
     """
     datasets = run_dir.glob("iter_*/rollout/dataset")
     collected = {episode["task"] for dataset in datasets for episode in files.read_episodes(dataset)}
@@ -235,31 +229,17 @@ def _forgetting(run_dir: Path, policies: list[dict]) -> dict[str, Any] | None:
     tasks = sorted(set(ran[-1]["eval"]["per_task"]) - collected) if ran and collected else []
     if not tasks or len(ran) < 2:
         return None
-    sides = [
-        [
-            e
-            for e in read_evaluation(run_dir, policy["eval"]["outcomes"].rpartition("/")[0])["episodes"]
-            if e["task"] in tasks
-        ]
-        for policy in (ran[0], ran[-1])
-    ]
     ends = {"before": ran[0]["iteration"], "after": ran[-1]["iteration"]}
-    return {"tasks": tasks, **ends, "episodes": len(sides[0]), **compare(*sides)}
+    all_episodes = (results[files.eval_node(iteration)]["episodes"] for iteration in ends.values())
+    sides = [[episode for episode in episodes if episode["task"] in tasks] for episodes in all_episodes]
+    return {"tasks": tasks, **ends, "episodes": len(sides[0]), **paired(*sides)}
 
 
 def _advantage(run_dir: Path, nodes: dict[str, Any]) -> list[dict[str, Any]]:
+    stages = {files.iteration_of(node): node for node in nodes if re.fullmatch(r"(iter_\d+/)?advantage", node)}
     entries = []
-    for node in nodes:
-        head, _, word = node.rpartition("/")
-        if word != "advantage" or not (head == "" or files.ITERATION.match(head)):
-            continue
-        thresholds = read_thresholds(run_dir / node)
-        entries.append(
-            {
-                "iteration": int(head[5:]) if head else 0,
-                "epsilon": thresholds.epsilon,
-                "wanted_positive": thresholds.wanted_positive,
-                "achieved_positive": thresholds.achieved_positive,
-            }
-        )
+    for iteration, node in stages.items():
+        found = read_thresholds(run_dir / node)
+        keys = ("epsilon", "wanted_positive", "achieved_positive")
+        entries.append({"iteration": iteration, **{key: getattr(found, key) for key in keys}})
     return entries

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recap.report.advice import SIGNIFICANT, pair_of
+from recap.report.paired import direction
 from recap.report.verdict import alarm, verdict
 from recap.report.words import (
-    ARM_NAMES,
-    arm_name,
+    ablation_name,
     evaluated,
     interval,
+    lead_text,
     number,
     p_number,
     percent,
@@ -29,31 +29,32 @@ INTERVAL_WIDTH = 41
 
 
 def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
-    """Print the policies of a run, its controls and what they mean, to fit the console (80 columns and more)."""
+    """Print the policies of a run, its ablations and what they mean, to fit the console (80 columns and more)."""
     console = console or Console()
+    names = [_name(summary, ablation) for ablation in summary["ablations"]]
     wide = console.width >= INTERVAL_FROM
+    # Wide, both tables get the same first column, so that their intervals stand on one scale.
+    first = max(map(len, names), default=0) if wide else None
+    seed = "" if summary["seed"] is None else f"  seed {summary['seed']}"
     console.print()
-    console.print(
-        Text.assemble(
-            (f" {summary['name']}", "bold"), (f"  seed {summary['seed']}" if summary["seed"] is not None else "", "dim")
-        )
-    )
+    console.print(Text.assemble((f" {summary['name']}", "bold"), (seed, "dim")))
     console.print()
     if said := alarm(summary):
         _say(console, said, "bold red")
         console.print()
-    console.print(_policies(summary, wide))
-    if summary["controls"] and evaluated(summary):
+    console.print(_policies(summary, wide, first))
+    if names:
         console.print()
-        console.print(_controls(summary, wide))
+        console.print(_ablations(summary, wide, first))
     console.print()
     for sentence in verdict(summary):
         _say(console, sentence)
     if summary["advice"]:
-        console.print("\n What the numbers point at, and what to try:", style="bold", highlight=False)
+        console.print("\n What to try:", style="bold", highlight=False)
     for finding in summary["advice"]:
         _say(console, f"· {finding['problem']} ({finding['evidence']})")
-        console.print(*(f"     {override}" for override in finding["try"]), sep="\n", style="cyan", highlight=False)
+        for override in finding["try"]:
+            console.print(f"     {override}", style="cyan", highlight=False)
     console.print()
 
 
@@ -63,13 +64,11 @@ def _say(console: Console, sentence: str, style: str = "") -> None:
     console.print(Text("\n".join(lines), style))
 
 
-def _table(first: str, wide: bool) -> Table:
+def _table(first: str, wide: bool, width: int | None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, padding=(0, 1), show_edge=False)
-    # Wide, both tables get the same first column, so that their intervals stand on one scale.
-    table.add_column(first, vertical="bottom", min_width=max(map(len, ARM_NAMES.values())) if wide else None)
-    table.add_column("success\nk/n", justify="right", no_wrap=True)
-    table.add_column("\nrate", justify="right", no_wrap=True)
-    table.add_column("95 %\nWilson", justify="right", no_wrap=True)
+    table.add_column(first, vertical="bottom", min_width=width)
+    for header in ("success\nk/n", "\nrate", "95 %\nWilson"):
+        table.add_column(header, justify="right", no_wrap=True)
     if wide:
         scale = f"{'0 %':<19}50{'100 %':>{INTERVAL_WIDTH - 21}}"
         table.add_column(f"\n{scale}", no_wrap=True, width=INTERVAL_WIDTH)
@@ -94,41 +93,35 @@ def _interval(low: float, rate: float, high: float, style: str) -> Text:
     return drawn.append("·" * (INTERVAL_WIDTH - 1 - right), "dim")
 
 
-def _policies(summary: dict[str, Any], wide: bool) -> Table:
-    table = _table("\npolicy", wide)
+def _policies(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
+    table = _table("\npolicy", wide, width)
     for header in ("steps to\nsuccess", "successes\nper hour", "positive\nshare"):
         table.add_column(header, justify="right", no_wrap=True)
     shares = positive_shares(summary)
     for policy in summary["policies"]:
-        evaluation, share = policy["eval"], percent(shares.get(policy["iteration"]))
-        if evaluation is None:
-            table.add_row(policy_name(policy["iteration"]), *["–"] * (6 if wide else 5), share)
-            continue
-        table.add_row(
-            policy_name(policy["iteration"]),
-            *_numbers(evaluation, wide, "cyan"),
-            number(evaluation["mean_steps_to_success"], 1),
-            number(evaluation["successes_per_hour"]),
-            share,
-        )
+        evaluation, name = policy["eval"], policy_name(policy["iteration"])
+        numbers: list[Text | str] = ["–"] * (6 if wide else 5)
+        if evaluation:
+            speed = number(evaluation["mean_steps_to_success"], 1), number(evaluation["successes_per_hour"])
+            numbers = [*_numbers(evaluation, wide, "cyan"), *speed]
+        table.add_row(name, *numbers, percent(shares.get(policy["iteration"])))
     return table
 
 
-def _controls(summary: dict[str, Any], wide: bool) -> Table:
-    last = evaluated(summary)[-1]
-    table = _table(f"control\nfor {policy_name(last['iteration'])}", wide)
-    table.add_column("\nlead", justify="right", no_wrap=True)
+def _ablations(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
+    table = _table("\nablation", wide, width)
+    table.add_column("RECAP’s\nlead", justify="right", no_wrap=True)
     table.add_column("paired\np", justify="right", no_wrap=True)
-    for control in summary["controls"]:
-        if (evaluation := control["eval"]) is None:
-            continue
-        paired = pair_of(summary, control["arm"], last["iteration"])
-        lead = 100 * (last["eval"]["success_rate"] - evaluation["success_rate"])
-        sure = paired is not None and paired["mcnemar_p"] < SIGNIFICANT
-        table.add_row(
-            arm_name(control["arm"]),
-            *_numbers(evaluation, wide, "yellow"),
-            Text(f"{lead:+.0f}", ("green" if lead > 0 else "red") if sure else ""),
-            p_number(paired["mcnemar_p"]) if paired else "–",
-        )
+    for ablation in summary["ablations"]:
+        pair = ablation["comparison"]
+        style = {1: "green", -1: "red", 0: ""}[direction(pair)]
+        beside = (Text(lead_text(pair["lead"]), style), p_number(pair["mcnemar_p"])) if pair else ("–", "–")
+        table.add_row(_name(summary, ablation), *_numbers(ablation["eval"], wide, "yellow"), *beside)
     return table
+
+
+def _name(summary: dict[str, Any], ablation: dict[str, Any]) -> str:
+    """With its iteration, where that is not the last one that was evaluated."""
+    name, iteration = ablation_name(ablation["name"]), ablation["iteration"]
+    last = max((policy["iteration"] for policy in evaluated(summary)), default=iteration)
+    return name if iteration == last else f"{name} ({policy_name(iteration)})"

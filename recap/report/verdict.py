@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from recap.report.advice import SIGNIFICANT, pair_of
-from recap.report.words import arm_name, evaluated, labels_of, p_text, percent, points, policy_name
-
-# The arm that answers "did experience help?": the first of these that was run.
-EXPERIENCE_ARMS = ("labels_on_demonstrations", "continued_sft")
+from recap.report.paired import direction, pair_of, prompted_negative, without_experience
+from recap.report.words import ablation_name, evaluated, labels_of, p_text, percent, points, policy_name
 
 
 def alarm(summary: dict[str, Any]) -> str | None:
-    """What has to be said first: a gate stopped the run, or the policy got worse and which one to keep."""
+    """What has to come first: a gate stopped the run, or the policy got worse and which one to keep."""
     gate = summary["gate"][-1] if summary["gate"] else None
     if gate and not gate["passed"] and gate["action"] == "stop":
         failed = sum(not check["passed"] for check in gate["checks"])
@@ -22,80 +19,63 @@ def alarm(summary: dict[str, Any]) -> str | None:
         )
     if (worse := summary["worse"]) is None:
         return None
-    counts = "" if worse["fixed"] is None else f": {worse['fixed']} fixed, {worse['broke']} broke"
-    chance = "" if worse["mcnemar_p"] is None else f", {p_text(worse['mcnemar_p'])}"
+    counts = "" if worse["fixed"] is None else f": {_counts(worse)}"
     return (
         f"The policy {'got' if worse['sure'] else 'may have got'} worse: {policy_name(worse['iteration'])} is "
-        f"{points(worse['points'] / 100)} below {policy_name(worse['than'])}{counts}{chance}"
-        f"{'' if worse['sure'] else ', which is within chance'}. "
-        f"Keep {policy_name(summary['best']['iteration'])}: {summary['best']['checkpoint']}, where “best” leads to."
+        f"{points(worse['points'] / 100)} below {policy_name(worse['than'])}{counts}"
+        f"{'' if worse['sure'] else ', within chance'}. "
+        f"Keep {policy_name(summary['best']['iteration'])}: {summary['best']['checkpoint']} (the link “best”)."
     )
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
-    """Two or three sentences: what happened, whether experience beat its control, whether the indicator is read."""
+    """Two or three sentences: what happened, whether experience made the difference, whether the indicator is read."""
     policies = evaluated(summary)
     if not policies:
-        return ["No policy was evaluated yet, so there is nothing to compare."]
+        return ["No policy has been evaluated yet."]
     if len(policies) == 1:
-        only = policies[0]["eval"]
-        name = policy_name(policies[0]["iteration"])
-        return [f"Only {name} was evaluated ({_rate(only)}), so there is nothing to compare it with."]
-    sentences = [_change(summary, policies), _experience(summary, policies[-1])]
-    if reads := _reads_indicator(summary, policies[-1]):
-        sentences.append(reads)
-    return sentences
+        only, name = policies[0]["eval"], policy_name(policies[0]["iteration"])
+        counts = f"{only['successes']} of {only['episodes']}"
+        return [f"Only {name} was evaluated: {percent(only['success_rate'])}, {counts}."]
+    sentences = [_change(summary, policies[0], policies[-1]), _experience(summary, policies[-1])]
+    reads = _reads_indicator(summary, policies[-1])
+    return [*sentences, reads] if reads else sentences
 
 
-def _rate(evaluation: dict[str, Any]) -> str:
-    return f"{percent(evaluation['success_rate'])}, {evaluation['successes']} of {evaluation['episodes']}"
+def _counts(pair: dict[str, Any]) -> str:
+    return f"{pair['fixed']} fixed, {pair['broke']} broke, {p_text(pair['mcnemar_p'])}"
 
 
-def _change(summary: dict[str, Any], policies: list[dict[str, Any]]) -> str:
-    first, last = policies[0], policies[-1]
-    before, after = first["eval"], last["eval"]
-    paired = pair_of(summary, first["iteration"], last["iteration"])
-    significant = paired is not None and paired["mcnemar_p"] < SIGNIFICANT
-    up = after["successes"] / after["episodes"] - before["successes"] / before["episodes"]
-    rates = [f"{percent(side['eval']['success_rate'])} ({policy_name(side['iteration'])})" for side in (first, last)]
-    if significant:
-        text = f"Success {'rose' if up > 0 else 'fell'} from {rates[0]} to {rates[1]}"
-    else:
-        text = f"Success did not change measurably: {rates[0]}, then {rates[1]}"
-    if paired:
-        counts = f"{paired['fixed']} were fixed and {paired['broke']} broke"
-        text += f"; on the same {after['episodes']} initial states {counts} ({p_text(paired['mcnemar_p'])})"
-    return text + "."
+def _change(summary: dict[str, Any], first: dict[str, Any], last: dict[str, Any]) -> str:
+    pair = pair_of(summary, first["iteration"], last["iteration"])
+    change = {1: "Success rose", -1: "Success fell", 0: "Success did not change measurably"}[direction(pair)]
+    before, after = (f"{percent(p['eval']['success_rate'])} ({policy_name(p['iteration'])})" for p in (first, last))
+    states = f"; of {last['eval']['episodes']} initial states, {_counts(pair)}" if pair else ""
+    return f"{change}: {before} → {after}{states}."
 
 
 def _experience(summary: dict[str, Any], last: dict[str, Any]) -> str:
-    controls = {control["arm"]: control["eval"] for control in summary["controls"] if control["eval"]}
-    arm = next((arm for arm in EXPERIENCE_ARMS if arm in controls), None)
-    if arm is None:
-        return (
-            "No control was trained on the demonstrations alone, so nothing says that experience made the difference."
-        )
-    control, paired = controls[arm], pair_of(summary, arm, last["iteration"])
-    lead = last["eval"]["success_rate"] - control["success_rate"]
-    chance = p_text(paired["mcnemar_p"]) if paired else "not paired"
-    name = f"the control “{arm_name(arm)}” ({percent(control['success_rate'])})"
-    if paired and paired["mcnemar_p"] < SIGNIFICANT and lead > 0:
-        return f"Experience helped: {policy_name(last['iteration'])} beats {name} by {points(lead)} ({chance})."
-    if paired and paired["mcnemar_p"] < SIGNIFICANT and lead < 0:
-        return f"Experience did harm: {policy_name(last['iteration'])} is {points(lead)} worse than {name} ({chance})."
-    where = "level with" if round(abs(lead) * 100) == 0 else f"{points(lead)} {'above' if lead > 0 else 'below'}"
-    return (
-        f"It is not shown that experience helped: {policy_name(last['iteration'])} is {where} {name}, which is within "
-        f"chance ({chance})."
-    )
+    ablation = without_experience(summary, last["iteration"])
+    if ablation is None:
+        return "Whether experience helped is open: no ablation was trained on the demonstrations alone."
+    pair, recap = ablation["comparison"], policy_name(last["iteration"])
+    rival = f"“{ablation_name(ablation['name'])}” ({percent(ablation['eval']['success_rate'])})"
+    lead, chance = points(pair["lead"]), p_text(pair["mcnemar_p"])
+    if direction(pair) > 0:
+        return f"Experience helped: {recap} beats {rival} by {lead} ({chance})."
+    if direction(pair) < 0:
+        return f"Experience hurt: {recap} is {lead} below {rival} ({chance})."
+    level = round(100 * pair["lead"]) == 0
+    where = "level with" if level else f"{lead} {'above' if pair['lead'] > 0 else 'below'}"
+    return f"No evidence that experience helped: {recap} is {where} {rival}, within chance ({chance})."
 
 
 def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | None:
-    paired = pair_of(summary, "negative_prompt", last["iteration"])
-    control = next((c["eval"] for c in summary["controls"] if c["arm"] == "negative_prompt"), None)
-    if paired is None or control is None:
+    ablation = prompted_negative(summary, last["iteration"])
+    if ablation is None:
         return None
-    prompted = f"prompted “Advantage: negative” the same policy succeeds in {percent(control['success_rate'])}"
-    if paired["mcnemar_p"] < SIGNIFICANT and paired["fixed"] > paired["broke"]:
-        return f"The policy reads the indicator: {prompted} ({p_text(paired['mcnemar_p'])})."
-    return f"The policy does not visibly read the indicator: {prompted} ({p_text(paired['mcnemar_p'])})."
+    reads = "reads the indicator" if direction(ablation["comparison"]) > 0 else "does not visibly read the indicator"
+    return (
+        f"The policy {reads}: prompted “Advantage: negative” it succeeds in "
+        f"{percent(ablation['eval']['success_rate'])} ({p_text(ablation['comparison']['mcnemar_p'])})."
+    )

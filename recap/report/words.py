@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NBSP = "\u00a0"  # keeps a number and its sign on one line
-ARM_NAMES = {  # in the order in which they are told; any other arm follows under its own name
+ABLATION_NAMES = {  # in the order in which they are shown; any other ablation follows under its own name
     "labels_on_demonstrations": "same labels, demonstrations only",
     "continued_sft": "SFT continued, same steps",
     "all_data": "all data, no indicator",
@@ -16,6 +16,7 @@ ARM_NAMES = {  # in the order in which they are told; any other arm follows unde
     "strongly_guided": "RECAP, guidance β = 2.5",
     "negative_prompt": "last policy, prompted negative",
     "all_outcomes": "RECAP with failed rollouts",
+    "successes_only": "RECAP without failed rollouts",
     "positive_only": "RECAP, only positive is named",
     "forced_demonstrations": "RECAP, demonstrations forced positive",
     "no_dropout": "RECAP without dropout",
@@ -27,8 +28,8 @@ ARM_NAMES = {  # in the order in which they are told; any other arm follows unde
 }
 
 
-def arm_name(arm: str) -> str:
-    return ARM_NAMES.get(arm, arm.replace("_", " "))
+def ablation_name(name: str) -> str:
+    return ABLATION_NAMES.get(name, name.replace("_", " "))
 
 
 def policy_name(iteration: int) -> str:
@@ -37,12 +38,12 @@ def policy_name(iteration: int) -> str:
 
 def labels_of(iteration: int) -> str:
     """Which labels: those of an iteration, or of the demonstrations before SFT."""
-    return f"iteration {iteration}" if iteration else "the pre-training"
+    return f"iteration {iteration}" if iteration else "pre-training"
 
 
 def side_name(side: int | str) -> str:
-    """A side of a comparison: an iteration, or a control arm."""
-    return policy_name(side) if isinstance(side, int) else arm_name(side)
+    """A side of a comparison: an iteration, or an ablation."""
+    return policy_name(side) if isinstance(side, int) else ablation_name(side)
 
 
 def sentence_case(text: str) -> str:
@@ -64,6 +65,17 @@ def points(difference: float) -> str:
     return f"{rounded}{NBSP}point{'' if rounded == 1 else 's'}"
 
 
+def signed(value: float | None, digits: int = 0) -> str:
+    """+20 or −5; nothing for None."""
+    return "" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def lead_text(lead: float | None) -> str:
+    """A difference of two rates in points, as a column has it: +20."""
+    rounded = None if lead is None else round(100 * lead)
+    return "0" if rounded == 0 else signed(rounded)
+
+
 def p_text(p: float) -> str:
     """p = 0.012, with two significant digits, and never rounded to 0."""
     number = "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.995 else "= 1"
@@ -77,6 +89,13 @@ def p_number(p: float) -> str:
 
 def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def plain(value: Any) -> str:
+    """A value of the configuration as it is typed in an override."""
+    if isinstance(value, list):
+        return f"[{','.join(map(plain, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def positive_shares(summary: dict[str, Any]) -> dict[int, float]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # matplotlib takes a second that only the gate should pay
 # The report's colours.
 INK, SOFT, FAINT, LINE, CARD, PAGE = "#1d2228", "#57606b", "#7d858f", "#e6e3dc", "#ffffff", "#faf9f6"
 COLOURS = {"success": "#2b8464", "failure": "#c2543a", "demonstration": "#666bb3"}
-GOOD, BAD, UNKNOWN = "#2b8464", "#c2543a", "#b0741a"
+POLICY, GOOD, BAD, UNKNOWN = "#1f6f8b", "#2b8464", "#c2543a", "#b0741a"
 PROGRESS = np.linspace(0, 1, 41)  # of an episode
 STYLE: Any = {  # matplotlib names every key it takes in a type
     "font.family": ["DejaVu Sans"],
@@ -135,7 +135,7 @@ def _histogram(axes: Axes, labels: Labelled, episodes: Episodes) -> None:
 
 def _calibration(axes: Axes, labels: Labelled) -> None:
     axes.plot([-1, 0], [-1, 0], color=FAINT, lw=1, ls=(0, (3, 2.5)))
-    for name, held, colour in (("trained on", False, FAINT), ("held out", True, "#1f6f8b")):
+    for name, held, colour in (("trained on", False, FAINT), ("held out", True, POLICY)):
         rows = labels.held_out == held
         if rows.sum() < 20:
             continue

@@ -20,6 +20,9 @@ from recap.utils.shapes import COUNT, POSITIVE, misfit
 Columns = dict[str, np.ndarray]  # the columns of advantages.parquet, one entry a frame
 
 ITERATION = re.compile(r"iter_(\d+)$")
+ABLATIONS = "ablations"
+ABLATION = re.compile(rf"{ABLATIONS}/(?P<name>[^/]+)/(?P<node>.+)$")  # of a node that an ablation does not share
+COUNTED, ABSENT = ("stage", "iteration"), "–"  # differ from stage to stage by design; what has no value
 # What is read of each file; the rest of it may be anything.
 EPISODE = {"task": str, "success": bool, "steps": COUNT}
 CHECK = {"name": str, "value": (float, None), "limit": str, "knob": str, "passed": bool, "text": str}
@@ -47,7 +50,7 @@ SHAPES: dict[str, Any] = {
     },
     "summary.json": {
         "policies": [{"iteration": COUNT, "eval": {"outcomes": str}}],
-        "controls": [{"arm": str, "eval": {"outcomes": str}}],
+        "ablations": [{"name": str, "eval": {"outcomes": str}}],
     },
     "config.yaml": {"name?": (str, None), "seed?": (int, None), "env?": {"max_steps?": (COUNT, None)}},
 }
@@ -107,28 +110,50 @@ def _no_number(word: str) -> float:
     raise ValueError(f"{word} is no number")
 
 
-def _stage_rank(node: str) -> tuple[int, int, str, int]:
+def _stage_rank(node: str) -> tuple[bool, str, int, int, str]:
+    """The run's stages in its order, then those of each ablation in the same order."""
+    ablation = ABLATION.match(node)
+    name, node = (ablation["name"], ablation["node"]) if ablation else ("", node)
     head, _, tail = node.partition("/")
-    found = ITERATION.match(head)
-    order, word = (ITERATION_ORDER, tail) if found else (STAGE_ORDER, node)
+    order, word = (ITERATION_ORDER, tail) if ITERATION.match(head) else (STAGE_ORDER, node)
     word = re.sub(r"^value_\d+$", "value", word)  # a further member of the value function
-    if word not in order:  # a control arm's: its own stages in their order
-        arm, _, word = node.rpartition("/")
-        return int(found.group(1)) if found else 0, len(order), arm, order.index(word) if word in order else 0
-    return int(found.group(1)) if found else 0, order.index(word), node, 0
+    return bool(ablation), name, iteration_of(node), order.index(word) if word in order else len(order), node
 
 
 def finished_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Manifest of every finished node ("sft", "iter_01/rollout", "iter_01/controls/<arm>/eval"), in the run's order."""
-    paths = [path for depth in ("*", "*/*", "*/*/*/*") for path in run_dir.glob(f"{depth}/manifest.json")]
+    """Manifest of every finished node ("sft", "iter_01/eval", "ablations/<name>/iter_01/eval"), in the run's order."""
+    depths = ("*", "*/*", f"{ABLATIONS}/*/*", f"{ABLATIONS}/*/*/*")
+    paths = {path for depth in depths for path in run_dir.glob(f"{depth}/manifest.json")}
     nodes = sorted((path.parent.relative_to(run_dir).as_posix() for path in paths), key=_stage_rank)
     return {node: read_json(run_dir / node / "manifest.json") for node in nodes}
 
 
+def inputs_of(nodes: dict[str, dict[str, Any]], node: str) -> dict[str, dict[str, Any]]:
+    """Role -> {"sha256"} of what a stage read; {} where it is not finished."""
+    return nodes.get(node, {}).get("inputs") or {}
+
+
+def refuse_earlier(run_dir: Path, config: dict[str, Any]) -> None:
+    """Raises RecapError for a run directory whose layout or keys are those of an earlier version."""
+    old = next((f"{path.relative_to(run_dir)}/" for path in run_dir.glob("iter_*/controls")), None)
+    old = old or ("pi0: in its config.yaml" if "pi0" in config else None)
+    if old is None:
+        return
+    manifest = next(iter(sorted(run_dir.glob("*/manifest.json"))), None)
+    commit = read_json(manifest).get("git_commit") if manifest else None
+    fix = f"git checkout {commit.removesuffix('-dirty')} to read it" if commit else "check out the commit that made it"
+    raise RecapError(f"{run_dir} was made by an earlier version ({old}). Fix: {fix}, or name=<another> for a new run.")
+
+
 def iterations(nodes: dict[str, dict[str, Any]]) -> list[int]:
     """The iterations (from 1) that have at least one finished stage."""
-    found = (ITERATION.match(node.split("/")[0]) for node in nodes)
-    return sorted({int(match.group(1)) for match in found if match})
+    return sorted({iteration_of(node) for node in nodes if ITERATION.match(node.split("/")[0])})
+
+
+def iteration_of(node: str) -> int:
+    """Which iteration a node belongs to; 0 for the pre-training."""
+    found = re.search(r"(?:^|/)iter_(\d+)/", f"{node}/")
+    return int(found[1]) if found else 0
 
 
 def iteration_dir(iteration: int) -> str:
@@ -148,6 +173,23 @@ def stage_dir(run_dir: Path, iteration: int, stage: str) -> Path:
     return run_dir / iteration_dir(iteration) / stage if iteration else run_dir / stage
 
 
+def policy_node(iteration: int) -> str:
+    return f"{iteration_dir(iteration)}/policy" if iteration else "sft"
+
+
+def eval_node(iteration: int) -> str:
+    return f"{iteration_dir(iteration)}/eval" if iteration else "sft/eval"
+
+
+def read_evaluation(stage: Path) -> dict[str, Any]:
+    """result.json of a finished evaluation. Raises RecapError when it is damaged or lists no episodes."""
+    path = stage / "result.json"
+    result = read_json(path)
+    if not result["episodes"]:
+        raise RecapError(f"{path} lists no episodes; {_again(path)}")
+    return result
+
+
 def read_episodes(dataset: Path) -> list[dict[str, Any]]:
     """Task, success, steps, initial state and seed of the episodes of a data set that the run recorded; [] without."""
     path = dataset / "meta" / "recap.json"
@@ -160,6 +202,23 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) where two flat configurations differ; "–" for a missing key."""
+    keys = [*old, *(key for key in new if key not in old)]
+    found = [(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys if key not in COUNTED]
+    return [change for change in found if change[1] != change[2]]
+
+
+def run_key(key: str, node: str, known: Mapping[str, Any]) -> str:
+    """What a key of a stage's config.yaml is called in the run's: `prompt` of an evaluation is eval.prompt.
+
+    known: the run's configuration, flat.
+    """
+    word = node.rpartition("/")[2]
+    candidates = (key, f"{word}.{key}", f"policy.{key}")
+    return next((c for c in candidates if c in known), key if "." in key else f"{word}.{key}")
 
 
 def moment(value: Any) -> float | None:
@@ -194,6 +253,12 @@ def count_episodes(stage_dir: Path) -> int | None:
     return None
 
 
+def films(stage_dir: Path) -> dict[int, Path]:
+    """The videos of a stage by the index of their episode."""
+    numbered = ((re.search(r"\d+", path.stem), path) for path in sorted((stage_dir / "videos").glob("*.mp4")))
+    return {int(number[0]): path for number, path in numbered if number}
+
+
 def read_advantages(stage_dir: Path) -> list[Columns]:
     """Labels of every data set of an advantage stage, by name. Raises RecapError for a damaged one."""
     return [read_labels(path.parent).columns for path in sorted(stage_dir.rglob(PARQUET))]
@@ -216,8 +281,17 @@ def groups(table: Columns) -> dict[str, np.ndarray]:
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
+def by_mean_value(table: Columns, mask: np.ndarray) -> list[int]:
+    """The episodes among the masked frames, lowest mean value first."""
+    episodes, inverse = np.unique(table["episode_index"][mask], return_inverse=True)
+    mean = np.bincount(inverse, weights=table["value"][mask]) / np.bincount(inverse)
+    return episodes[np.argsort(mean, kind="stable")].tolist()
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """The records of a metrics.jsonl, [] without one; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
     records = []
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:

@@ -9,13 +9,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recap.data.labels import PARQUET, THRESHOLDS, read_labels
+from recap.data.labels import read_thresholds
+from recap.storage import readers as files
 
 Row = dict[str, Any]
 FIRST_BATCH, PROMPTS = "first_batch", "prompts.jsonl"
@@ -39,14 +41,14 @@ def first_batch(lib: Any, out: Path) -> Row:
 
 
 def evaluation(lib: Any, out: Path, videos: int) -> Row:
-    result = _json(out / "result.json")
+    result = files.read_evaluation(out)
     outcome = {episode["index"]: episode for episode in result["episodes"]}
     return {**success(result["n"], result), **_videos(lib, out, videos, outcome)}
 
 
 def recording(lib: Any, out: Path, videos: int) -> Row:
     """Demonstrations or rollouts."""
-    episodes = _json(out / "dataset/meta/recap.json")["episodes"]
+    episodes = files.read_episodes(out / "dataset")
     won = [episode["success"] for episode in episodes]
     row: Row = {
         "data/episodes": len(episodes),
@@ -71,22 +73,16 @@ def values(lib: Any, out: Path, _: int) -> Row:
 
 def advantages(lib: Any, out: Path, _: int) -> Row:
     """ε, achieved shares, a histogram of the advantages by source, and V over a success and a failure."""
-    thresholds = _json(out / THRESHOLDS)
-    tables = [read_labels(path.parent).columns for path in sorted(out.rglob(PARQUET))]
-    row: Row = {"positive/wanted": thresholds["wanted_positive"]}
-    row |= {key("epsilon", task): value for task, value in thresholds["epsilon"].items()}
-    row |= _shares("positive", thresholds["achieved_positive"])
-    pooled = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    rollout, won = pooled["source"] == "rollout", pooled["success"]
-    groups = {"success": rollout & won, "failure": rollout & ~won}
-    groups |= {name: pooled["source"] == name for name in sorted({*pooled["source"].tolist()} - {"rollout"})}
-    row |= {key("advantage", name): _histogram(lib, pooled["advantage"][m]) for name, m in groups.items() if m.any()}
+    tables = files.read_advantages(out)
+    row, pooled = _labels(asdict(read_thresholds(out))), files.concatenate(tables)
+    for name, mask in files.groups(pooled).items():
+        row[key("advantage", name)] = _histogram(lib, pooled["advantage"][mask])
     return {**row, **_value_curves(lib, tables)}
 
 
 def gate(lib: Any, out: Path, _: int) -> Row:
     """The checks of the value gate, by name, and its figure."""
-    result = _json(out / "gate.json")
+    result = files.read_json(out / "gate.json")
     row: Row = {"gate/passed": int(result["passed"])}
     for check in result["checks"]:
         row[key("gate", check["name"], "passed")] = int(check["passed"])
@@ -100,7 +96,7 @@ def rest(_: Any, out: Path, __: int) -> Row:
     row: Row = {}
     for path in sorted(out.glob("*.json")):
         if path.name not in ("manifest.json", "config.yaml"):
-            row |= {f"{path.stem}/{name}": value for name, value in _numbers(_json(path))}
+            row |= {f"{path.stem}/{name}": value for name, value in _numbers(files.read_json(path))}
     return row
 
 
@@ -138,7 +134,7 @@ def success(episodes: int, numbers: dict[str, Any]) -> Row:
 # ---------------------------------------------------------------------------------------------------- the run
 def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
     """((iteration, its row) of all iterations that are evaluated, what may still change): from summary.json."""
-    summary = _json(run / "summary.json")
+    summary = files.read_json(run / "summary.json")
     labels = {entry["iteration"]: entry for entry in summary["advantage"]}
     rows = []
     for policy in takewhile(lambda policy: policy["eval"], summary["policies"]):
@@ -146,16 +142,14 @@ def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
         row: Row = success(policy["eval"]["episodes"], policy["eval"])
         row |= {key("data", name): count for name, count in policy["data"].items() if count is not None}
         if entry := labels.get(iteration):
-            row |= {"positive/wanted": entry["wanted_positive"], **_shares("positive", entry["achieved_positive"])}
-            row |= {key("epsilon", task): value for task, value in entry["epsilon"].items()}
+            row |= _labels(entry)
         row |= _minutes(iteration, summary["wall_seconds"])
         rows.append((iteration, {"iteration": iteration, **{f"loop/{name}": value for name, value in row.items()}}))
     totals: Row = {"minutes/run": round(sum(summary["wall_seconds"].values()) / 60, 3)}
-    for control in summary["controls"]:
-        if control["eval"]:
-            low, high = control["eval"]["ci95"]
-            numbers = {"rate": control["eval"]["success_rate"], "low": low, "high": high}
-            totals |= {key("controls", control["arm"], name): value for name, value in numbers.items()}
+    for ablation in summary["ablations"]:
+        low, high = ablation["eval"]["ci95"]
+        numbers = {"rate": ablation["eval"]["success_rate"], "low": low, "high": high}
+        totals |= {key("ablations", ablation["name"], name): value for name, value in numbers.items()}
     for pair in summary["comparisons"]:
         name = f"{pair['before']}_to_{pair['after']}"
         totals |= {
@@ -167,11 +161,8 @@ def loop_rows(run: Path) -> tuple[list[tuple[int, Row]], Row]:
 def _minutes(iteration: int, wall: dict[str, float]) -> Row:
     """Wall time of the stages that an iteration's evaluation comes after, so that all of them are known by then."""
     head = f"iter_{iteration:02d}/"
-    if iteration:
-        own = {
-            path.removeprefix(head): wall[path] for path in wall if path.startswith(head) and "/controls/" not in path
-        }
-    else:
+    own = {path.removeprefix(head): seconds for path, seconds in wall.items() if path.startswith(head)}
+    if not iteration:
         own = {path: wall[path] for path in ("demonstrations", "sft", "sft/eval") if path in wall}
     row = {key("minutes", path.replace("/", "_")): round(seconds / 60, 3) for path, seconds in own.items()}
     return {**row, "minutes/iteration": round(sum(own.values()) / 60, 3)}
@@ -179,21 +170,25 @@ def _minutes(iteration: int, wall: dict[str, float]) -> Row:
 
 # ---------------------------------------------------------------------------------------------------- parts
 def _videos(lib: Any, out: Path, most: int, outcome: dict[int, dict[str, Any]]) -> Row:
-    films = []
-    for path in sorted((out / "videos").glob("*.mp4"))[:most]:
-        number = re.search(r"\d+", path.name)
-        told = outcome.get(int(number[0])) if number else None
-        word = "" if told is None else f"{'success' if told['success'] else 'failure'} in {told['steps']} steps: "
-        films.append(lib.Video(str(path), caption=f"{word}{told['task'] if told else path.stem}", format="mp4"))
-    return {"videos": films} if films else {}
+    shown = []
+    for index, path in [*files.films(out).items()][:most]:
+        caption = path.stem
+        if episode := outcome.get(index):
+            ended = "success" if episode["success"] else "failure"
+            caption = f"{ended} in {episode['steps']} steps: {episode['task']}"
+        shown.append(lib.Video(str(path), caption=caption, format="mp4"))
+    return {"videos": shown} if shown else {}
 
 
 def _histogram(lib: Any, values: np.ndarray) -> Any:
     return lib.Histogram(np_histogram=np.histogram(values, bins=BINS))
 
 
-def _shares(head: str, shares: dict[str, float | None]) -> Row:
-    return {key(head, name): share for name, share in shares.items() if share is not None}
+def _labels(labels: dict[str, Any]) -> Row:
+    """ε by task and the shares of positive frames; of a thresholds.json or of an iteration in summary.json."""
+    row: Row = {"positive/wanted": labels["wanted_positive"]}
+    row |= {key("positive", name): share for name, share in labels["achieved_positive"].items() if share is not None}
+    return row | {key("epsilon", task): value for task, value in labels["epsilon"].items()}
 
 
 def _value_curves(lib: Any, tables: list[dict[str, np.ndarray]]) -> Row:
@@ -203,12 +198,11 @@ def _value_curves(lib: Any, tables: list[dict[str, np.ndarray]]) -> Row:
     rollouts = [table for table in tables if (table["source"] == "rollout").all()]
     table = rollouts[-1] if rollouts else tables[0]
     row: Row = {}
-    for outcome, mask in (("success", table["success"]), ("failure", ~table["success"])):
-        episodes = np.unique(table["episode_index"][mask])
-        if not len(episodes):
+    for outcome, won in (("success", True), ("failure", False)):
+        episodes = files.by_mean_value(table, table["success"] == won)
+        if not episodes:
             continue
-        means = [float(table["value"][table["episode_index"] == episode].mean()) for episode in episodes]
-        episode = episodes[np.argsort(means, kind="stable")[(len(means) - 1) // 2]]
+        episode = episodes[(len(episodes) - 1) // 2]
         frames = np.flatnonzero(table["episode_index"] == episode)
         frames = frames[np.argsort(table["frame_index"][frames])]
         lines = [table[name][frames].tolist() for name in ("value", "return")]
@@ -229,8 +223,3 @@ def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield from _numbers(value, where)
         elif isinstance(value, bool | int | float) and math.isfinite(value):
             yield where, value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -1,1 +1,1 @@
-"""report.html and comparison.html, section by section."""
+"""report.html and comparison.html: Python gathers the numbers, the templates hold the words and the markup."""

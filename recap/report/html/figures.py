@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from recap.report.html.theme import CARD, COLOURS, CONTROL, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
-from recap.report.words import arm_name, evaluated, interval, percent, policy_name, sentence_case
+from recap.report.html.theme import ABLATION, CARD, COLOURS, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
+from recap.report.words import ablation_name, evaluated, interval, percent, policy_name, sentence_case, signed
+from recap.storage.readers import ABLATION as ABLATION_NODE
+
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}  # above the chart
 
 
 def _figure(data: list[Any], **layout: Any) -> go.Figure:
@@ -83,7 +86,7 @@ def success_curve(summaries: dict[str, dict[str, Any]]) -> go.Figure:
         xaxis={"tickvals": labels, "ticktext": [sentence_case(policy_name(k)) for k in labels], "range": ends},
         yaxis={"range": [0, 104], "dtick": 20, "ticksuffix": " %"},
         showlegend=not alone,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=LEGEND,
         margin={"t": 12 if alone else 34},
     )
 
@@ -95,18 +98,17 @@ def _beside_the_line(evaluations: list[dict[str, Any]]) -> list[str]:
     return ["bottom right" if up else "top right" for up in rises]
 
 
-def arms(summary: dict[str, Any]) -> go.Figure | None:
-    """The last policy, SFT and every control arm in a column, with intervals; None without controls."""
-    controls = [control for control in summary["controls"] if control["eval"]]
+def ablations(summary: dict[str, Any]) -> go.Figure | None:
+    """The last policy, SFT and every ablation in a column, with intervals; None without ablations."""
     policies = evaluated(summary)
-    if not controls or not policies:
+    if not summary["ablations"] or not policies:
         return None
     shown = [policies[-1], *([policies[0]] if len(policies) > 1 else [])]
     rows = [(policy_name(p["iteration"]), p["eval"], POLICY) for p in shown]
-    rows += [(arm_name(c["arm"]), c["eval"], CONTROL) for c in controls]
+    rows += [(ablation_name(a["name"]), a["eval"], ABLATION) for a in summary["ablations"]]
     places = [-row for row in range(len(rows))]
     points = []
-    for colour, symbol in ((POLICY, "circle"), (CONTROL, "circle-open")):
+    for colour, symbol in ((POLICY, "circle"), (ABLATION, "circle-open")):
         mine = [(y, name, e) for y, (name, e, own) in zip(places, rows, strict=True) if own == colour]
         points.append(
             go.Scatter(
@@ -125,30 +127,20 @@ def arms(summary: dict[str, Any]) -> go.Figure | None:
         _note(f"<b>{percent(e['success_rate'])}</b>", 1, y, xanchor="right", yshift=15, font={"color": INK})
         for y, (_, e, _) in zip(places, rows, strict=True)
     ]
-    last = 100 * policies[-1]["eval"]["success_rate"]
-    return _figure(
+    figure = _figure(
         points,
         height=max(HEIGHT, 46 + 42 * len(rows)),
         margin={"l": RIGHT, "r": 2 * RIGHT, "t": 22},
         xaxis={"range": [-1, 101], "ticksuffix": " %", "dtick": 20, "showgrid": True},
         yaxis={"visible": False, "range": [1 - len(rows) - 0.4, 0.3]},
         annotations=[*names, *rates],
-        shapes=[_line(last, POLICY, dash="dot")],
     )
+    return _marked(figure, 100 * policies[-1]["eval"]["success_rate"], POLICY, dash="dot")
 
 
-def _line(x: float, colour: str, dash: str = "solid") -> dict[str, Any]:
-    """A line over the whole height at x."""
-    return {
-        "type": "line",
-        "x0": x,
-        "x1": x,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": colour, "width": 1.2, "dash": dash},
-        "layer": "below",
-    }
+def _marked(figure: go.Figure, x: float, colour: str, dash: str = "solid") -> go.Figure:
+    """With a line over the whole height at x."""
+    return figure.add_vline(x, line={"color": colour, "width": 1.2, "dash": dash}, layer="below")
 
 
 # ---------------------------------------------------------------------------------------------------- advantages
@@ -176,22 +168,21 @@ def histogram(entry: dict[str, Any]) -> go.Figure:
             f"<b>{sentence_case(group['name'])}</b>  {percent(group['positive'])} positive, {group['frames']:,} frames"
         )
         notes.append(_note(text, 0, base + 1.02))
-    top = len(groups)
     if epsilon is not None:
         left = epsilon > edges[0] + 0.8 * (edges[-1] - edges[0])
         side = {"xanchor": "right", "xshift": -4} if left else {"xshift": 4}
-        text = f"<b>ε = {epsilon:+.3f}</b>".replace("-", "−")
+        text = f"<b>ε = {signed(epsilon, 3)}</b>"
         notes.append(_note(text, epsilon, 1, xref="x", yref="paper", yshift=9, font={"color": INK}, **side))
-    return _figure(
+    figure = _figure(
         bars,
-        height=60 + 96 * top,
+        height=60 + 96 * len(groups),
         margin={"l": RIGHT, "r": RIGHT, "t": 26},
         barmode="overlay",
         xaxis={"range": [edges[0], edges[-1]], "zeroline": True, "zerolinecolor": LINE, "nticks": 7},
-        yaxis={"visible": False, "range": [-(top - 1) * (1 + gap) - 0.12, 1.16]},
+        yaxis={"visible": False, "range": [-(len(groups) - 1) * (1 + gap) - 0.12, 1.16]},
         annotations=notes,
-        shapes=[] if epsilon is None else [_line(epsilon, INK)],
     )
+    return figure if epsilon is None else _marked(figure, epsilon, INK)
 
 
 # ---------------------------------------------------------------------------------------------------- one episode
@@ -241,28 +232,26 @@ def trace(trace: dict[str, Any], low: float, span: float, colour: str) -> go.Fig
 
 # ---------------------------------------------------------------------------------------------------- losses
 def losses(curves: list[dict[str, Any]]) -> go.Figure:
-    """Training losses by step: the run's own stages in colour, those of control arms pale behind them."""
-    own = [curve for curve in curves if "controls/" not in curve["node"]]
+    """Training losses by step: the run's own stages in colour, those of ablations pale behind them."""
+    own = [curve for curve in curves if not ABLATION_NODE.match(curve["node"])]
     lines = []
     for curve in sorted(curves, key=lambda curve: curve in own):
         mine = curve in own
         colour = COLOURS[own.index(curve) % len(COLOURS)] if mine else FAINT
-        name = curve["node"].replace("/controls/", ": ")
         lines.append(
             go.Scatter(
                 x=curve["step"],
                 y=curve["loss"],
                 mode="lines",
-                name=name,
+                name=curve["node"],
                 showlegend=mine,
                 opacity=1 if mine else 0.5,
                 line={"color": colour, "width": 1.8 if mine else 1},
-                hovertemplate=f"{name}<br>step %{{x:.0f}}: %{{y:.3g}}<extra></extra>",
+                hovertemplate=f"{curve['node']}<br>step %{{x:.0f}}: %{{y:.3g}}<extra></extra>",
             )
         )
-    lowest, highest = (
-        limit(min(c["loss"]) if limit is min else max(c["loss"]) for c in curves) for limit in (min, max)
-    )
+    seen = [loss for curve in curves for loss in curve["loss"]]
+    lowest, highest = min(seen), max(seen)
     logarithmic = lowest > 0 and highest > 10 * lowest
     return _figure(
         lines,
@@ -271,12 +260,5 @@ def losses(curves: list[dict[str, Any]]) -> go.Figure:
         yaxis={"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero", "nticks": 6},
         xaxis={"nticks": 6},
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "x": 0,
-            "itemclick": False,
-            "itemdoubleclick": False,
-        },
+        legend=LEGEND | {"itemclick": False, "itemdoubleclick": False},
     )

@@ -88,4 +88,10 @@ function follow(panel, { value, return: returns, advantage, positive, fps }) {
 }
 for (const panel of all("[data-trace]")) follow(panel, data.traces[panel.dataset.trace]);
 
+for (const nav of all("nav")) for (const { id, firstElementChild: title } of all("section")) {
+  const link = document.createElement("a");
+  link.href = `#${id}`;
+  link.textContent = title.textContent;
+  nav.append(link);
+}
 unpack().then(drawAll);

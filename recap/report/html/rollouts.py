@@ -19,6 +19,8 @@ from recap.data.images import decode_images
 from recap.data.labels import Thresholds, read_thresholds
 from recap.data.video import write_video
 from recap.method.config import SourceKind
+from recap.report.html import figures
+from recap.report.html.page import Page
 from recap.storage import readers as files
 from recap.storage.manifest import results_digest
 from recap.utils.errors import RecapError, disk_error
@@ -26,6 +28,7 @@ from recap.utils.errors import RecapError, disk_error
 PIXELS = 224  # larger images are scaled down to this height
 CAMERAS = 2  # side by side; more would be too small to see
 MOMENTS = 6  # of each sign
+READ_BY_SCRIPT = ("value", "return", "advantage", "positive", "fps")  # of a trace
 CACHE = ".report"  # in the run directory: videos made for the report
 SCRUBBED = {"g": "6", "crf": "24", "preset": "slow"}  # a key frame every six: found at once while scrubbing
 
@@ -70,6 +73,19 @@ def last_rollouts(run_dir: Path, summary: dict[str, Any]) -> Rollouts | None:
 
 
 # ---------------------------------------------------------------------------------------------------- episodes
+def draw_traces(page: Page, run_dir: Path, rollouts: Rollouts) -> list[dict[str, Any]]:
+    """`traces`, drawn as `trace-0` and on, with their videos; on one scale, so that they can be compared."""
+    found = traces(run_dir, rollouts)
+    low = min(min(trace["value"] + trace["return"]) for trace in found)
+    span = max(abs(advantage) for trace in found for advantage in trace["advantage"])
+    for number, trace in enumerate(found):
+        page.draw(f"trace-{number}", figures.trace(trace, low, span, f"var(--{trace['outcome']})"))
+        page.traces.append({key: trace[key] for key in READ_BY_SCRIPT})
+        if "video" in trace:
+            page.videos[f"trace-{number}"] = trace["video"]
+    return found
+
+
 def traces(run_dir: Path, rollouts: Rollouts) -> list[dict[str, Any]]:
     """Typical and surprising episodes: their labels by frame, and their video where the data set is there.
 
@@ -101,19 +117,17 @@ def traces(run_dir: Path, rollouts: Rollouts) -> list[dict[str, Any]]:
 
 def _chosen(table: files.Columns) -> dict[str, int]:
     """{title: episode}: the median success and failure by mean value, and those that the value foresaw least."""
-    episodes, first, inverse = np.unique(table["episode_index"], return_index=True, return_inverse=True)
-    mean = np.bincount(inverse, weights=table["value"]) / np.bincount(inverse)
-    success = table["success"][first]
-    unseen = table["held_out"][first] if "held_out" in table else np.zeros(len(first), bool)
+    unseen = table.get("held_out", np.zeros(len(table["success"]), bool))
     chosen: dict[str, int] = {}
-    for outcome, mask in (("success", success), ("failure", ~success)):
-        among = np.flatnonzero(mask & unseen) if (mask & unseen).any() else np.flatnonzero(mask)
-        order = among[np.argsort(mean[among], kind="stable")]
-        if len(order):
-            chosen[f"A typical {outcome}"] = int(episodes[order[(len(order) - 1) // 2]])
+    for outcome, won in (("success", True), ("failure", False)):
+        ended_so = table["success"] == won
+        held_out = ended_so & unseen
+        order = files.by_mean_value(table, held_out if held_out.any() else ended_so)
+        if order:
+            chosen[f"Typical {outcome}"] = order[(len(order) - 1) // 2]
         if len(order) > 2:
-            chosen[f"The {outcome} it expected least"] = int(episodes[order[0 if outcome == "success" else -1]])
-    return dict(sorted(chosen.items(), key=lambda item: not item[0].startswith("A typical")))
+            chosen[f"Least expected {outcome}"] = order[0 if won else -1]
+    return dict(sorted(chosen.items(), key=lambda item: not item[0].startswith("Typical")))
 
 
 def _film(run_dir: Path, frames: Frames, iteration: int, episode: int) -> tuple[bytes, tuple[int, int]]:

@@ -7,8 +7,8 @@ from typing import Any
 LEFT, RIGHT = 46, 10  # px beside the axes, the same in all charts
 HEIGHT = 300  # px of the charts that stand beside each other
 INK, SOFT, FAINT, LINE, CARD = (f"var(--{name})" for name in ("ink", "soft", "faint", "line", "card"))
-POLICY, CONTROL = "var(--policy)", "var(--control)"
-COLOURS = [POLICY, CONTROL, *(f"var(--{name})" for name in ("success", "demonstration", "failure", "correction"))]
+POLICY, ABLATION = "var(--policy)", "var(--ablation)"
+COLOURS = [POLICY, ABLATION, *(f"var(--{name})" for name in ("success", "demonstration", "failure", "correction"))]
 FONT = 'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 _AXIS: dict[str, Any] = {
