@@ -24,6 +24,7 @@ from recap.report.paired import SIGNIFICANT
 from recap.report.words import ablation_name, number
 from recap.stages.gate_figure import FAINT, INK, POLICY, STYLE
 from recap.storage import readers as files
+from recap.storage.manifest import refuse_earlier
 from recap.utils import home
 from recap.utils.console import spell
 from recap.utils.errors import RecapError
@@ -133,7 +134,7 @@ def read_study(folder: Path) -> Study:
         raise RecapError(f"{folder} holds no seed=*/summary.json. Fix: make study, which runs them.")
     first = next(iter(found.values()))
     config = files.read_config(first)
-    files.refuse_earlier(first, config)
+    refuse_earlier(first, config)
     if wrong := misfit(config, CONFIG):
         raise RecapError(f"{first / 'config.yaml'} is damaged ({wrong}). Fix: restore it from a copy.")
     tasks = config["env"]["tasks"]

@@ -151,8 +151,8 @@ def test_a_run_of_an_earlier_version(work: Path) -> None:
     """Its keys had other names, all over: it names what still continues it."""
     path, commit = work / RUN / "config.yaml", read(work / RUN / "sft/manifest.json")["git_commit"]
     path.write_text(path.read_text().replace("\npolicy:", "\npi0:"))
-    version = f"git checkout {commit.removesuffix('-dirty')}" if commit else "the version that made it"
-    says = [f"{RUN} was made by an earlier version", "name=<another> starts a new run", version]
+    version = f"git checkout {commit.removesuffix('-dirty')} to read it" if commit else "check out the commit"
+    says = [f"{RUN} was made by an earlier version (pi0: in its config.yaml)", version, "name=<another>"]
     refuses(work, "loop", "+iterations=1", says=says)
 
 

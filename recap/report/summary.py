@@ -18,6 +18,7 @@ from recap.report.advice import advise, best_policy, got_worse
 from recap.report.paired import paired
 from recap.report.words import ABLATION_NAMES
 from recap.storage import readers as files
+from recap.storage.manifest import refuse_earlier
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
 
@@ -46,7 +47,7 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
     if not run_dir.is_dir():
         raise RecapError(f"run directory {run_dir} does not exist. Fix: name one that loop.py wrote: outputs/demo")
     config, nodes = files.read_config(run_dir), files.finished_stages(run_dir)
-    files.refuse_earlier(run_dir, config)
+    refuse_earlier(run_dir, config)
     if not nodes:
         raise RecapError(f"{run_dir} holds no finished stage (no manifest.json). Fix: loop.py output={run_dir}")
     results = {node: files.read_evaluation(run_dir / node) for node in nodes if node.endswith("eval")}

@@ -80,8 +80,7 @@ def check(directory: Path, config: dict[str, Any], start_new: str = "name=<anoth
     except (yaml.YAMLError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise RecapError(f"{path} cannot be read ({problem}). Fix: restore it, or delete {directory}.") from error
-    if "pi0" in old:  # the policy's keys, before they were called by its role
-        raise _earlier_version(directory)
+    refuse_earlier(directory, old)
     if changed := difference(old, config):
         shown = "\n  ".join(changed[:12]) + (f"\n  … and {len(changed) - 12} more" if len(changed) > 12 else "")
         raise RecapError(
@@ -91,15 +90,16 @@ def check(directory: Path, config: dict[str, Any], start_new: str = "name=<anoth
     return True
 
 
-def _earlier_version(directory: Path) -> RecapError:
-    """Names the commit that made a directory, where one of its manifests does."""
-    manifests = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.rglob(MANIFEST)))
+def refuse_earlier(run_dir: Path, config: dict[str, Any]) -> None:
+    """Raises RecapError for a run directory whose layout or keys are those of an earlier version."""
+    controls = next(run_dir.glob("iter_*/controls"), None)
+    old = f"{controls.relative_to(run_dir)}/" if controls else "pi0: in its config.yaml" if "pi0" in config else None
+    if old is None:
+        return
+    manifests = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(run_dir.glob(f"*/{MANIFEST}")))
     commit = next((found for one in manifests if (found := one.get("git_commit"))), None)
-    version = f"git checkout {commit.removesuffix('-dirty')}" if commit else "the version that made it"
-    return RecapError(
-        f"{directory} was made by an earlier version, whose keys had other names. "
-        f"Fix: name=<another> starts a new run; to continue this one: {version}"
-    )
+    fix = f"git checkout {commit.removesuffix('-dirty')} to read it" if commit else "check out the commit that made it"
+    raise RecapError(f"{run_dir} was made by an earlier version ({old}). Fix: {fix}, or name=<another> for a new run.")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -133,18 +133,6 @@ def inputs_of(nodes: dict[str, dict[str, Any]], node: str) -> dict[str, dict[str
     return nodes.get(node, {}).get("inputs") or {}
 
 
-def refuse_earlier(run_dir: Path, config: dict[str, Any]) -> None:
-    """Raises RecapError for a run directory whose layout or keys are those of an earlier version."""
-    old = next((f"{path.relative_to(run_dir)}/" for path in run_dir.glob("iter_*/controls")), None)
-    old = old or ("pi0: in its config.yaml" if "pi0" in config else None)
-    if old is None:
-        return
-    manifest = next(iter(sorted(run_dir.glob("*/manifest.json"))), None)
-    commit = read_json(manifest).get("git_commit") if manifest else None
-    fix = f"git checkout {commit.removesuffix('-dirty')} to read it" if commit else "check out the commit that made it"
-    raise RecapError(f"{run_dir} was made by an earlier version ({old}). Fix: {fix}, or name=<another> for a new run.")
-
-
 def iterations(nodes: dict[str, dict[str, Any]]) -> list[int]:
     """The iterations (from 1) that have at least one finished stage."""
     return sorted({iteration_of(node) for node in nodes if ITERATION.match(node.split("/")[0])})
