@@ -56,7 +56,12 @@ def replaced(content: Any, place: tuple[str | int, ...], value: object) -> Any:
         ("value/manifest.json", ("inputs",), {"data": {}}, "inputs.data.sha256 is missing"),
         ("value/manifest.json", (), [], "it is [] instead of an object"),
         ("iter_01/advantage/thresholds.json", ("n_step",), 1.5, "n_step=1.5 should be a valid integer"),
-        ("iter_01/advantage/thresholds.json", ("achieved_positive",), None, "achieved_positive=None should be an object"),
+        (
+            "iter_01/advantage/thresholds.json",
+            ("achieved_positive",),
+            None,
+            "achieved_positive=None should be an object",
+        ),
         ("config.yaml", (), "x", "it is 'x' instead of an object"),
         ("sft/eval/config.yaml", ("env",), 7, "env is 7 instead of an object"),
     ],

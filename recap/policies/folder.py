@@ -1,8 +1,8 @@
-"""What a checkpoint folder holds, and whether it may be read: asked here alone, before torch or lerobot see a file.
+"""What a checkpoint folder holds, and whether it may be read: checked here alone, before torch or lerobot see a file.
 
 People send each other checkpoints, and the libraries that read them run what their JSON files name: lerobot the class
 of a processor step, transformers the code beside a tokenizer, peft the module of an adapter. So these files are read
-here first, and only what is listed here passes. Imports no torch: commands ask before they start anything.
+here first, and only what is listed here passes. Imports no torch: commands check before they start anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer_processor"
 PRETRAINED = "pretrained_model"  # the folder of a checkpoint in that of a step, as lerobot-train has it
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
-TYPES = {Role.policy: ("recap_pi0", "pi0"), Role.value: ("recap_value",)}  # as config.json says
+TYPES = {Role.policy: ("recap_pi0", "pi0"), Role.value: ("recap_value",)}  # in config.json
 READ = {
     Role.policy: "a policy of a run (…/sft or …/policy), or a π0 of lerobot",
     Role.value: "a value function of a run (…/value)",
@@ -74,7 +74,7 @@ LARGEST_RANK = 1024
 class Held:
     """What a checkpoint folder holds.
 
-    type: of policy, as its config.json says. weights: their file. base: folder or hub id of the weights that its
+    type: of policy, in its config.json. weights: their file. base: folder or hub id of the weights that its
     adapters change. tokenizer: the hub id of one that does not lie in the folder.
     """
 
@@ -123,15 +123,13 @@ def held(path: Path, kind: Role | None, named: str) -> Held:
     if has_adapters(path) and found in TYPES[Role.value]:
         raise RecapError(f"{named}: {ADAPTER_CONFIG} is there, but value functions have no adapters. Fix: delete it.")
     base = lora_settings(path)["base_model_name_or_path"] if has_adapters(path) else None
-    for name in (PREPROCESSOR, POSTPROCESSOR):
-        steps = processor_steps(path / name, named) if (path / name).is_file() else []
-        if name == PREPROCESSOR:
-            tokenizer = tokenizer_name(path, steps)
-    return Held(str(found), weights_of(path), base, tokenizer)
+    files = (path / PREPROCESSOR, path / POSTPROCESSOR)
+    steps = [processor_steps(file, named) if file.is_file() else [] for file in files]
+    return Held(str(found), weights_of(path), base, tokenizer_name(path, steps[0]))
 
 
 def _missing(path: Path, missing: list[str]) -> str:
-    """What to say of a folder without these files."""
+    """The message about a folder without these files."""
     pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != OPTIMIZER]
     if WEIGHTS in missing and pickles:
         return (
@@ -192,7 +190,7 @@ def processor_steps(path: Path, named: str) -> list[dict[str, Any]]:
 
 
 def _problem(step: dict[str, Any], config: dict[str, Any]) -> str | None:
-    """What is not allowed of a step, in words."""
+    """What is not allowed in a step; None for a step that may run."""
     name = step.get("registry_name")
     if not isinstance(name, str):
         return f"a step of the class {step.get('class')!r}"
@@ -274,9 +272,7 @@ def _lora_problems(content: dict[str, Any]) -> Iterator[str]:
                 yield said
         elif key not in LORA and key not in LORA_IGNORED and value:
             yield said
-    rank, alpha, dropout = (
-        content.get(key, default) for key, default in (("r", 8), ("lora_alpha", 8), ("lora_dropout", 0))
-    )
+    rank, alpha, dropout = content.get("r", 8), content.get("lora_alpha", 8), content.get("lora_dropout", 0)
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
         yield f"r={rank!r}"
     if type(alpha) not in (int, float) or type(dropout) not in (int, float):
