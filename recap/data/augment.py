@@ -1,4 +1,4 @@
-"""What a training shows differently each time."""
+"""Image augmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recap.data.tensors import Batch
 def shift_images(batch: Batch, pixels: int, rng: np.random.Generator) -> None:
     """Moves every image [B, H, W, 3] by up to `pixels` in each direction, repeating the edge, in place.
 
-    Which pixels a pot covers is then no longer worth remembering.
+    So that a policy cannot memorise which pixels a pot covers.
     """
     for key, images in batch.items():
         if pixels == 0 or not key.startswith("observation.images."):

@@ -37,7 +37,7 @@ def image_shapes(files: DataSetFiles, chosen: Sequence[str] | None) -> dict[str,
 
 
 def choice(source: str, cameras: Sequence[str]) -> str:
-    """What is typed to read only these cameras of a source; `++` sets a key that may or may not be there."""
+    """The override that reads only these cameras of a source; `++` sets a key whether or not it is there."""
     return f"'++data.sources.{source}.cameras=[{','.join(cameras)}]'"
 
 

@@ -126,7 +126,7 @@ def finished(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _facts(path: Path) -> dict[str, Any] | None:
-    with path.open("rb") as file:  # a file that cannot be opened is the user's problem, not a damaged episode
+    with path.open("rb") as file:  # a file that cannot be opened is for the user to solve, not a damaged episode
         try:
             return json.loads((pq.read_schema(file).metadata or {})[b"recap"])
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:

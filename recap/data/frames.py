@@ -168,7 +168,7 @@ class Frames:
         images = [key for key in self.cameras if key not in self.videos]  # those of videos are no columns
         for path in self.files.data_files:
             with self.files.images(path, images):
-                pass  # it has them, or says so
+                pass  # only to check that it has them
         files, features = [str(path) for path in self.files.data_files], Features({key: Image() for key in images})
         try:
             return Dataset.from_parquet(files, columns=images, features=features).with_format("arrow")
@@ -207,7 +207,7 @@ class Frames:
         return out
 
     def check_videos(self) -> None:
-        """Each video has the pictures that its frames say, and can be decoded to the last. Raises RecapError."""
+        """Each video has a picture for each of its frames, and can be decoded to the last. Raises RecapError."""
         for camera, videos in self.videos.items():
             for path, rows in videos.by_file():
                 times = videos.time[rows]
@@ -336,7 +336,7 @@ def _load(
 
 
 def _vectors(files: DataSetFiles, table: pa.Table, key: str, rows: Rows) -> np.ndarray:
-    """float32 [N, D], finite, of the size that info.json says."""
+    """float32 [N, D], finite, of the size in info.json."""
     found = files.vectors(table, key)
     files.check_finite(key, found, rows.episode, rows.frame_index)
     shape = files.features[key].get("shape")
@@ -350,7 +350,9 @@ def _check_fps(files: DataSetFiles, rows: Rows, fps: float) -> None:
     step = resample.usual_step(rows.timestamp, rows.start)
     if step is not None and abs(step * fps - 1) > resample.UNEVEN:
         problem = f"its timestamps are {step:.4g} s apart, which are {1 / step:.4g} frames a second, but info.json says"
-        raise files.error(f"{problem} fps={fps:g}", f"say which is right: ++{files.key}.fps={max(1, round(1 / step))}")
+        raise files.error(
+            f"{problem} fps={fps:g}", f"set the one that is right: ++{files.key}.fps={max(1, round(1 / step))}"
+        )
 
 
 def _success(
@@ -362,7 +364,7 @@ def _success(
             failures = f"{np.sum(~success)} of its {len(success)} episodes are recorded as failures"
             raise files.error(f"all_succeed=true, but {failures}", f"++data.sources.{files.name}.all_succeed=false")
         return success
-    if all_succeed:  # the user's word goes before a third party's column, which simulators often leave false
+    if all_succeed:  # the user's setting overrides a third party's column, which simulators often leave false
         return np.ones(len(start), bool)
     if "next.success" in table.column_names:
         return np.logical_or.reduceat(files.numbers(table, "next.success") > 0, start)

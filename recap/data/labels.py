@@ -115,7 +115,7 @@ def write_labels(folder: str | Path, table: Mapping[str, ArrayLike], recording: 
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / OPENTAU, text)
         with appearing(folder / PARQUET) as temporary:
-            # Checksums: Parquet itself would decode a flipped bit without a word.
+            # Checksums: Parquet itself would decode a flipped bit silently.
             pq.write_table(arrow, temporary, write_page_checksum=True)
 
 

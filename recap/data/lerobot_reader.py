@@ -1,4 +1,4 @@
-"""A LeRobotDataset v3 on disk, read with pyarrow alone. What is broken or of another version is refused."""
+"""A LeRobotDataset v3 on disk, read with pyarrow alone. Broken files and other versions are refused."""
 
 from __future__ import annotations
 
@@ -117,14 +117,9 @@ class DataSetFiles:
             yield file
 
     def columns(self, path: Path) -> list[str]:
-        """Names."""
+        """The names of a parquet file's columns."""
         with self.parquet(path, ()) as file:
             return list(file.schema_arrow.names)
-
-    def row_count(self, path: Path) -> int:
-        """From the footer alone."""
-        with self.parquet(path, ()) as file:
-            return int(file.metadata.num_rows)
 
     def table(self, paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         """These columns of several files, one below the other."""
@@ -202,11 +197,8 @@ class DataSetFiles:
     def _flat(self, table: pa.Table, key: str) -> np.ndarray:
         """The numbers of a column, or those of its lists, which must be of one length, one after the other."""
         column = table[key].combine_chunks()
-        lists = (
-            pa.types.is_list(column.type)
-            or pa.types.is_fixed_size_list(column.type)
-            or pa.types.is_large_list(column.type)
-        )
+        kinds = (pa.types.is_list, pa.types.is_fixed_size_list, pa.types.is_large_list)
+        lists = any(is_kind(column.type) for is_kind in kinds)
         flat = column.flatten() if lists else column
         kind = flat.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

@@ -226,7 +226,7 @@ def _features(schema: pa.Schema, episode: dict[str, Any]) -> dict[str, dict]:
 
 
 def _hf_metadata(features: dict[str, dict]) -> dict[bytes, bytes]:
-    """What Hugging Face's viewer wants in the parquet files: it shows images only where they say so."""
+    """What Hugging Face's viewer wants in the parquet files: it shows images only where they are declared."""
     from lerobot.datasets.feature_utils import get_hf_features_from_features  # not at the top: it takes seconds
 
     metadata: dict[bytes, bytes] = get_hf_features_from_features(features).arrow_schema.metadata
@@ -236,7 +236,7 @@ def _hf_metadata(features: dict[str, dict]) -> dict[bytes, bytes]:
 def _names(key: str, features: dict[str, dict], names: Sequence[str] | None) -> list[str]:
     size = features[key]["shape"][0]
     if names is not None and len(names) != size:
-        raise RecapError(f"{key} has {size} dimensions but {len(names)} names were given: {list(names)}")
+        raise RecapError(f"{key} has {size} dimensions but {len(names)} names: {list(names)}")
     return list(names) if names is not None else [f"{key.rpartition('.')[2]}_{i}" for i in range(size)]
 
 
@@ -273,7 +273,7 @@ def _write_meta(
 
 
 def _readme(source: str, episodes: int, fps: int, tasks: list[str]) -> str:
-    """The dataset card: the header tells the hub's viewer where the data is, as lerobot's card does."""
+    """The dataset card: its header points the hub's viewer to the data, as lerobot's card does."""
     listed = "\n".join(f"- {task}" for task in tasks)
     return f"""---
 license: apache-2.0

@@ -1,7 +1,7 @@
-"""What meta/episodes says of each episode, checked against the frames: the two must tell the same.
+"""The entries of meta/episodes, checked against the frames in data/: the two must agree.
 
-Episodes are known by their number, never by the order in which they are listed. Only episodes that are taken are
-checked, so that leaving one out mends a data set, and the others need not have been downloaded.
+Episodes are known by their number, never by the order in which they are listed. Only selected episodes are
+checked, so that leaving one out repairs a data set, and the others need not have been downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLACE = ("data/chunk_index", "data/file_index")
 
 @dataclass(frozen=True)
 class Rows:
-    """The N frames of the E episodes that are taken.
+    """The N frames of the E selected episodes.
 
     row: of each frame in data/; episode: its number; frame_index, task_index: int64 [N]; timestamp: float32 [N] as
     lerobot reads it, seconds from the begin of the episode's videos. start, length: of each episode, int64 [E].
@@ -42,7 +42,7 @@ class Rows:
 
 
 class Listing:
-    """meta/episodes by episode_index, of which `episodes` are taken (None: all). Every method raises RecapError."""
+    """meta/episodes by episode_index; `episodes` are the selected ones (None: all). Every method raises RecapError."""
 
     def __init__(self, files: DataSetFiles, episodes: Sequence[int] | None) -> None:
         self.files = files
@@ -65,7 +65,7 @@ class Listing:
 
     # ------------------------------------------------------------------------------------------------ frames
     def rows(self, table: pa.Table) -> Rows:
-        """The frames of the episodes that are taken. table: COUNTERS of all frames in data/."""
+        """The frames of the selected episodes. table: COUNTERS of all frames in data/."""
         files = self.files
         episode, frame, index, task = (files.integers(table, name) for name in COUNTERS[:4])
         timestamp = files.numbers(table, "timestamp").astype(np.float32)  # as lerobot casts it, whatever is stored
@@ -99,7 +99,7 @@ class Listing:
             return ""
         chunk, file = (int(self._numbers(key)[episode]) for key in PLACE)
         path = self.files.info.get("data_path", DATA_PATH).format(chunk_index=chunk, file_index=file)
-        return f" ({path}, says meta/episodes)"
+        return f" ({path} in meta/episodes)"
 
     def _check_frames(self, rows: Rows, index: np.ndarray) -> None:
         length, first, end = (array[self.chosen] for array in (self.length, self.first, self.end))

@@ -1,4 +1,4 @@
-"""Types and ranges of what meta/info.json and meta/recap.json say. Data sets come from strangers: nothing is believed.
+"""Types and ranges of meta/info.json and meta/recap.json. Data sets come from strangers: nothing is taken on trust.
 
 Only what is read is checked; what lerobot may add later does not matter.
 """
@@ -68,7 +68,7 @@ Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(strict=True)  # "30" is no number, and true is none either
+    model_config = ConfigDict(strict=True)  # neither "30" nor true is a number
 
 
 class Feature(Strict):

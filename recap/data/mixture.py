@@ -132,7 +132,7 @@ def _check_together(sources: Sequence[Frames], fps: float | None) -> None:
 
 
 def _same_cameras(sources: Sequence[Frames]) -> str | None:
-    """What is typed so that all data sets show the same cameras; None where nothing can be."""
+    """The overrides with which all data sets have the same cameras; None where there are none."""
     shapes = [frames.image_shapes for frames in sources]
     shared = [key for key, shape in shapes[0].items() if all(other.get(key) == shape for other in shapes)]
     recorded = [frames for frames in sources if reserved(frames.name)]  # by the run: all its cameras are read

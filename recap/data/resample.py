@@ -1,7 +1,7 @@
 """An episode at another frame rate: which of its frames, or points between them, are seen at each new step.
 
 Time is counted in frames, one control step each, as lerobot counts it for chunks of actions. Where frames were cut out
-of an episode (a robot that stood still), `timestamp` has a gap: it says where the pictures are and is not waited for.
+of an episode (a robot that stood still), `timestamp` has a gap: it locates the pictures and is not waited out.
 """
 
 from __future__ import annotations

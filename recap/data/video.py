@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 # Every second frame is a key frame, as in lerobot's own recordings, so that any frame is found at once. H.264, because
-# a simulation process encodes it in passing; crf 18 is hard to tell from the original.
+# it costs a simulation process little; crf 18 is hard to tell from the original.
 CODEC, OPTIONS = "libx264", {"g": "2", "crf": "18", "threads": "1"}
 NEAR = 8  # frames: closer ones are decoded in one go, further ones are sought
 TOLERANCE = 1e-3  # seconds between the frame asked for and the one found
@@ -53,7 +53,7 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: float, options: d
 
 
 def video_info(shape: Sequence[int], fps: float) -> dict[str, Any]:
-    """What lerobot's info.json says about such a video."""
+    """The entry of such a video in lerobot's info.json."""
     height, width, channels = shape
     facts = {"height": height, "width": width, "codec": "h264", "pix_fmt": "yuv420p", "fps": fps, "channels": channels}
     return {f"video.{key}": value for key, value in facts.items()} | {"is_depth_map": False, "has_audio": False}
@@ -63,7 +63,7 @@ def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> No
     """Decodes the frames at `times` [n], in seconds, ascending, into `out`, uint8 [n, H, W, 3].
 
     Through PyAV, which brings its own FFmpeg and may be called from several threads.
-    Raises OSError or ValueError, in whatever words the decoder has, for a file that is missing, truncated or too short.
+    Raises OSError or ValueError, worded by the decoder, for a file that is missing, truncated or too short.
     """
     from lerobot.datasets.video_utils import decode_video_frames_pyav
 
@@ -78,7 +78,7 @@ def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> No
 def nearest_pictures(path: Path, times: np.ndarray) -> np.ndarray:
     """When the pictures nearest to `times` are shown, both float64 [n] in seconds; nothing is decoded.
 
-    The header tells, where all times fall on the grid of a steady video; otherwise the file is read through.
+    The header suffices where all times fall on the grid of a constant frame rate; otherwise the file is read through.
     """
     import av
 

@@ -1,8 +1,8 @@
-"""What a checkpoint folder holds, and whether it may be read: asked here alone, before torch or lerobot see a file.
+"""What a checkpoint folder holds, and whether it may be read: checked here alone, before torch or lerobot see a file.
 
 People send each other checkpoints, and the libraries that read them run what their JSON files name: lerobot the class
 of a processor step, transformers the code beside a tokenizer, peft the module of an adapter. So these files are read
-here first, and only what is listed here passes. Imports no torch: commands ask before they start anything.
+here first, and only what is listed here passes. Imports no torch: commands check before they start anything.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LARGEST_RANK = 1024
 class Held:
     """What a checkpoint folder holds.
 
-    type: of policy, as its config.json says. weights: their file. base: folder or hub id of the weights that its
+    type: of policy, in its config.json. weights: their file. base: folder or hub id of the weights that its
     adapters change. tokenizer: the hub id of one that does not lie in the folder.
     """
 
@@ -111,11 +111,9 @@ def held(path: Path, keys: type[NetworkConfig], named: str) -> Held:
     if has_adapters(path) and not keys.has_adapters:
         raise RecapError(f"{named}: {ADAPTER_CONFIG} is there, but {keys.named} has no adapters. Fix: delete it.")
     base = lora_settings(path, keys.lora_targets)["base_model_name_or_path"] if has_adapters(path) else None
-    for name in (PREPROCESSOR, POSTPROCESSOR):
-        steps = processor_steps(path / name, named, keys) if (path / name).is_file() else []
-        if name == PREPROCESSOR:
-            tokenizer = tokenizer_name(path, steps)
-    return Held(found, weights_of(path), base, tokenizer)
+    files = (path / PREPROCESSOR, path / POSTPROCESSOR)
+    steps = [processor_steps(file, named, keys) if file.is_file() else [] for file in files]
+    return Held(found, weights_of(path), base, tokenizer_name(path, steps[0]))
 
 
 def type_of(path: Path, named: str) -> str:
@@ -124,7 +122,7 @@ def type_of(path: Path, named: str) -> str:
 
 
 def _missing(path: Path, missing: list[str]) -> str:
-    """What to say of a folder without these files."""
+    """The message about a folder without these files."""
     pickles = [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != OPTIMIZER]
     if WEIGHTS in missing and pickles:
         return (
@@ -186,7 +184,7 @@ def processor_steps(path: Path, named: str, keys: type[NetworkConfig]) -> list[d
 
 
 def _problem(step: dict[str, Any], config: dict[str, Any], allowed: dict[str, set[str]]) -> str | None:
-    """What is not allowed of a step, in words."""
+    """What is not allowed in a step; None for a step that may run."""
     name = step.get("registry_name")
     if not isinstance(name, str):
         return f"a step of the class {step.get('class')!r}"
@@ -270,9 +268,7 @@ def _lora_problems(content: dict[str, Any], patterns: Collection[str]) -> Iterat
                 yield said
         elif key not in LORA and key not in LORA_IGNORED and value:
             yield said
-    rank, alpha, dropout = (
-        content.get(key, default) for key, default in (("r", 8), ("lora_alpha", 8), ("lora_dropout", 0))
-    )
+    rank, alpha, dropout = content.get("r", 8), content.get("lora_alpha", 8), content.get("lora_dropout", 0)
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
         yield f"r={rank!r}"
     if type(alpha) not in (int, float) or type(dropout) not in (int, float):

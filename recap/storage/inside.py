@@ -24,7 +24,7 @@ KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 def stay_inside(directory: Path, key: str = "output") -> None:
     """Looks through a directory that is about to be written to; one that is not there yet is fine.
 
-    key: what named it.
+    key: the option that named it.
 
     Raises:
         RecapError: a link in it leads out, a pipe or a device lies in a file's place, a folder cannot be looked into,
@@ -51,7 +51,7 @@ def _check_way(directory: Path, key: str) -> None:
             folder.stat()
         except OSError as error:
             if not folder.is_symlink():
-                return  # not there yet, or closed to this user, which the first writer says
+                return  # not there yet, or closed to this user, which the first write reports
             circle = error.errno == errno.ELOOP
             place = folder.parent / os.readlink(folder)
             fix = f"rm {shlex.quote(str(folder))}" if circle else f"mkdir -p {shlex.quote(str(place))}, mount its disk"
@@ -92,7 +92,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _kind(path: Path) -> str | None:
-    """None for what is gone meanwhile."""
+    """None for what has gone meanwhile."""
     try:
         return KINDS.get(stat.S_IFMT(path.lstat().st_mode))
     except FileNotFoundError:

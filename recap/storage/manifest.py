@@ -1,4 +1,4 @@
-"""The run directory: manifests say that a stage is finished, config.yaml says with what, a lock keeps others out.
+"""The run directory: a manifest marks a stage as finished, config.yaml holds its values, a lock keeps others out.
 
 A stage directory holds config.yaml (written first), its results, and manifest.json (written last, by rename). The
 manifest lists every result with its size and SHA-256, so a damaged or exchanged file is found before a later stage
@@ -34,7 +34,7 @@ MANIFEST, CONFIG, LOCK, SHARES, COMMIT = "manifest.json", "config.yaml", ".lock"
 JOB = "job"  # of a stage: what its jobs on a cluster read and write
 INPUTS = ".inputs.json"  # of a stage that has begun: role -> digest of what it reads
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco", "numpy")
-# What says how a stage went. It is no result: no stage reads it, and it differs between two runs that did the same.
+# How a stage went. These are no results: no stage reads them, and they differ between equal runs.
 RECORDS = {MANIFEST, CONFIG, "log.txt", "metrics.jsonl", "episodes.jsonl", "first_batch", "tensorboard", JOB}
 FOUND = (".safetensors", ".parquet", ".json")  # what readers find by its name's pattern, so that none may be added
 SHAPE = {
@@ -43,7 +43,7 @@ SHAPE = {
     "links?": {str: str},
 }  # of manifest.json
 SMALL = 1_000_000  # bytes: up to here hashing costs next to nothing
-LOCK_SECONDS = 2.0  # what a killed process may take to go
+LOCK_SECONDS = 2.0  # that a killed process may take to exit
 JOB_LOCK_SECONDS = 300.0  # the same for the process of a job on a cluster, whose node may have been lost
 
 
@@ -53,7 +53,7 @@ def is_main_process() -> bool:
 
 
 def in_job() -> bool:
-    """Whether this process is a job's on a cluster, with a network file system between it and others."""
+    """Whether this process is a job on a cluster, with a network file system between it and others."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
@@ -210,7 +210,7 @@ def _is_stage(folder: Path) -> bool:
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
-    """Raises RecapError when it cannot be read or says too little."""
+    """Raises RecapError when it cannot be read or is incomplete."""
     path = stage / MANIFEST
     again = f"Fix: restore it, or delete {stage} and run the command again."
     try:
