@@ -73,7 +73,7 @@ class Shown:
 class Run:
     """Open until `closing` ends it; no other process sends this directory meanwhile.
 
-    Raises what wandb or trackio raise, OSError where files cannot be written, RecapError while another process sends it.
+    Raises what wandb or trackio raise, OSError where files cannot be written, RecapError while another process sends.
     """
 
     def __init__(self, shown: Shown, *, online: bool = False) -> None:
