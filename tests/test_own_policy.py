@@ -108,7 +108,9 @@ def test_its_configuration_is_typed(tmp_path: Path) -> None:
     (tmp_path / "policy/toy.yaml").write_text(blocks("yaml")[0])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         beside = f"hydra.searchpath=['file://{tmp_path}']"
-        cfg = typed(compose("loop", [beside, "experiment=demo", "policy=toy", "+policy.hidden=8", "iterations=1"]), LoopJob)
+        cfg = typed(
+            compose("loop", [beside, "experiment=demo", "policy=toy", "+policy.hidden=8", "iterations=1"]), LoopJob
+        )
     assert type(cfg.policy) is keys_of("toy_policy")
     assert typed(OmegaConf.create(plain(cfg)), LoopJob) == cfg
     assert cloudpickle.loads(cloudpickle.dumps(cfg)) == cfg
