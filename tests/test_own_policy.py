@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from recap.config import LoopJob, keys, plain, typed
 from recap.export import main as export
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.registry import adapter_of, keys_of
+from recap.utils.errors import RecapError
 
 TOY = ROOT / "tests/toy_policy"
 DOCUMENT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -71,21 +73,31 @@ def test_the_loop_runs_with_it(toy_run: Path) -> None:
     assert "indicator -1" in told
 
 
-def test_a_run_goes_on(work: Path) -> None:
-    """Nothing that is finished is done again; a training continues from its last step to the same weights."""
+def test_a_run_goes_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that stopped continues from its last checkpoint to the same weights; what is finished is left."""
     run_dir = work / RUN
-    before, made = snapshot(run_dir / "sft"), results(run_dir)
-    policy = run_dir / "iter_01/policy"
-    half = (policy / "checkpoints/0000002/model.safetensors").stat().st_mtime_ns
-    for name in ("manifest.json", "checkpoints/last"):
-        (policy / name).unlink()
-    shutil.rmtree(policy / "checkpoints/0000004")
+    steps: list[int] = []
+    before, made = snapshot(run_dir / "sft"), results(run_dir)["iter_01/policy"]
+    shutil.rmtree(run_dir / "iter_01/policy")
+
+    def until(last: int) -> Callable[..., dict[str, Any]]:
+        def noise(*_: Any) -> dict[str, Any]:
+            if len(steps) == last:
+                raise RecapError("the power is out")
+            steps.append(1)
+            return {}
+
+        return noise
+
+    monkeypatch.setattr(type(adapter_of(keys_of("toy_policy"))), "training_noise", until(2))
+    assert "the power is out" in loop(cwd=work).err
+    monkeypatch.setattr(type(adapter_of(keys_of("toy_policy"))), "training_noise", until(99))
     again = loop(cwd=work)
     assert again.code == 0, again.out + again.err
+    assert len(steps) == 4, "two before, two after"
     assert snapshot(run_dir / "sft") == before
-    assert (policy / "checkpoints/0000002/model.safetensors").stat().st_mtime_ns == half
     weights = "checkpoints/0000004/model.safetensors"
-    assert results(run_dir)["iter_01/policy"][weights] == made["iter_01/policy"][weights]
+    assert results(run_dir)["iter_01/policy"][weights] == made[weights]
 
 
 def test_the_indicator_reaches_it(toy_run: Path) -> None:
