@@ -133,7 +133,7 @@ def _end_with(alive: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- around the job
 def resources(cfg: Config, stage: Stage) -> Resources:
     """What the stage's job asks for."""
-    found: Resources = getattr(cfg.resources, stage.kind)
+    found: Resources = getattr(cfg.resources, stage.asks_as or stage.kind)
     return found
 
 

@@ -32,6 +32,7 @@ class Stage:
     """
 
     kind: ClassVar[str]  # its name in paths, resources, W&B and messages
+    asks_as: ClassVar[str | None] = None  # whose resources its job asks for; None: those of its own name
     keys: ClassVar[tuple[str, ...]] = ()  # nodes of the configuration that decide its result
     simulates: ClassVar[bool] = False  # starts environments
     acts: ClassVar[bool] = False  # runs a policy in them
