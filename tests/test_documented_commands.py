@@ -32,6 +32,8 @@ SPECIAL = {
     "python -m lerobot.scripts.convert_dataset_v21_to_v30": "lerobot's; it needs a data set of format 2.1",
     "python loop.py": "stands for the command that the run was started with: the message says with which settings",
     "accelerate launch … train.py": "says only that there is one",
+    "PYTHONPATH=~/mine python loop.py --config-dir=my_conf policy=toy experiment=demo +iterations=1": "test_own_policy.py",
+    "PYTHONPATH=~/mine python loop.py --config-dir=my_conf experiment=demo env=reach +iterations=1": "test_extending.py",
     "trackio show --project recap": "serves a page until it is stopped; test_trackio.py reads what it shows",
 }
 # Commands that fail here, and have to say so: the words of the refusal, each with the reason.
