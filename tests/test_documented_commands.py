@@ -23,6 +23,7 @@ from test_config import CONF, GROUPS, SCHEMAS, load
 from recap.config import ConfigError, LoopJob, keys, typed
 
 # Commands that no rule takes, each with the reason.
+MINE = "PYTHONPATH=~/mine python loop.py --config-dir=my_conf"
 SPECIAL = {
     "$EDITOR conf/site/here.yaml": "the reader's editor",
     "apt-get install slurm-wlm munge": "Debian's own; whoever runs tests/test_slurm_runs.py has done it",
@@ -32,8 +33,8 @@ SPECIAL = {
     "python -m lerobot.scripts.convert_dataset_v21_to_v30": "lerobot's; it needs a data set of format 2.1",
     "python loop.py": "stands for the command that the run was started with: the message says with which settings",
     "accelerate launch … train.py": "says only that there is one",
-    "PYTHONPATH=~/mine python loop.py --config-dir=my_conf policy=toy experiment=demo +iterations=1": "test_own_policy.py",
-    "PYTHONPATH=~/mine python loop.py --config-dir=my_conf experiment=demo env=reach +iterations=1": "test_extending.py",
+    f"{MINE} policy=toy experiment=demo +iterations=1": "test_own_policy.py runs it, with the files that it needs",
+    f"{MINE} experiment=demo env=reach +iterations=1": "test_extending.py runs it, with the files that it needs",
     "trackio show --project recap": "serves a page until it is stopped; test_trackio.py reads what it shows",
 }
 # Commands that fail here, and have to say so: the words of the refusal, each with the reason.
