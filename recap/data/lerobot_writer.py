@@ -39,7 +39,7 @@ __all__ = ["Episode", "assemble", "finished", "write_episode"]
 CODEBASE_VERSION = "v3.0"  # of lerobot's data format
 FILE_SIZE_MB, FILES_PER_CHUNK = 100, 1000  # lerobot's defaults
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split")
+EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split", "choice")
 
 
 def assemble(
@@ -64,7 +64,7 @@ def assemble(
     folder, out = Path(folder), Path(out)
     episodes = list(finished(folder).values())
     _check_plan(folder, episodes, source)
-    facts = [{key: episode[key] for key in EPISODE_KEYS} for episode in episodes]
+    facts = [{key: episode[key] for key in EPISODE_KEYS if key in episode} for episode in episodes]
     recap = {"source": source, "checkpoint": checkpoint, "env": dict(env or {}), "fps": fps, "episodes": facts}
     if out.exists():
         if _read_json(out / "meta/recap.json") == json.loads(json.dumps(recap)):

@@ -25,6 +25,7 @@ class Env(Protocol):
 
     Observations: one uint8 (H, W, 3) array for each of `cameras`, and `observation.state` float32 (state_dim,).
     `action_range`: (lowest, highest), numbers or float32 (action_dim,); actions are clipped to it.
+    `choice`: which way of several the current episode has taken, None where the task has one way or none is taken yet.
     """
 
     tasks: tuple[str, ...]
@@ -35,6 +36,9 @@ class Env(Protocol):
     action_range: tuple[np.ndarray | float, np.ndarray | float]
     state_names: tuple[str, ...] | None
     action_names: tuple[str, ...] | None
+
+    @property
+    def choice(self) -> str | None: ...
 
     def reset(
         self, *, task: str, split: str, initial_state: int, seed: int, render: bool = True
@@ -54,7 +58,7 @@ def make_env(config: EnvConfig) -> Env:
     if config.type is EnvKind.moka:
         from recap.envs.moka.env import MokaEpisodes
 
-        return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps)
+        return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps, config.moka)
     if config.type is EnvKind.libero:
         from recap.envs.libero import LiberoEpisodes
 

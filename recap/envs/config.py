@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from recap.utils.typed import Amount, Count, Fraction, part
+from recap.utils.typed import Amount, Count, Fraction, Positive, part
 
 
 class EnvKind(Enum):
@@ -24,9 +24,18 @@ class Images(Enum):
 
 
 @part
+class MokaConfig:
+    """How precise the hard choices of env=moka must be, in metres."""
+
+    small_burner: Positive = 0.011
+    bottle_clearance: Positive = 0.006
+
+
+@part
 class EnvConfig:
     type: EnvKind
     suite: str | None = None
+    moka: MokaConfig | None = None
     tasks: list[str]
     image_size: Count
     recorded_images: Images
@@ -47,7 +56,7 @@ class EnvConfig:
 
 @part
 class DemonstratorConfig:
-    """The scripted demonstrator of mixed quality (probabilities per movement or per grasp)."""
+    """The scripted demonstrator of mixed quality (probabilities per movement, per grasp; risky: per episode)."""
 
     episodes: Count
     max_steps: Count
@@ -55,3 +64,4 @@ class DemonstratorConfig:
     hesitate: Fraction
     miss: Fraction
     noise: Amount
+    risky: Fraction = 0.5

@@ -28,6 +28,7 @@ class LerobotEpisodes:
 
     state_names: tuple[str, ...] | None = None
     action_names: tuple[str, ...] | None = None
+    choice: str | None = None  # its tasks have one way
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config

@@ -271,8 +271,8 @@ def _recorded(folder: Path | None) -> list[EpisodeResult]:
         return []
     from recap.data.lerobot_writer import finished
 
-    keys = ("task", "initial_state", "seed", "success", "steps")
-    return [EpisodeResult(index, *(facts[key] for key in keys)) for index, facts in finished(folder).items()]
+    keys = ("task", "initial_state", "seed", "success", "steps", "choice")  # the last only where one was made
+    return [EpisodeResult(index, *(facts.get(key) for key in keys)) for index, facts in finished(folder).items()]
 
 
 def read_journal(path: Path | None) -> list[EpisodeResult]:
