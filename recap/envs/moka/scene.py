@@ -80,7 +80,7 @@ def layouts(config: MokaConfig) -> dict[str, Layout]:
         "two pots": Layout(pots=2, area=((-0.11, -0.12), (0.11, 0.03))),
         "two burners": Layout(burners=(Burner(-0.062, 0.0), small), choices=("large", "small")),
         "bottles": Layout(
-            area=((-0.08, -0.13), (0.08, -0.05)),
+            area=((-0.06, -0.12), (0.06, -0.05)),
             burners=(Burner(-0.05, -0.01),),
             bottles=config.bottle_clearance,
             choices=("high", "low"),
@@ -89,9 +89,11 @@ def layouts(config: MokaConfig) -> dict[str, Layout]:
 
 
 def _pot(index: int, solid_handle: bool) -> str:
+    """A solid handle touches nothing but bottles, so that a pot is grasped as in every other scene."""
     body, lid = POT_COLOURS[index]
     handle = """
-      <geom type="box" size="0.0195 0.006 0.018" pos="0.0375 0 0.009" mass="0.005" group="3"/>"""
+      <geom type="box" size="0.0195 0.006 0.018" pos="0.0375 0 0.009" mass="0"
+            contype="2" conaffinity="2" group="3"/>"""
     return f"""
     <body name="pot{index}" pos="0 {-0.1 * index} {POT_HALF_HEIGHT}">
       <freejoint name="pot{index}"/>
@@ -119,7 +121,8 @@ def _bottle(index: int) -> str:
     return f"""
     <body name="bottle{index}" pos="0 {0.3 + 0.1 * index} {half}">
       <freejoint name="bottle{index}"/>
-      <geom type="cylinder" size="{BOTTLE_RADIUS} {half}" mass="0.05" rgba="0.45 0.12 0.62 1"/>
+      <geom type="cylinder" size="{BOTTLE_RADIUS} {half}" mass="0.05" rgba="0.45 0.12 0.62 1"
+            contype="3" conaffinity="3"/>
       <geom class="seen" type="cylinder" size="{BOTTLE_RADIUS + 0.001} 0.012" pos="0 0 {half - 0.03}"
             rgba="0.95 0.9 0.98 1"/>
     </body>"""
