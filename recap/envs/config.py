@@ -28,7 +28,7 @@ class MokaConfig:
     """How precise the hard choices of env=moka must be, in metres."""
 
     small_burner: Positive = 0.011
-    bottle_clearance: Positive = 0.006
+    bottle_clearance: Positive = 0.004
 
 
 @part

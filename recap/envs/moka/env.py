@@ -22,7 +22,7 @@ SPEED = 0.28  # m/s at action 1: 2.8 cm per step at 10 Hz
 YAW_SPEED = 2.5  # rad/s at action 1
 YAW_LIMIT = 1.2
 AT_REST = 0.2  # m/s and rad/s
-BOTTLE_MOVED = 0.012  # m: a bottle that was moved further has been pushed away
+BOTTLE_MOVED = 0.008  # m: a bottle that was moved further has been pushed away
 BOTTLES_MET = scene.POT_HALF_WIDTH + scene.BOTTLE_RADIUS  # how near in y a pot touches them
 WINDUP = 0.05  # how far the commanded position may run ahead of the hand when something blocks it
 
