@@ -20,7 +20,7 @@ from recap.envs.moka.demonstrator import Demonstrator
 from recap.envs.moka.env import TASKS, MokaEnv, initial_rng
 from recap.utils.errors import RecapError
 
-ONE, BOTH, TRIVET, LIGHT = TASKS
+ONE, BOTH, TRIVET, LIGHT, *_ = TASKS
 TESTS = str(Path(__file__).resolve().parent)
 PATHS = f"import sys; sys.path[:0] = [{TESTS!r}, {str(Path(TESTS).parent)!r}]\n"
 CLEAN = {"slow": 0.0, "hesitate": 0.0, "miss": 0.0, "noise": 0.0}

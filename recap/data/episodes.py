@@ -36,7 +36,7 @@ class Episode:
 
     images: {key: uint8 [T, H, W, 3]}, keys as in lerobot ("observation.images.image"); state: float32 [T, Ds];
     action: float32 [T, Da], as executed. source: demonstration | rollout | correction.
-    A time-out is an episode with success=False like any other.
+    A time-out is an episode with success=False like any other. choice: which of several ways was taken (see `Env`).
     """
 
     spec: EpisodeSpec
@@ -46,6 +46,7 @@ class Episode:
     images: Mapping[str, np.ndarray]
     state: np.ndarray
     action: np.ndarray
+    choice: str | None = None
 
 
 def write_episode(folder: Path, episode: Episode, video_fps: float | None = None) -> Path:
@@ -79,6 +80,7 @@ def write_episode(folder: Path, episode: Episode, video_fps: float | None = None
         "image_shapes": {key: list(images.shape[1:]) for key, images in episode.images.items()},
         "video_fps": video_fps,
     }
+    facts |= {} if episode.choice is None else {"choice": episode.choice}
     columns = {k: _column(a) for k, a in arrays.items()}
     if video_fps is None:
         columns = {key: _image_column(images) for key, images in episode.images.items()} | columns
@@ -113,7 +115,8 @@ def finished(folder: Path) -> dict[int, dict[str, Any]]:
     """{episode index: facts} of the complete episode files in `folder`, in index order; reads footers only.
 
     A file without a readable footer (a truncated one) counts as not finished and is removed: its episode is recorded
-    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps.
+    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps, and
+    choice where one was made.
     """
     found = {}
     for path in sorted(p for p in Path(folder).glob("*.parquet") if re.fullmatch(r"\d{6,}", p.stem)):

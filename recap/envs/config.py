@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from recap.envs import registry
-from recap.utils.typed import Amount, Count, Fraction, part, wrong
+from recap.utils.typed import Amount, Count, Fraction, Positive, part, wrong
 
 
 def _known(type_: str) -> str:
@@ -24,9 +24,18 @@ class Images(Enum):
 
 
 @part
+class MokaConfig:
+    """How precise the hard choices of env=moka must be, in metres."""
+
+    small_burner: Positive = 0.011
+    bottle_clearance: Positive = 0.004
+
+
+@part
 class EnvConfig:
     type: Annotated[str, AfterValidator(_known)]
     suite: str | None = None
+    moka: MokaConfig | None = None
     tasks: list[str]
     image_size: Count
     recorded_images: Images
@@ -45,7 +54,7 @@ class EnvConfig:
 
 @part
 class DemonstratorConfig:
-    """The scripted demonstrator of mixed quality (probabilities per movement or per grasp)."""
+    """The scripted demonstrator of mixed quality (probabilities per movement, per grasp; risky: per episode)."""
 
     episodes: Count
     max_steps: Count
@@ -53,3 +62,4 @@ class DemonstratorConfig:
     hesitate: Fraction
     miss: Fraction
     noise: Amount
+    risky: Fraction = 0.5

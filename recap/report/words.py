@@ -23,7 +23,7 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
     "pickier": "RECAP, 10 % positive",
     "generous": "RECAP, 50 % positive",
     "more_demonstrations": "RECAP, half of each batch demonstrations",
-    "longer_look_ahead": "RECAP, N = 20",
+    "longer_n_step": "RECAP, N = 20",
     "whole_episode": "RECAP, N = whole episode",
 }
 

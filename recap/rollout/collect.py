@@ -249,8 +249,9 @@ def _recorded(folder: Path | None) -> list[EpisodeResult]:
         return []
     from recap.data.lerobot_writer import finished
 
-    keys = ("task", "initial_state", "seed", "success", "steps")
-    return [EpisodeResult(index, *(facts[key] for key in keys)) for index, facts in finished(folder).items()]
+    keys = ("task", "initial_state", "seed", "success", "steps", "choice")
+    recorded = {index: {"choice": None} | facts for index, facts in finished(folder).items()}
+    return [EpisodeResult(index, *(facts[key] for key in keys)) for index, facts in recorded.items()]
 
 
 def read_journal(path: Path) -> list[EpisodeResult]:

@@ -25,7 +25,7 @@ VIDEO_PIXELS = 256  # images are enlarged by a whole factor up to about this hei
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode ended. `steps` = control steps executed; success False = a time-out."""
+    """How one episode ended. `steps` = control steps executed; success False = a time-out; choice: see `Env`."""
 
     index: int
     task: str
@@ -33,6 +33,7 @@ class EpisodeResult:
     seed: int
     success: bool
     steps: int
+    choice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ class Simulation:
 
     def _finish(self, slot: Slot, source: str, success: bool) -> EpisodeResult:
         spec, env, job = slot.spec, slot.env, self.job
+        choice: str | None = getattr(env, "choice", None)
         if job.videos is not None and spec.index in job.film:  # first, so that a recorded episode has its video
             path = job.videos / f"episode_{spec.index:06d}_{'success' if success else 'failure'}.mp4"
             write_film(path, [*slot.frames, slot.observation], env.cameras, env.fps)
@@ -213,10 +215,10 @@ class Simulation:
             images = {key: np.stack([frame[key] for frame in slot.frames]) for key in env.cameras}
             state = np.stack([frame["observation.state"] for frame in slot.frames])
             film = env.fps if self.env_config.recorded_images is Images.video else None
-            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions))
+            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions), choice)
             write_episode(job.record, episode, film)
         slot.frames, slot.actions = [], []
-        return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, success, slot.steps)
+        return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, success, slot.steps, choice)
 
 
 def write_film(path: Path, frames: Sequence[Mapping[str, np.ndarray]], cameras: Sequence[str], fps: int) -> None:

@@ -13,6 +13,7 @@ from recap.envs.moka.env import SPEED, YAW_SPEED, MokaEnv
 
 GRASP = 0.006  # m, grasp point above the pot's centre
 CLEAR = 0.04  # m, a pot is carried this far above its resting height
+ABOVE_BOTTLES = 0.03  # m, a pot is carried this far above them
 CLOSE, OPEN = 1.0, -1.0
 SLOW_SPEED = 0.4  # of the full action
 HESITATE = ("reach", "descend", "carry", "lower")
@@ -24,7 +25,8 @@ class Demonstrator:
     Each movement is slow with probability `slow`. Each movement towards something (reach, descend, carry, lower) begins
     with 0.5-1 s of standing still with probability `hesitate`. Each grasp closes beside the pot with probability
     `miss`, and is then tried again. `noise` is the standard deviation added to dx, dy, dz and dyaw. All zero is a
-    clean expert.
+    clean expert. Where there are two ways to succeed, an episode shows the one that asks for precision with
+    probability `risky`.
     The same `rng` state and the same initial state give the same episode.
     """
 
@@ -46,6 +48,8 @@ class Demonstrator:
     # ------------------------------------------------------------------------------------------------ the script
     def _script(self, env: MokaEnv, task: str) -> Iterator[np.ndarray]:
         """One attempt after the other: what slipped or missed is seen in the true state and tried again."""
+        choices = env.sim.layout.choices
+        risky = bool(choices) and self.rng.random() < self.config.risky
         while True:
             if task == "turn on the stove":
                 yield from self._press(env)
@@ -55,12 +59,16 @@ class Demonstrator:
                 waiting = [pot for pot in range(env.sim.pots) if not env.on_stove(pot)]
                 if waiting:  # nearest to the stove first: it stands in the way of the others
                     pot = max(waiting, key=lambda index: env.pot_position(index)[1])
-                    yield from self._put(env, pot, self._burner(env, pot), scene.STOVE_TOP)
+                    yield from self._put(env, pot, self._burner(env, pot, risky), scene.STOVE_TOP, risky)
             yield self._action(env, env.command[:3], env.command[3], OPEN)
 
-    @staticmethod
-    def _burner(env: MokaEnv, pot: int) -> np.ndarray:
-        """The burner for `pot`, (2,): a free one, on the pot's side of the other pot so that paths do not cross."""
+    def _burner(self, env: MokaEnv, pot: int, risky: bool) -> np.ndarray:
+        """The burner for `pot`, (2,): a free one, on the pot's side of the other pot so that paths do not cross.
+
+        Where the burners differ, `risky` takes the small one.
+        """
+        if env.sim.layout.choices:
+            return env.burners[-1 if risky else 0]
         others = [env.pot_position(index)[:2] for index in range(env.sim.pots) if index != pot]
         free = [burner for burner in env.burners if all(np.hypot(*(burner - other)) > 0.07 for other in others)]
         x = env.pot_position(pot)[0]
@@ -68,7 +76,7 @@ class Demonstrator:
             return free[int(x > others[0][0])]
         return min(free or env.burners, key=lambda burner: abs(burner[0] - x))
 
-    def _put(self, env: MokaEnv, pot: int, goal: np.ndarray, top: float) -> Iterator[np.ndarray]:
+    def _put(self, env: MokaEnv, pot: int, goal: np.ndarray, top: float, risky: bool = False) -> Iterator[np.ndarray]:
         position, yaw = env.pot_position(pot), _nearest_turn(env.pot_yaw(pot), env.yaw)
         low = position[2] + GRASP
         missed = self.rng.random() < self.config.miss
@@ -82,6 +90,11 @@ class Demonstrator:
         if np.hypot(*(env.pot_position(pot)[:2] - env.eef[:2])) > 0.02 or env.pot_position(pot)[2] < position[2] + 0.02:
             return  # nothing in the hand
         high, rest = top + scene.POT_HALF_HEIGHT + GRASP + CLEAR, top + scene.POT_HALF_HEIGHT + GRASP + 0.002
+        if len(env.bottles) and risky:  # in line with the burner first, then between them
+            yield from self._to(env, [goal[0], env.bottles[0, 1] - 0.06, high], 0.0, CLOSE, "line up", tolerance=0.003)
+        elif len(env.bottles):
+            high = scene.BOTTLE_HEIGHT + scene.POT_HALF_HEIGHT + GRASP + ABOVE_BOTTLES
+            yield from self._to(env, [*position[:2], high], yaw, CLOSE, "lift", tolerance=0.02)
         yield from self._to(env, [*goal, high], 0.0, CLOSE, "carry", tolerance=0.02)
         yield from self._to(env, [*goal, rest], 0.0, CLOSE, "lower", tolerance=0.006)
         yield from self._hold(env, OPEN, 2)

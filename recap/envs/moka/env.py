@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from recap.envs import rendering
-from recap.envs.config import EnvConfig
+from recap.envs.config import EnvConfig, MokaConfig
 from recap.envs.moka import scene
 from recap.utils.errors import RecapError
 
@@ -22,44 +22,54 @@ SPEED = 0.28  # m/s at action 1: 2.8 cm per step at 10 Hz
 YAW_SPEED = 2.5  # rad/s at action 1
 YAW_LIMIT = 1.2
 AT_REST = 0.2  # m/s and rad/s
+BOTTLE_MOVED = 0.008  # m: a bottle that was moved further has been pushed away
+BOTTLES_MET = scene.POT_HALF_WIDTH + scene.BOTTLE_RADIUS  # how near in y a pot touches them
 WINDUP = 0.05  # how far the commanded position may run ahead of the hand when something blocks it
 
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction. `number` seeds its initial states and never changes; `length` multiplies the time-out."""
+    """An instruction. `number` seeds its initial states and never changes; `length` multiplies the time-out.
+
+    `layout`: a name in `scene.layouts`.
+    """
 
     number: int
-    pots: int
+    layout: str
     length: int = 1
 
 
 TASKS = {
-    "put the moka pot on the stove": Task(0, pots=1),
-    "put both moka pots on the stove": Task(1, pots=2, length=2),
-    "put the moka pot on the trivet": Task(2, pots=1),
-    "turn on the stove": Task(3, pots=1),
+    "put the moka pot on the stove": Task(0, "one pot"),
+    "put both moka pots on the stove": Task(1, "two pots", length=2),
+    "put the moka pot on the trivet": Task(2, "one pot"),
+    "turn on the stove": Task(3, "one pot"),
+    "put the moka pot on a burner": Task(4, "two burners"),
+    "put the moka pot on the burner": Task(5, "bottles"),
 }
 
 
 class Simulation:
     """One compiled scene, and where its parts lie in MuJoCo's arrays."""
 
-    def __init__(self, pots: int, image_size: int):
+    def __init__(self, layout: scene.Layout, image_size: int):
         self.mujoco = mujoco = rendering.import_mujoco()
-        self.model = model = mujoco.MjModel.from_xml_string(scene.scene_xml(pots))
+        self.model = model = mujoco.MjModel.from_xml_string(scene.scene_xml(layout))
         self.data = mujoco.MjData(model)
-        self.image_size, self.pots = image_size, pots
+        self.image_size, self.layout, self.pots = image_size, layout, layout.pots
         joint = {model.joint(i).name: model.joint(i) for i in range(model.njnt)}
         self.hand_qpos = np.array([joint[n].qposadr[0] for n in ("x", "y", "z", "yaw")])
         self.finger_qpos = np.array([joint[n].qposadr[0] for n in ("left", "right")])
         self.button_qpos = int(joint["button"].qposadr[0])
-        self.pot_qpos = [int(joint[f"pot{i}"].qposadr[0]) for i in range(pots)]
-        self.pot_dof = [int(joint[f"pot{i}"].dofadr[0]) for i in range(pots)]
-        self.pot_body = [model.body(f"pot{i}").id for i in range(pots)]
-        self.pot_geom = [model.geom(f"pot{i}").id for i in range(pots)]
+        self.pot_qpos = [int(joint[f"pot{i}"].qposadr[0]) for i in range(layout.pots)]
+        self.pot_dof = [int(joint[f"pot{i}"].dofadr[0]) for i in range(layout.pots)]
+        self.pot_body = [model.body(f"pot{i}").id for i in range(layout.pots)]
+        self.pot_geom = [model.geom(f"pot{i}").id for i in range(layout.pots)]
         self.pad_geoms = {model.geom("pad0").id, model.geom("pad1").id, model.geom("palm").id}
-        self.burner_geoms = [model.geom("burner0").id, model.geom("burner1").id]
+        self.burner_geoms = [model.geom(f"burner{i}").id for i in range(len(layout.burners))]
+        bottles = range(len(layout.bottle_positions()))
+        self.bottle_qpos = [int(joint[f"bottle{i}"].qposadr[0]) for i in bottles]
+        self.bottle_body = [model.body(f"bottle{i}").id for i in bottles]
         self.stove_body, self.trivet_body = model.body("stove").id, model.body("trivet").id
         self.cameras = {name: model.camera(name).id for name in CAMERAS.values()}
 
@@ -88,6 +98,7 @@ class MokaEnv(gym.Env):
         fps: int = 10,
         max_steps: int = 50,
         render_mode: str | None = "rgb_array",
+        choices: MokaConfig | None = None,
     ):
         if fps < 1 or fps > 50 or round(1 / scene.TIMESTEP) % fps:
             raise RecapError(
@@ -104,8 +115,11 @@ class MokaEnv(gym.Env):
             {**dict.fromkeys(CAMERAS, image), "observation.state": gym.spaces.Box(-4.0, 4.0, (8,), np.float32)}
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, (7,), np.float32)
-        self._simulations: dict[int, Simulation] = {}
+        self.layouts = scene.layouts(choices or MokaConfig())
+        self._simulations: dict[str, Simulation] = {}
         self.sim: Simulation
+        self.choice: str | None = None
+        self.steps = 0
 
     # ------------------------------------------------------------------------------------------------ gymnasium
     def reset(
@@ -129,9 +143,10 @@ class MokaEnv(gym.Env):
         """Gymnasium's five values: success ends it with reward 1, the time-out truncates. `render=False`: no images."""
         self._move(np.asarray(action, dtype=np.float64))
         self.steps += 1
+        self.choice = self._choice()
         success = self.success()
         truncated = not success and self.steps >= self.max_steps(self.task)
-        return self.observe(render), float(success), success, truncated, {"success": success}
+        return self.observe(render), float(success), success, truncated, {"success": success, "choice": self.choice}
 
     def render(self) -> np.ndarray:
         return self.sim.render("agentview")
@@ -155,20 +170,26 @@ class MokaEnv(gym.Env):
         if self.task == "turn on the stove":
             return self.stove_on
         if self.task == "put the moka pot on the trivet":
-            return self.pot_at(0, self.trivet, scene.TRIVET_TOP)
-        return all(self.on_stove(index) for index in range(self.sim.pots))
+            return self.pot_at(0, self.trivet, scene.GOAL_RADIUS, scene.TRIVET_TOP)
+        return self.bottles_stand() and all(self.on_stove(index) for index in range(self.sim.pots))
 
     def on_stove(self, index: int) -> bool:
         """Pot `index` stands on one of the burners, let go of."""
-        return any(self.pot_at(index, burner, scene.STOVE_TOP) for burner in self.burners)
+        radii = (burner.radius for burner in self.sim.layout.burners)
+        return any(self.pot_at(index, *place, scene.STOVE_TOP) for place in zip(self.burners, radii, strict=True))
 
-    def pot_at(self, index: int, center: np.ndarray, top: float) -> bool:
-        """Pot `index` stands upright and at rest near `center` (x, y) at height `top`, let go of."""
+    def bottles_stand(self) -> bool:
+        """No bottle has been knocked over or pushed away."""
+        for body, place in zip(self.sim.bottle_body, self.bottles, strict=True):
+            moved = np.hypot(*(self.sim.data.xpos[body][:2] - place))
+            if moved > BOTTLE_MOVED or self.sim.data.xmat[body][8] < 0.97:
+                return False
+        return True
+
+    def pot_at(self, index: int, center: np.ndarray, radius: float, top: float) -> bool:
+        """Pot `index` stands upright and at rest within `radius` of `center` (x, y) at height `top`, let go of."""
         position = self.pot_position(index)
-        if (
-            np.hypot(*(position[:2] - center)) > scene.GOAL_RADIUS
-            or abs(position[2] - top - scene.POT_HALF_HEIGHT) > 0.006
-        ):
+        if np.hypot(*(position[:2] - center)) > radius or abs(position[2] - top - scene.POT_HALF_HEIGHT) > 0.006:
             return False
         body, geom = self.sim.pot_body[index], self.sim.pot_geom[index]
         upright = self.sim.data.xmat[body][8] > 0.97
@@ -197,8 +218,13 @@ class MokaEnv(gym.Env):
 
     @property
     def burners(self) -> np.ndarray:
-        """Centres of the two burners, (2, 2) m."""
-        return self.stove + scene.BURNERS
+        """Centres of the burners, (n, 2) m."""
+        return self.stove + np.array([[burner.x, burner.y] for burner in self.sim.layout.burners])
+
+    @property
+    def bottles(self) -> np.ndarray:
+        """Where the bottles stood at the start, (n, 2) m; n is 0 or 2."""
+        return self.stove + self.sim.layout.bottle_positions()
 
     def pot_position(self, index: int) -> np.ndarray:
         return self.sim.data.qpos[self.sim.pot_qpos[index] :][:3].copy()
@@ -210,10 +236,10 @@ class MokaEnv(gym.Env):
     # ------------------------------------------------------------------------------------------------ inside
     def _place(self, rng: np.random.Generator) -> None:
         """Puts everything where `rng` says; nothing of an earlier episode may survive, so that runs are repeatable."""
-        pots = TASKS[self.task].pots
-        if pots not in self._simulations:
-            self._simulations[pots] = Simulation(pots, self.image_size)
-        sim = self.sim = self._simulations[pots]
+        layout = TASKS[self.task].layout
+        if layout not in self._simulations:
+            self._simulations[layout] = Simulation(self.layouts[layout], self.image_size)
+        sim = self.sim = self._simulations[layout]
         sim.mujoco.mj_resetData(sim.model, sim.data)
         self.stove = scene.STOVE_CENTER + rng.uniform(-0.012, 0.012, 2)
         self.trivet = scene.TRIVET_CENTER + rng.uniform(-0.012, 0.012, 2)
@@ -223,7 +249,7 @@ class MokaEnv(gym.Env):
         sim.data.qpos[sim.hand_qpos] = self.command
         sim.data.qpos[sim.finger_qpos] = scene.FINGER_OPEN
         placed: list[np.ndarray] = []
-        low, high = scene.POT_AREA[pots]
+        low, high = sim.layout.area
         for address in sim.pot_qpos:
             while True:
                 xy = rng.uniform(low, high)
@@ -239,11 +265,26 @@ class MokaEnv(gym.Env):
                 0,
                 np.sin(half_yaw),
             ]
+        for address, place in zip(sim.bottle_qpos, self.bottles, strict=True):
+            sim.data.qpos[address : address + 7] = [*place, scene.BOTTLE_HEIGHT / 2, 1, 0, 0, 0]
+        self.choice = None
         self.closed = False
         self.steps = 0
         self._light(on=False)
         self._control()
         sim.mujoco.mj_forward(sim.model, sim.data)
+
+    def _choice(self) -> str | None:
+        """Which way the pot takes: over the stove the burner that it was last nearest to; how it first met the bottles.
+
+        None before that, and where the task has only one way.
+        """
+        layout, pot = self.sim.layout, self.pot_position(0)
+        if layout.choices and layout.bottles is None and pot[1] > self.stove[1] - scene.STOVE_HALF[1]:
+            return layout.choices[int(np.argmin(np.hypot(*(self.burners - pot[:2]).T)))]
+        if layout.bottles is not None and self.choice is None and pot[1] > self.bottles[0, 1] - BOTTLES_MET:
+            return layout.choices[int(pot[2] - scene.POT_HALF_HEIGHT < scene.BOTTLE_HEIGHT)]
+        return self.choice
 
     def _move(self, action: np.ndarray) -> None:
         if action.shape != (7,) or not np.isfinite(action).all():
@@ -299,11 +340,13 @@ class MokaEpisodes:
     action_names: tuple[str, ...] | None = ACTION_NAMES
     cameras: tuple[str, ...] = tuple(CAMERAS)
 
-    def __init__(self, tasks: tuple[str, ...], image_size: int, fps: int, max_steps: int):
+    def __init__(
+        self, tasks: tuple[str, ...], image_size: int, fps: int, max_steps: int, choices: MokaConfig | None = None
+    ):
         if not tasks:
             raise RecapError(f"env.tasks is empty; name at least one of {', '.join(repr(t) for t in TASKS)}.")
         self.tasks = tuple(find_task(task) for task in tasks)
-        self.unwrapped = MokaEnv(self.tasks[0], image_size=image_size, fps=fps, max_steps=max_steps)
+        self.unwrapped = MokaEnv(self.tasks[0], image_size=image_size, fps=fps, max_steps=max_steps, choices=choices)
         self.fps = fps
 
     def reset(
@@ -316,6 +359,10 @@ class MokaEpisodes:
         observation, _, success, truncated, _ = self.unwrapped.step(action, render)
         return observation, success, success or truncated
 
+    @property
+    def choice(self) -> str | None:
+        return self.unwrapped.choice
+
     def max_steps(self, task: str) -> int:
         return self.unwrapped.max_steps(task)
 
@@ -324,7 +371,7 @@ class MokaEpisodes:
 
 
 def make(config: EnvConfig) -> MokaEpisodes:
-    return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps)
+    return MokaEpisodes(tuple(config.tasks), config.image_size, config.fps, config.max_steps, config.moka)
 
 
 def instructions(config: EnvConfig) -> list[str]:

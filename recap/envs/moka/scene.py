@@ -7,7 +7,11 @@ flat fingers. Elliptic friction cones with a high impratio squeezed the pot out 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from recap.envs.config import MokaConfig
 
 TIMESTEP = 0.005  # s
 POT_HALF_WIDTH = 0.018
@@ -15,7 +19,6 @@ POT_HALF_HEIGHT = 0.035
 STOVE_CENTER = np.array([0.0, 0.165])
 STOVE_HALF = np.array([0.125, 0.075])
 STOVE_TOP = 0.024
-BURNERS = np.array([[-0.062, -0.01], [0.062, -0.01]])  # from the stove's centre
 BUTTON = np.array([0.0, 0.045])  # from the stove's centre
 BUTTON_TOP = 0.044
 BUTTON_TRAVEL = 0.012
@@ -23,10 +26,11 @@ TRIVET_CENTER = np.array([0.0, -0.215])
 TRIVET_TOP = 0.010
 GOAL_RADIUS = 0.045  # of a burner and of the trivet: how far from its centre a pot may stand
 FINGER_OPEN = 0.055  # of one finger
-# Where pots start, by their number: (low, high) of (x, y), and the largest turn to either side.
-# A wider area needs more demonstrations.
-POT_AREA = {1: ([-0.08, -0.10], [0.08, 0.02]), 2: ([-0.11, -0.12], [0.11, 0.03])}
-POT_YAW = 0.3
+POT_YAW = 0.3  # the largest turn to either side at the start
+HELD_POT = (-0.022, 0.057)  # from where to where a pot in the hand reaches in x: the fingers, the handle
+BOTTLE_RADIUS = 0.012
+BOTTLE_HEIGHT = 0.10
+BOTTLES_BEFORE_STOVE = 0.105  # in y, from the stove's centre
 WORKSPACE_LOW = np.array([-0.22, -0.30, 0.028])
 WORKSPACE_HIGH = np.array([0.22, 0.27, 0.30])
 EEF_HOME = np.array([-0.12, -0.03, 0.22])
@@ -35,13 +39,68 @@ EEF_HOME = np.array([-0.12, -0.03, 0.22])
 POT_COLOURS = (("0.86 0.16 0.13 1", "0.98 0.42 0.30 1"), ("0.13 0.36 0.88 1", "0.40 0.62 0.98 1"))
 
 
-def _pot(index: int) -> str:
+@dataclass(frozen=True)
+class Burner:
+    """`x`, `y` from the stove's centre; a pot may stand up to `radius` from it. It is drawn with a radius of `size`."""
+
+    x: float
+    y: float
+    radius: float = GOAL_RADIUS
+    size: float = 0.044
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is on the table. `area`: (low, high) of (x, y) where pots start; a wider one needs more demonstrations.
+
+    `bottles`: room on either side of a pot between the two bottles before the stove, None without bottles.
+    `choices`: names of the two ways to succeed, the safe one first.
+    """
+
+    pots: int = 1
+    area: tuple[tuple[float, float], tuple[float, float]] = ((-0.08, -0.10), (0.08, 0.02))
+    burners: tuple[Burner, ...] = (Burner(-0.062, -0.01), Burner(0.062, -0.01))
+    bottles: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def bottle_positions(self) -> np.ndarray:
+        """(2, 2): the bottles from the stove's centre; a pot that moves straight to the burner passes between them."""
+        if self.bottles is None:
+            return np.zeros((0, 2))
+        (low, high), room = HELD_POT, self.bottles + BOTTLE_RADIUS
+        x = self.burners[0].x
+        return np.array([[x + low - room, -BOTTLES_BEFORE_STOVE], [x + high + room, -BOTTLES_BEFORE_STOVE]])
+
+
+def layouts(config: MokaConfig) -> dict[str, Layout]:
+    """Every scene of env=moka by its name."""
+    small = Burner(0.062, -0.04, config.small_burner, size=0.024)
+    return {
+        "one pot": Layout(),
+        "two pots": Layout(pots=2, area=((-0.11, -0.12), (0.11, 0.03))),
+        "two burners": Layout(
+            area=((-0.06, -0.09), (0.06, 0.0)), burners=(Burner(-0.062, 0.0), small), choices=("large", "small")
+        ),
+        "bottles": Layout(
+            area=((-0.06, -0.12), (0.06, -0.05)),
+            burners=(Burner(-0.05, -0.01),),
+            bottles=config.bottle_clearance,
+            choices=("high", "low"),
+        ),
+    }
+
+
+def _pot(index: int, solid_handle: bool) -> str:
+    """A solid handle touches nothing but bottles, so that a pot is grasped as in every other scene."""
     body, lid = POT_COLOURS[index]
+    handle = """
+      <geom type="box" size="0.0195 0.006 0.018" pos="0.0375 0 0.009" mass="0"
+            contype="2" conaffinity="2" group="3"/>"""
     return f"""
     <body name="pot{index}" pos="0 {-0.1 * index} {POT_HALF_HEIGHT}">
       <freejoint name="pot{index}"/>
       <geom name="pot{index}" type="box" size="{POT_HALF_WIDTH} {POT_HALF_WIDTH} {POT_HALF_HEIGHT}" mass="0.2"
-            condim="4" group="3"/>
+            condim="4" group="3"/>{handle if solid_handle else ""}
       <geom class="seen" type="cylinder" size="0.026 0.017" pos="0 0 -0.018" rgba="{body}"/>
       <geom class="seen" type="cylinder" size="0.018 0.004" pos="0 0 0.002" rgba="0.15 0.15 0.17 1"/>
       <geom class="seen" type="cylinder" size="0.023 0.013" pos="0 0 0.018" rgba="{lid}"/>
@@ -51,16 +110,29 @@ def _pot(index: int) -> str:
     </body>"""
 
 
-def _burner(index: int) -> str:
-    x, y = BURNERS[index]
+def _burner(index: int, burner: Burner) -> str:
+    x, y, size, top = burner.x, burner.y, burner.size, STOVE_TOP + 0.0015
     return f"""
-      <geom class="seen" type="cylinder" size="0.044 0.001" pos="{x} {y} {STOVE_TOP + 0.0005}"
+      <geom class="seen" type="cylinder" size="{size} 0.001" pos="{x} {y} {STOVE_TOP + 0.0005}"
             rgba="0.62 0.64 0.68 1"/>
-      <geom class="seen" name="burner{index}" type="cylinder" size="0.036 0.001" pos="{x} {y} {STOVE_TOP + 0.0015}"/>"""
+      <geom class="seen" name="burner{index}" type="cylinder" size="{size - 0.008:.3f} 0.001" pos="{x} {y} {top}"/>"""
 
 
-def scene_xml(pots: int) -> str:
-    """MJCF of the scene with `pots` (1 or 2) moka pots."""
+def _bottle(index: int) -> str:
+    half = BOTTLE_HEIGHT / 2
+    return f"""
+    <body name="bottle{index}" pos="0 {0.3 + 0.1 * index} {half}">
+      <freejoint name="bottle{index}"/>
+      <geom type="cylinder" size="{BOTTLE_RADIUS} {half}" mass="0.05" rgba="0.45 0.12 0.62 1"
+            contype="3" conaffinity="3"/>
+      <geom class="seen" type="cylinder" size="{BOTTLE_RADIUS + 0.001} 0.012" pos="0 0 {half - 0.03}"
+            rgba="0.95 0.9 0.98 1"/>
+    </body>"""
+
+
+def scene_xml(layout: Layout) -> str:
+    """MJCF of the scene with its pots, burners and bottles."""
+    bottles = "".join(_bottle(i) for i in range(len(layout.bottle_positions())))
     sx, sy = STOVE_CENTER
     hx, hy = STOVE_HALF
     tx, ty = TRIVET_CENTER
@@ -90,7 +162,7 @@ def scene_xml(pots: int) -> str:
     <geom name="table" type="box" size="1.5 1.5 0.05" pos="0 0 -0.05" rgba="0.80 0.68 0.50 1"/>
     <body name="stove" pos="{sx} {sy} 0">
       <geom name="stove" type="box" size="{hx} {hy} {STOVE_TOP / 2}" pos="0 0 {STOVE_TOP / 2}" rgba="0.24 0.26 0.30 1"/>
-      {_burner(0)}{_burner(1)}
+      {"".join(_burner(i, burner) for i, burner in enumerate(layout.burners))}
       <body name="button" pos="{BUTTON[0]} {BUTTON[1]} {STOVE_TOP}">
         <joint name="button" type="slide" axis="0 0 1" range="{-BUTTON_TRAVEL} 0"
                stiffness="150" damping="3" springref="0.004"/>
@@ -103,7 +175,7 @@ def scene_xml(pots: int) -> str:
             rgba="0.10 0.52 0.34 1"/>
       <geom class="seen" type="box" size="0.034 0.034 0.001" pos="0 0 {TRIVET_TOP}" rgba="0.55 0.86 0.62 1"/>
     </body>
-    {"".join(_pot(i) for i in range(pots))}
+    {"".join(_pot(i, layout.bottles is not None) for i in range(layout.pots))}{bottles}
     <body name="hand" pos="0 0 0" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0" armature="0.5"/>
       <joint name="y" type="slide" axis="0 1 0" armature="0.5"/>
