@@ -19,9 +19,8 @@ TESTS = ROOT / "tests"
 
 
 def test_the_document_shows_the_code_that_runs() -> None:
-    shown = blocks("python")[2:]
     files = ("toy_env/env.py", "toy_env/demonstrator.py", "toy_stage.py")
-    assert shown[:3] == [(TESTS / name).read_text(encoding="utf-8") for name in files]
+    assert blocks("python")[2:] == [(TESTS / name).read_text(encoding="utf-8") for name in files]
     names = [path for path in (ROOT / "recap").rglob("*.py") if re.search(r"toy_env|[Nn]ovelty", path.read_text())]
     assert not names
 
@@ -67,7 +66,7 @@ def test_environments_that_are_not_there(override: str, says: str, tmp_path: Pat
 
 def test_a_stage_of_ones_own(finished_run: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It joins a finished run, is kept the second time, and belongs to the report's list of stages."""
-    line = blocks("python")[5].strip()
+    (line,) = re.findall(r"^\+ +(.*)$", blocks("diff")[0], re.MULTILINE)
     own = eval(f"lambda cfg, iteration: [{line}]", {**vars(graph), "Novelty": Novelty})
     before = graph.iteration_stages
 
