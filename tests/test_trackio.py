@@ -22,7 +22,7 @@ from recap.tracking.config import TrackingConfig, TrackingKind, TrackingMode
 from recap.utils.errors import RecapError
 
 WANTED = TrackingConfig(
-    kind=TrackingKind.trackio, mode=TrackingMode.off, tags=["first try"], videos=4, tensorboard=False
+    kind=TrackingKind.trackio, mode=TrackingMode.disabled, tags=["first try"], videos=4, tensorboard=False
 )
 
 

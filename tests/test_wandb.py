@@ -43,18 +43,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("mode", "environment", "decided"),
     [
-        ("auto", {}, "off"),
+        ("auto", {}, "disabled"),
         ("auto", {"WANDB_API_KEY": KEY}, "auto"),
         ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "online"),
         ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "off"),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "off"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "disabled"),
         ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
         ("auto", {"WANDB_MODE": "online"}, "offline"),
         ("online", {}, "offline"),
         ("online", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "online"),
         ("offline", {}, "offline"),
-        ("off", {"WANDB_API_KEY": KEY}, "off"),
+        ("disabled", {"WANDB_API_KEY": KEY}, "disabled"),
     ],
 )
 def test_the_mode_follows_from_what_is_configured(
@@ -65,17 +65,17 @@ def test_the_mode_follows_from_what_is_configured(
     assert found.name == decided
     assert bool(line) == (("no key" in line) and "WANDB_API_KEY" not in environment)
     assert "\n" not in line
-    assert decide(TrackingConfig(**{**DEFAULT, "kind": TrackingKind.local}), environment)[0] is TrackingMode.off
+    assert decide(TrackingConfig(**{**DEFAULT, "kind": TrackingKind.local}), environment)[0] is TrackingMode.disabled
 
 
 def test_keys_are_found_where_wandb_login_puts_them(home: Path) -> None:
     wanted = TrackingConfig(**DEFAULT)
     netrc = home / ".netrc"
     netrc.write_text("machine github.com login me password secret\n")
-    assert decide(wanted, {})[0] is TrackingMode.off, "a key of another server is none"
+    assert decide(wanted, {})[0] is TrackingMode.disabled, "a key of another server is none"
     netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     assert decide(wanted, {})[0] is TrackingMode.auto
-    assert decide(wanted, {"WANDB_BASE_URL": "https://wandb.example.org"})[0] is TrackingMode.off
+    assert decide(wanted, {"WANDB_BASE_URL": "https://wandb.example.org"})[0] is TrackingMode.disabled
     elsewhere = home / "elsewhere"
     elsewhere.write_text(f"machine wandb.example.org login user password {KEY}\n")
     own = {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(elsewhere)}

@@ -18,7 +18,7 @@ class TrackingMode(Enum):
     auto = "auto"
     online = "online"
     offline = "offline"
-    off = "off"
+    disabled = "disabled"
 
 
 @part
@@ -32,7 +32,7 @@ class TrackingConfig:
     tensorboard: bool
 
     def problems(self, key: str) -> Iterator[str]:
-        if self.kind is not TrackingKind.wandb and self.mode is not TrackingMode.off:
+        if self.kind is not TrackingKind.wandb and self.mode is not TrackingMode.disabled:
             kind = f"{key}={self.kind.name}"
             yield f"{key}.mode={self.mode.name}: {kind} has no W&B. Fix: {key}=wandb, or leave the mode out"
         if long := [tag for tag in self.tags if not 1 <= len(tag) <= 64]:

@@ -19,7 +19,7 @@ NAMES = {  # of WANDB_MODE
     "run": TrackingMode.online,
     "offline": TrackingMode.offline,
     "dryrun": TrackingMode.offline,
-    "disabled": TrackingMode.off,
+    "disabled": TrackingMode.disabled,
 }
 OTHERS = ("auto", "shared")  # of WANDB_MODE too, which leave it to the key
 
@@ -30,16 +30,16 @@ def decide(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> t
     `auto` and `online` stand for: online, if the server answers. What `tracking.mode` names goes before WANDB_MODE.
     """
     if wanted.kind is not TrackingKind.wandb:
-        return TrackingMode.off, ""
+        return TrackingMode.disabled, ""
     settings, mode = _settings(environ), wanted.mode
     if mode is TrackingMode.auto:
         disabled = settings.get("disabled", "").lower() in ("true", "1")
-        mode = TrackingMode.off if disabled else NAMES.get(settings.get("mode", ""), mode)
-    if mode in (TrackingMode.off, TrackingMode.offline) or _has_key(settings, environ):
+        mode = TrackingMode.disabled if disabled else NAMES.get(settings.get("mode", ""), mode)
+    if mode in (TrackingMode.disabled, TrackingMode.offline) or _has_key(settings, environ):
         return mode, ""
     if mode is TrackingMode.online:
         return TrackingMode.offline, "W&B: online was asked for, but there is no key (wandb login): offline files"
-    return TrackingMode.off, "W&B: no key (wandb login), so the record is local: metrics.jsonl and report.html"
+    return TrackingMode.disabled, "W&B: no key (wandb login), so the record is local: metrics.jsonl and report.html"
 
 
 def problem(wanted: TrackingConfig, environ: Mapping[str, str] = os.environ) -> str:

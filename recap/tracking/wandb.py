@@ -88,7 +88,7 @@ def _sender(shown: Shown) -> Sender | None:
         mode, line = decide(shown.wanted)
         if line:
             _say(line)
-        if mode is TrackingMode.off:
+        if mode is TrackingMode.disabled:
             return None
     if not _senders:
         _senders.append(Sender())
