@@ -91,7 +91,7 @@ def test_keys_are_found_where_wandb_login_puts_them(home: Path) -> None:
     ("overrides", "told"),
     [
         (["tracking=local", "tracking.mode=online"], "tracking.mode=online: tracking=local has no W&B"),
-        (["tracking.mode=on_line"], "choose one of auto, online, offline, off. Nearest: online"),
+        (["tracking.mode=on_line"], "choose one of auto, online, offline, disabled. Nearest: online"),
         (["tracking.videos=-1"], "tracking.videos=-1: must be at least 0"),
         ([f"tracking.tags=[{'x' * 65}]"], "must have 1 to 64 characters"),
     ],

@@ -61,7 +61,7 @@ def judged(out: Path, data: dict[str, Path], cfg: LoopJob) -> dict[str, Any]:
     """gate.json of a value function that is trained on the data, asked, and judged. Raises what the gate raises."""
     for stage in ("value", "value_inference", "advantage", "gate"):
         (out / stage).mkdir(parents=True)
-    train_stage(cfg, data, out / "value", quiet, policy=Role.value, stage=StageKind.finetune)
+    train_stage(cfg, data, out / "value", quiet, role=Role.value, stage=StageKind.finetune)
     value_inference(cfg, {"value": out / "value", **data}, out / "value_inference", quiet)
     advantage(
         cfg, {"value_inference": out / "value_inference", **data}, out / "advantage", quiet, stage=StageKind.finetune

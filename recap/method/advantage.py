@@ -156,6 +156,17 @@ def awr_weights(advantages: ArrayLike, temperature: float, largest: float = 20.0
     return np.asarray(weights / weights.mean())
 
 
+def shuffled(indicator: ArrayLike, dataset: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """The indicators of each data set in random order: the same share positive, and nothing learned. All [n]."""
+    flags = np.array(indicator, dtype=bool)
+    names, which = _groups(dataset, len(flags), "data sets")
+    rng = np.random.default_rng(seed)
+    for number in range(len(names)):
+        rows = np.flatnonzero(which == number)
+        flags[rows] = rng.permutation(flags[rows])
+    return flags
+
+
 # ---------------------------------------------------------------------------------------------------- what to print
 def percentiles(advantages: ArrayLike) -> dict[int, float]:
     """The 0th, 5th, ..., 100th percentile of the advantages, linear interpolation. [n] -> {percent: advantage}."""

@@ -54,6 +54,7 @@ class AdvantageConfig:
     normalizer: Positive | None = None
     c_fail: Amount
     force_positive: list[SourceKind]
+    shuffle: bool = False  # a baseline: labels at random
 
     def problems(self, key: str) -> Iterator[str]:
         if self.positive_fraction_by_task and self.threshold is Threshold.all:

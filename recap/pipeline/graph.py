@@ -23,7 +23,7 @@ from recap.stages.demonstrations import Demonstrations
 from recap.stages.gate import Gate
 from recap.stages.training import Training, TrainPolicy, TrainValue
 from recap.stages.value_inference import ValueInference
-from recap.training.config import PolicyTrainConfig, Restart
+from recap.training.config import LabelsOf, PolicyTrainConfig, Restart
 from recap.utils.errors import RecapError
 
 
@@ -65,9 +65,10 @@ def train_policy(cfg: Config, iteration: int) -> TrainPolicy:
     only_demonstrations = training.episode_filter is EpisodeFilter.demonstrations
     inputs |= data_inputs(cfg, 0 if only_demonstrations else iteration)
     if reads_labels(training):
-        inputs["labels"] = _in(iteration, "advantage")
-        if iteration:
-            inputs["gate"] = _in(iteration, "gate")
+        labelled = 0 if training.labels is LabelsOf.pretraining else iteration
+        inputs["labels"] = _in(labelled, "advantage")
+        if labelled:
+            inputs["gate"] = _in(labelled, "gate")
     return TrainPolicy(cfg=cfg, path=policy_path(iteration), inputs=inputs, training=_phase(iteration))
 
 
@@ -146,10 +147,11 @@ def evaluation(cfg: Config, iteration: int) -> Evaluation:
 def pretraining(cfg: Config) -> list[Stage]:
     """What all iterations share."""
     policy: list[Stage] = [train_policy(cfg, 0), evaluation(cfg, 0)]
+    labels = [value_inference(cfg, 0), advantage(cfg, 0)]
     if reads_labels(cfg.policy.sft):
-        labels = [value_inference(cfg, 0), advantage(cfg, 0)]
         return [*demonstrations(cfg), *train_value(cfg, 0), *labels, *policy]
-    return [*demonstrations(cfg), *policy, *train_value(cfg, 0)]
+    later = reads_labels(cfg.policy.finetune) and cfg.policy.finetune.labels is LabelsOf.pretraining
+    return [*demonstrations(cfg), *policy, *train_value(cfg, 0), *(labels if later else [])]
 
 
 def iteration_stages(cfg: Config, iteration: int, *, gated: bool = True) -> list[Stage]:

@@ -6,8 +6,10 @@ from typing import Any
 
 NBSP = "\u00a0"  # keeps a number and its sign on one line
 ABLATION_NAMES = {  # in the order in which they are shown; any other ablation follows under its own name
-    "labels_on_demonstrations": "same labels, demonstrations only",
     "continued_sft": "SFT continued, same steps",
+    "no_experience": "no experience: labels and data of the demonstrations",
+    "labels_on_demonstrations": "same labels, demonstrations only",
+    "random_labels": "RECAP, labels at random",
     "all_data": "all data, no indicator",
     "filtered_bc": "filtered BC",
     "awr": "AWR",

@@ -64,6 +64,8 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
     epsilon = equations.thresholds(pooled["advantage"], tasks, fraction, scope, settings.positive_fraction_by_task)
     forced = [kind.name for kind in settings.force_positive]
     pooled["indicator"] = equations.indicator(pooled["advantage"], tasks, epsilon, kinds, forced)
+    if settings.shuffle:
+        pooled["indicator"] = equations.shuffled(pooled["indicator"], pooled["dataset"].tolist(), cfg.seed)
     start = 0
     for frames, table in zip(data, tables, strict=True):
         table["indicator"] = pooled["indicator"][start : start + len(frames)]

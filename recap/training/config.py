@@ -27,6 +27,11 @@ class Restart(Enum):
     last = "last"  # the iteration before
 
 
+class LabelsOf(Enum):
+    iteration = "iteration"
+    pretraining = "pretraining"  # of the demonstrations, by the value function that saw nothing else
+
+
 class IndicatorMode(Enum):
     always_positive = "always_positive"  # every sample carries "Advantage: positive" (OpenTau's `advantage: on`)
     use = "use"  # the sample's own label (OpenTau's `use`)
@@ -76,9 +81,15 @@ class PolicyTrainConfig(TrainConfig):
     indicator: IndicatorMode
     episode_filter: EpisodeFilter
     awr_temperature: Positive | None = None
+    labels: LabelsOf = LabelsOf.iteration
 
     def problems(self, key: str) -> Iterator[str]:
         yield from TrainConfig.problems(self, key)
+        if self.labels is LabelsOf.pretraining and self.episode_filter is not EpisodeFilter.demonstrations:
+            yield (
+                f"{key}.labels=pretraining: rollouts have none. Fix: {key}.episode_filter=demonstrations, or "
+                f"{key}.labels=iteration"
+            )
         if self.awr_temperature is None:
             return
         if key.endswith(".sft"):
