@@ -56,6 +56,27 @@ def continued_sft(summary: Summary, iteration: int) -> dict[str, Any] | None:
     return next((a for a in alone if as_sft and a["changes"].get("policy.finetune.indicator") == as_sft), None)
 
 
+def labelled_without_experience(summary: Summary, iteration: int) -> dict[str, Any] | None:
+    """The ablation whose labels come from the value function of the demonstrations, trained on these alone."""
+    alone = (ablation for ablation in ablations_of(summary, iteration) if _demonstrations_alone(ablation))
+    return next((a for a in alone if a["changes"].get("policy.finetune.labels") == "pretraining"), None)
+
+
+def rungs(summary: Summary, iteration: int) -> list[tuple[dict[str, Any], str]]:
+    """From plain imitation to RECAP one step at a time, as far as ablations show it: (ablation, what its step adds).
+
+    RECAP itself, the last rung, is left out; its step adds experience as data.
+    """
+    found = [
+        (continued_sft(summary, iteration), "more training"),
+        (labelled_without_experience(summary, iteration), "labels"),
+        (without_experience(summary, iteration), "experience through the value function"),
+    ]
+    before, labels, values = (ablation["name"] if ablation else None for ablation, _ in found)
+    apart = values not in (before, labels)  # it answers for the nearest there is
+    return [(a, adds) for a, adds in found if a is not None and (apart or adds != found[2][1])]
+
+
 def prompted_negative(summary: Summary, iteration: int) -> dict[str, Any] | None:
     """The ablation that is RECAP's own policy, prompted "Advantage: negative"."""
     found = ablations_of(summary, iteration)

@@ -15,7 +15,7 @@ import numpy as np
 from recap.data.labels import read_thresholds
 from recap.method.success import summarize
 from recap.report.advice import advise, best_policy, got_worse
-from recap.report.paired import paired
+from recap.report.paired import paired, rungs
 from recap.report.words import ABLATION_NAMES
 from recap.storage import readers as files
 from recap.storage.manifest import refuse_earlier
@@ -66,6 +66,7 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
         "settings": {key: settings[key] for key in SETTINGS if key in settings},
         "wall_seconds": {node: seconds for node, m in nodes.items() if (seconds := files.wall_seconds(m)) is not None},
     }
+    summary["ladder"] = _ladder(run_dir, results, summary)
     return summary | {"worse": got_worse(summary), "best": best_policy(summary), "advice": advise(summary)}
 
 
@@ -208,6 +209,24 @@ def _comparisons(
     return [
         {"before": a, "after": b, **_paired(run_dir, results, files.eval_node(a), files.eval_node(b))} for a, b in pairs
     ] + [{"before": a["name"], "after": a["iteration"], **a["comparison"]} for a in ablations if a["comparison"]]
+
+
+def _ladder(run_dir: Path, results: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """RECAP's last policy and the baselines below it: each rung with the paired test against the one before.
+
+    [{"name" (of an ablation; None: RECAP), "adds" (what the step does), "success_rate", "comparison"}]; [] below three.
+    """
+    ran = [policy for policy in summary["policies"] if policy["eval"]]
+    found = rungs(summary, ran[-1]["iteration"]) if ran else []
+    if len(found) < 2:
+        return []
+    steps = [(a["name"], adds, a["eval"]) for a, adds in found] + [(None, "experience as data", ran[-1]["eval"])]
+    nodes = [evaluation["outcomes"].rpartition("/")[0] for _, _, evaluation in steps]
+    pairs = [None, *(_paired(run_dir, results, *pair) for pair in pairwise(nodes))]
+    return [
+        {"name": name, "adds": adds, "success_rate": evaluation["success_rate"], "comparison": pair}
+        for (name, adds, evaluation), pair in zip(steps, pairs, strict=True)
+    ]
 
 
 def _paired(run_dir: Path, results: dict[str, Any], *nodes: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recap.report.paired import direction, pair_of, prompted_negative, without_experience
-from recap.report.words import ablation_name, evaluated, labels_of, p_text, percent, points, policy_name
+from recap.report.words import ablation_name, evaluated, labels_of, lead_text, p_text, percent, points, policy_name
 
 
 def alarm(summary: dict[str, Any]) -> str | None:
@@ -38,8 +38,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         counts = f"{only['successes']} of {only['episodes']}"
         return [f"Only {name} was evaluated: {percent(only['success_rate'])}, {counts}."]
     sentences = [_change(summary, policies[0], policies[-1]), _experience(summary, policies[-1])]
-    reads = _reads_indicator(summary, policies[-1])
-    return [*sentences, reads] if reads else sentences
+    further = (_ladder(summary), _reads_indicator(summary, policies[-1]))
+    return [*sentences, *(sentence for sentence in further if sentence)]
 
 
 def _counts(pair: dict[str, Any]) -> str:
@@ -68,6 +68,20 @@ def _experience(summary: dict[str, Any], last: dict[str, Any]) -> str:
     level = round(100 * pair["lead"]) == 0
     where = "level with" if level else f"{lead} {'above' if pair['lead'] > 0 else 'below'}"
     return f"No evidence that experience helped: {recap} is {where} {rival}, within chance ({chance})."
+
+
+def _ladder(summary: dict[str, Any]) -> str | None:
+    """Which step between the baselines and RECAP did the work."""
+    steps = [rung for rung in summary["ladder"] if rung["comparison"]]
+    if not steps:
+        return None
+    shown = ", ".join(
+        f"{rung['adds']} {lead_text(rung['comparison']['lead'])} ({p_text(rung['comparison']['mcnemar_p'])})"
+        for rung in steps
+    )
+    best = max(steps, key=lambda rung: rung["comparison"]["lead"])
+    did = f"most of it is {best['adds']}" if direction(best["comparison"]) > 0 else "no step is beyond chance"
+    return f"Step by step, in points: {shown}; {did}."
 
 
 def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | None:
