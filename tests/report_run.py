@@ -19,7 +19,7 @@ from recap.method.success import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10
-ALONE = ("labels_on_demonstrations", "continued_sft")  # ablations that see the demonstrations alone
+ALONE = ("labels_on_demonstrations", "continued_sft", "no_experience")  # ablations that see the demonstrations alone
 
 
 def outcomes(pattern: str) -> list[bool]:

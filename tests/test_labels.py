@@ -15,6 +15,7 @@ from recap.data.labels import (
     write_thresholds,
 )
 from recap.data.resample import Recording
+from recap.method.advantage import shuffled
 from recap.utils.errors import RecapError
 
 LENGTHS = (3, 5, 2)  # frames of the episodes 0, 4, 9
@@ -266,3 +267,13 @@ def test_nan_thresholds_are_not_written(tmp_path):
     with pytest.raises(RecapError, match="NaN"):
         write_thresholds(tmp_path, dataclasses.replace(THRESHOLDS, epsilon={"a": float("nan")}))
     assert not list(tmp_path.iterdir())
+
+
+def test_shuffled_labels_keep_each_data_sets_share() -> None:
+    indicator = np.array([True] * 30 + [False] * 70 + [True] * 5 + [False] * 95)
+    dataset = ["demonstrations"] * 100 + ["rollouts_01"] * 100
+    found = [shuffled(indicator, dataset, seed) for seed in (0, 0, 1)]
+    assert [(one[:100].sum(), one[100:].sum()) for one in found] == [(30, 5)] * 3
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).any()
+    assert (found[0] != indicator).any()

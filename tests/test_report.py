@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_summary_numbers(run_dir: Path) -> None:
     summary = build_summary(run_dir)
     assert list(summary) == [
-        *("name", "seed", "worse", "best", "advice", "policies", "ablations", "comparisons", "forgetting"),
+        *("name", "seed", "worse", "best", "advice", "policies", "ablations", "comparisons", "forgetting", "ladder"),
         *("gate", "advantage", "settings", "wall_seconds"),
     ]
     assert (summary["name"], summary["seed"]) == ("demo", 3)
@@ -84,15 +84,15 @@ def test_comparisons_pair_by_pair(run_dir: Path) -> None:
 def test_ablations_and_advantage(run_dir: Path) -> None:
     summary = build_summary(run_dir)
     assert [(a["name"], a["iteration"], a["trained"], a["eval"]["successes"]) for a in summary["ablations"]] == [
-        ("labels_on_demonstrations", 2, True, 5),
         ("continued_sft", 2, True, 2),
+        ("labels_on_demonstrations", 2, True, 5),
         ("negative_prompt", 2, False, 0),
     ]
     assert [a["without_rollouts"] for a in summary["ablations"]] == [True, True, False]
     assert [(a["comparison"]["fixed"], a["comparison"]["broke"]) for a in summary["ablations"]] == [
-        *((2, 0), (6, 1), (7, 0)),
+        *((6, 1), (2, 0), (7, 0)),
     ]
-    assert summary["ablations"][0]["comparison"]["lead"] == pytest.approx(0.2)
+    assert summary["ablations"][1]["comparison"]["lead"] == pytest.approx(0.2)
     for entry in summary["advantage"]:
         assert set(entry["epsilon"]) == set(TASKS)
         assert entry["wanted_positive"] == 0.3

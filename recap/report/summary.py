@@ -61,6 +61,7 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
         "ablations": ablations,
         "comparisons": _comparisons(run_dir, results, policies, ablations),
         "forgetting": _forgetting(run_dir, results, policies),
+        "ladder": [],  # follows from the rest, too
         "gate": files.read_gates(run_dir),
         "advantage": _advantage(run_dir, nodes),
         "settings": {key: settings[key] for key in SETTINGS if key in settings},

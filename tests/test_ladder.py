@@ -1,0 +1,58 @@
+"""The ladder of the summary: from plain imitation to RECAP one step at a time, and which step did the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_run import make_run, outcomes
+
+from recap.report import build_summary
+from recap.report.verdict import verdict
+
+CONFIG = "policy: {{sft: {{indicator: ignore}}, finetune: {{indicator: {}, labels: {}}}}}\n"
+CHANGED = {  # name -> its policy's indicator and labels
+    "continued_sft": ("ignore", "iteration"),
+    "no_experience": ("use", "pretraining"),
+    "labels_on_demonstrations": ("use", "iteration"),
+}
+
+
+def rate(won: int) -> list[bool]:
+    return outcomes("1" * won + "0" * (40 - won))
+
+
+def run(root: Path, recap: int, **ablations: int) -> Path:
+    """Successes of 40 after one iteration; SFT has 10."""
+    run_dir = make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
+    (run_dir / "config.yaml").write_text("name: demo\nseed: 3\n" + CONFIG.format("use", "iteration"))
+    (run_dir / "iter_01/policy/config.yaml").write_text(CONFIG.format("use", "iteration"))
+    for name in ablations:
+        (run_dir / f"ablations/{name}/iter_01/policy/config.yaml").write_text(CONFIG.format(*CHANGED[name]))
+    return run_dir
+
+
+def test_each_rung_is_compared_with_the_one_before(tmp_path: Path) -> None:
+    summary = build_summary(run(tmp_path / "run", 34, continued_sft=11, no_experience=14, labels_on_demonstrations=16))
+    rungs = summary["ladder"]
+    assert [rung["name"] for rung in rungs] == [*CHANGED, None]
+    assert [rung["success_rate"] for rung in rungs] == [11 / 40, 14 / 40, 16 / 40, 34 / 40]
+    assert [rung["comparison"] and rung["comparison"]["fixed"] for rung in rungs] == [None, 3, 2, 18]
+    assert rungs[-1]["adds"] == "experience as data"
+    assert any("most of it is experience as data" in sentence for sentence in verdict(summary))
+
+
+@pytest.mark.parametrize(
+    ("recap", "ablations", "says"),
+    [
+        (17, {"continued_sft": 11, "no_experience": 14, "labels_on_demonstrations": 16}, "no step is beyond chance"),
+        (36, {"continued_sft": 10, "labels_on_demonstrations": 35}, "most of it is experience through the value"),
+        (36, {"continued_sft": 10, "no_experience": 35}, "most of it is labels"),
+        (20, {"labels_on_demonstrations": 35}, None),
+    ],
+)
+def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int], says: str | None) -> None:
+    summary = build_summary(run(tmp_path / "run", recap, **ablations))
+    shown = [sentence for sentence in verdict(summary) if sentence.startswith("Step by step")]
+    assert bool(shown) == bool(summary["ladder"]) == (says is not None)
+    assert says is None or says in shown[0]
