@@ -139,7 +139,7 @@ def test_a_policy_that_never_saw_an_indicator_is_not_told_one_unseen(
     assert capsys.readouterr().err == ""
     warn_of_prompt(loaded(plain), plain, "eval", Prompt.positive)
     assert capsys.readouterr().err == (
-        f"warning: {plain} was trained without an indicator, but is told 'positive'. "
+        f"warning: {plain} was trained without an indicator, but is prompted 'positive'. "
         "eval.prompt=none gives it the prompts that it knows.\n"
     )
 

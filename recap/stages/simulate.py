@@ -165,10 +165,10 @@ def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
 
 
 def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: Prompt) -> None:
-    """Says so where a policy is told an indicator that it never saw; section: where the configuration has `prompt`."""
+    """Warns of a prompt with an indicator that the policy never saw; section: where the configuration has `prompt`."""
     if INDICATOR[prompt] is not None and indicator_step(checkpoint.preprocess).default_indicator is None:
         print(
-            f"warning: {policy} was trained without an indicator, but is told '{prompt.name}'. "
+            f"warning: {policy} was trained without an indicator, but is prompted '{prompt.name}'. "
             f"{section}.prompt=none gives it the prompts that it knows.",
             file=sys.stderr,
             flush=True,
