@@ -371,6 +371,7 @@ def test_tracker_drops_what_will_be_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["pi0", "value"])
 def test_two_processes_train_as_one(policy: str, data: list[Frames], repository: Path, tmp_path: Path) -> None:
     """The entrypoint under torchrun: one run directory, and the losses of a single process at the same batch size."""
+    role = "policy" if policy == "pi0" else "value"
     overrides = [
         f"policy={policy}",
         "stage=sft",
@@ -378,11 +379,11 @@ def test_two_processes_train_as_one(policy: str, data: list[Frames], repository:
         "device=cpu",
         "data.demonstrator=null",
         f"+data.sources.mine.root={data[0].root}",
-        f"{policy}.sft.steps=6",
-        f"{policy}.sft.warmup_steps=1",
-        f"{policy}.sft.batch_size=9",  # the two do not even get the same number of rows
-        f"{policy}.sft.log_every=1",
-        f"{policy}.sft.save_every=4",
+        f"{role}.sft.steps=6",
+        f"{role}.sft.warmup_steps=1",
+        f"{role}.sft.batch_size=9",  # the two do not even get the same number of rows
+        f"{role}.sft.log_every=1",
+        f"{role}.sft.save_every=4",
     ]
     runs = {}
     ways = {"one": (1, "none"), "two": (2, "none"), "fsdp": (2, "fsdp")}
