@@ -1,4 +1,4 @@
-"""The ladder of the summary: from plain imitation to RECAP one step at a time, and which step did the work."""
+"""What the summary says: whether success rose and experience helped, and which step from imitation to RECAP did it."""
 
 from __future__ import annotations
 
@@ -56,3 +56,27 @@ def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int]
     shown = [sentence for sentence in verdict(summary) if sentence.startswith("Step by step")]
     assert bool(shown) == bool(summary["ladder"]) == (says is not None)
     assert says is None or says in shown[0]
+
+
+# ---------------------------------------------------------------------------------------------------- sentences
+STEADY = outcomes("1" * 10 + "0" * 30)
+
+
+@pytest.mark.parametrize(
+    ("last", "alone", "said"),
+    [
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose: 25", "Experience helped")),
+        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "No evidence that experience")),
+        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience hurt")),
+        (outcomes("0" * 40), STEADY, ("Success fell", "Experience hurt")),
+        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "No evidence that experience")),
+    ],
+)
+def test_verdict_is_honest(tmp_path: Path, last: list[bool], alone: list[bool], said: tuple[str, str]) -> None:
+    """Beside any ablation that read no rollouts, whatever its name."""
+    run = make_run(tmp_path / "demo", [STEADY, last], {"labels_on_demonstrations": alone}, rollouts=2, videos=0)
+    (run / "ablations/labels_on_demonstrations").rename(run / "ablations/mine")
+    sentences = verdict(build_summary(run))
+    assert len(sentences) == 2
+    assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
+    assert "“mine”" in sentences[1]

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from recap.report import build_summary, print_table, write_html, write_summary
 from recap.report.__main__ import main
 from recap.report.html.compare import config_table, read_runs, rows_of
-from recap.report.verdict import alarm, verdict
+from recap.report.verdict import alarm
 from recap.utils.errors import RecapError
 
 BEFORE, MIDDLE, AFTER = outcomes("1100000010"), outcomes("1110000000"), outcomes("1011111100")
@@ -256,28 +256,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no finished stage" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------------- sentences, table
-STEADY = outcomes("1" * 10 + "0" * 30)
-
-
-@pytest.mark.parametrize(
-    ("last", "alone", "said"),
-    [
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose: 25", "Experience helped")),
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "No evidence that experience")),
-        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience hurt")),
-        (outcomes("0" * 40), STEADY, ("Success fell", "Experience hurt")),
-        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "No evidence that experience")),
-    ],
-)
-def test_verdict_is_honest(tmp_path: Path, last: list[bool], alone: list[bool], said: tuple[str, str]) -> None:
-    """Beside any ablation that read no rollouts, whatever its name."""
-    run = make_run(tmp_path / "demo", [STEADY, last], {"labels_on_demonstrations": alone}, rollouts=2, videos=0)
-    (run / "ablations/labels_on_demonstrations").rename(run / "ablations/mine")
-    sentences = verdict(build_summary(run))
-    assert len(sentences) == 2
-    assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
-    assert "“mine”" in sentences[1]
+# ---------------------------------------------------------------------------------------------------- table
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_run import ROOT, RUN, TINY, results, snapshot, tiny
 
@@ -130,3 +131,17 @@ def test_two_processes_label_and_evaluate_as_one(finished_run: Path, work: Path)
         assert done.stdout.count("done in") == 1
     assert results(work / RUN) == results(finished_run / RUN)
     assert tiny("loop", "+iterations=1", cwd=work).code == 0
+
+
+def test_shares_of_processes_weigh_as_much_as_they_hold() -> None:
+    from recap.training.loop import _share
+
+    batch = {"task": list("abcde"), "x": np.arange(5)}
+    shares = [_share(batch, process, 2) for process in (0, 1)]
+    assert [share["x"].tolist() for share, _ in shares] == [[0, 2, 4], [1, 3]]
+    assert [weight for _, weight in shares] == pytest.approx([2 * 3 / 5, 2 * 2 / 5])
+    losses = np.array([1.0, 2.0, 3.0, 4.0, 10.0])
+    weighted = [losses[share["x"]].mean() * weight for share, weight in shares]
+    assert np.mean(weighted) == pytest.approx(losses.mean())
+    batch["action_is_pad"] = np.array([[0, 0], [0, 1], [1, 1], [0, 0], [0, 1]], dtype=bool)
+    assert [weight for _, weight in (_share(batch, p, 2) for p in (0, 1))] == pytest.approx([2 * 3 / 6, 2 * 3 / 6])

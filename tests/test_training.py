@@ -30,7 +30,6 @@ from recap.policies.batches import policy_batches
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.value.batches import value_batches
-from recap.tracking import Tracker
 from recap.training.config import OPTIMIZER, IndicatorMode, PolicyTrainConfig, TrainConfig
 from recap.training.loop import train
 from recap.training.optim import learning_rate
@@ -348,24 +347,6 @@ def test_the_value_function_learns_to_tell_frames_apart(data: list[Frames], tmp_
     assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
 
 
-def test_tracker_drops_what_will_be_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "deep/metrics.jsonl"
-    with Tracker(path) as tracker:
-        for step in (1, 2, 3):
-            tracker.log(step, loss=step / 10)
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')
-    with Tracker(path, resume_step=2) as tracker:
-        tracker.log(3, loss=7.0)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.1},
-        {"step": 2, "loss": 0.2},
-        {"step": 3, "loss": 7.0},
-    ]
-    with Tracker(None) as tracker:
-        tracker.log(1, loss=0.0)
-
-
 # ---------------------------------------------------------------------------------------------------- processes
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["pi0", "value"])
@@ -410,17 +391,3 @@ def test_two_processes_train_as_one(policy: str, data: list[Frames], repository:
         assert [line["step"] for line in runs[way]] == [1, 2, 3, 4, 5, 6]
         for one, other in zip(runs["one"], runs[way], strict=True):
             assert other == pytest.approx(one, rel=2e-4), way
-
-
-def test_shares_of_processes_weigh_as_much_as_they_hold() -> None:
-    from recap.training.loop import _share
-
-    batch = {"task": list("abcde"), "x": np.arange(5)}
-    shares = [_share(batch, process, 2) for process in (0, 1)]
-    assert [share["x"].tolist() for share, _ in shares] == [[0, 2, 4], [1, 3]]
-    assert [weight for _, weight in shares] == pytest.approx([2 * 3 / 5, 2 * 2 / 5])
-    losses = np.array([1.0, 2.0, 3.0, 4.0, 10.0])
-    weighted = [losses[share["x"]].mean() * weight for share, weight in shares]
-    assert np.mean(weighted) == pytest.approx(losses.mean())
-    batch["action_is_pad"] = np.array([[0, 0], [0, 1], [1, 1], [0, 0], [0, 1]], dtype=bool)
-    assert [weight for _, weight in (_share(batch, p, 2) for p in (0, 1))] == pytest.approx([2 * 3 / 6, 2 * 3 / 6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
 import signal
@@ -306,3 +307,22 @@ def test_tensorboard_drops_what_is_written_again(tmp_path: Path) -> None:
             tracker.log(step, loss=float(step))
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, s) for s in range(1, 10)]
+
+
+# ---------------------------------------------------------------------------------------------------- metrics.jsonl
+def test_tracker_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep/metrics.jsonl"
+    with Tracker(path) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, loss=step / 10)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    with Tracker(path, resume_step=2) as tracker:
+        tracker.log(3, loss=7.0)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.1},
+        {"step": 2, "loss": 0.2},
+        {"step": 3, "loss": 7.0},
+    ]
+    with Tracker(None) as tracker:
+        tracker.log(1, loss=0.0)

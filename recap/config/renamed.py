@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 
+TRAINING = {
+    "outcomes": "episode_filter",
+    "decay_to": "min_lr_ratio",
+    "image_shift": "random_shift",
+    "demonstration_share": "demo_fraction",
+}
+RESOURCES = {
+    "cpus": "cpus_per_task",
+    "mem": "mem_gb",
+    "minutes": "timeout_min",
+    "gpus": "gpus_per_node",
+    "processes": "tasks_per_node",
+}
 RENAMED = (  # a pattern of the whole dotted key, and what it is now
-    (r"pi0\.(.*\.)?trains", r"policy.trainable"),
-    (r"(pi0|policy)\.(sft|finetune)\.outcomes", r"policy.\2.episode_filter"),
-    (r"(pi0|policy)\.(sft|finetune)\.decay_to", r"policy.\2.min_lr_ratio"),
-    (r"(pi0|policy)\.(sft|finetune)\.image_shift", r"policy.\2.random_shift"),
-    (r"(pi0|policy)\.(sft|finetune)\.demonstration_share", r"policy.\2.demo_fraction"),
-    (r"resources\.pi0\.(\w+)", r"resources.policy.\1"),
-    (r"resources\.values\.(\w+)", r"resources.value_inference.\1"),
-    (r"resources\.(\w+)\.cpus", r"resources.\1.cpus_per_task"),
-    (r"resources\.(\w+)\.mem", r"resources.\1.mem_gb"),
-    (r"resources\.(\w+)\.minutes", r"resources.\1.timeout_min"),
-    (r"resources\.(\w+)\.gpus", r"resources.\1.gpus_per_node"),
-    (r"resources\.(\w+)\.processes", r"resources.\1.tasks_per_node"),
-    (r"resources\.pi0", "resources.policy"),
-    (r"resources\.values", "resources.value_inference"),
     (r"pi0(\..+)?", r"policy\1"),
-    (r"value\.(\w+)\.decay_to", r"value.\1.min_lr_ratio"),
-    (r"value\.(\w+)\.image_shift", r"value.\1.random_shift"),
-    (r"value\.(\w+)\.demonstration_share", r"value.\1.demo_fraction"),
+    (r"policy\.trains", "policy.trainable"),
+    *((rf"(\w+)\.(sft|finetune)\.{old}", rf"\1.\2.{new}") for old, new in TRAINING.items()),
+    (r"resources\.pi0(\..+)?", r"resources.policy\1"),
+    (r"resources\.values(\..+)?", r"resources.value_inference\1"),
+    *((rf"resources\.(\w+)\.{old}", rf"resources.\1.{new}") for old, new in RESOURCES.items()),
     (r"value\.members", "value.ensemble_size"),
     (r"value\.read", "value.aggregation"),
     (r"advantage\.(sft\.)?look_ahead", r"advantage.\1n_step"),

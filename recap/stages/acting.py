@@ -21,6 +21,11 @@ class Acting(Stage):
     prompt: Prompt
     beta: float
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """The settings that any acting takes."""
+        return {key: getattr(self, key) for key in ("episodes", "videos", "prompt", "beta")}
+
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         return used | self.cfg.policy.acting()
 
@@ -37,19 +42,8 @@ class Rollout(Acting):
     def run(self, say: Say, share: Share = WHOLE) -> None:
         from recap.stages.simulate import rollout  # imports torch
 
-        rollout(
-            self.cfg,
-            self.read,
-            self.out,
-            say,
-            iteration=self.iteration,
-            episodes=self.episodes,
-            videos=self.videos,
-            prompt=self.prompt,
-            beta=self.beta,
-            tasks=self.tasks,
-            share=share,
-        )
+        own = {"iteration": self.iteration, "tasks": self.tasks, **self.how}
+        rollout(self.cfg, self.read, self.out, say, share=share, **own)
 
     def progress(self) -> tuple[int, int]:
         return sum(1 for _ in (self.out / "episodes").glob("*.parquet")), self.episodes
@@ -64,17 +58,7 @@ class Evaluation(Acting):
     def run(self, say: Say, share: Share = WHOLE) -> None:
         from recap.stages.simulate import evaluate  # imports torch
 
-        evaluate(
-            self.cfg,
-            self.read,
-            self.out,
-            say,
-            episodes=self.episodes,
-            videos=self.videos,
-            prompt=self.prompt,
-            beta=self.beta,
-            share=share,
-        )
+        evaluate(self.cfg, self.read, self.out, say, share=share, **self.how)
 
     def progress(self) -> tuple[int, int]:
         lines = (path.read_bytes().count(b"\n") for path in journals(self.out / "episodes.jsonl") if path.is_file())
