@@ -83,6 +83,29 @@ def test_centimetres_do_for_the_safe_way_only(env, task, safe, risky):
     assert rates[risky] < 0.5
 
 
+@pytest.mark.parametrize(("task", "safe", "risky"), CHOICES)
+def test_the_ways_part_at_the_frame_of_the_choice(env, task, safe, risky):
+    """The same episode, once each way: the hand has done the same until then, and half a second later it has not."""
+    for index in range(10):
+        paths, frames = [], []
+        for probability in (0.0, 1.0):
+            env.reset(task=task, split="demonstration", initial_state=index, seed=index, render=False)
+            settings = DemonstratorConfig(episodes=1, max_steps=100, risky=probability, **CLEAN)
+            demonstrator, done, path = Demonstrator(settings, np.random.default_rng(index)), False, []
+            demonstrator.reset(env, task)
+            while not done:
+                path.append(env.unwrapped.eef.copy())
+                assert env.choice_frame is None or env.choice_frame < len(path)
+                _, _, done = env.step(demonstrator.act(env), render=False)
+            paths.append(np.array(path))
+            frames.append(env.choice_frame)
+        frame = frames[0]
+        assert frame == frames[1]
+        apart = np.linalg.norm(paths[0][: frame + 6] - paths[1][: frame + 6], axis=1)
+        assert apart[: frame + 1].max() < 0.002
+        assert apart[frame + 5] > 0.04
+
+
 def test_each_burner_has_its_tolerance(env):
     """15 mm beside the centre is on the large burner and beside the small one; the key widens that."""
     env.reset(task=BURNERS, split="evaluation", initial_state=0, seed=0, render=False)
@@ -97,6 +120,7 @@ def test_each_burner_has_its_tolerance(env):
         world.sim.data.qvel[dof : dof + 6] = 0
         return environment.step(np.zeros(7, np.float32), render=False)[1], environment.choice
 
+    assert env.choice_frame is None  # it was never lifted
     assert stands(env, 0, (0.0, 0.0)) == stands(env, 0, (-0.015, 0.0)) == (True, "large")
     assert stands(env, 1, (0.0, 0.0)) == (True, "small")
     assert stands(env, 1, (-0.015, 0.0)) == (False, "small")
@@ -136,3 +160,6 @@ def test_a_recorded_episode_says_which_way_it_took(tmp_path):
     episodes = json.loads((out / "meta/recap.json").read_text())["episodes"]
     assert [episode.get("choice") for episode in episodes] == ["small", "low", None]
     assert "choice" not in episodes[2]
+    frames = [episode.get("choice_frame") for episode in episodes]
+    assert frames[2] is None
+    assert all(0 < frame < episode["steps"] - 5 for frame, episode in zip(frames[:2], episodes, strict=False))

@@ -36,7 +36,8 @@ class Episode:
 
     images: {key: uint8 [T, H, W, 3]}, keys as in lerobot ("observation.images.image"); state: float32 [T, Ds];
     action: float32 [T, Da], as executed. source: demonstration | rollout | correction.
-    A time-out is an episode with success=False like any other. choice: which of several ways was taken (see `Env`).
+    A time-out is an episode with success=False like any other. choice, choice_frame: which of several ways was taken,
+    and where it began (see `Env`).
     """
 
     spec: EpisodeSpec
@@ -47,6 +48,7 @@ class Episode:
     state: np.ndarray
     action: np.ndarray
     choice: str | None = None
+    choice_frame: int | None = None
 
 
 def write_episode(folder: Path, episode: Episode, video_fps: float | None = None) -> Path:
@@ -80,7 +82,8 @@ def write_episode(folder: Path, episode: Episode, video_fps: float | None = None
         "image_shapes": {key: list(images.shape[1:]) for key, images in episode.images.items()},
         "video_fps": video_fps,
     }
-    facts |= {} if episode.choice is None else {"choice": episode.choice}
+    ways = {"choice": episode.choice, "choice_frame": episode.choice_frame}
+    facts |= {key: way for key, way in ways.items() if way is not None}
     columns = {k: _column(a) for k, a in arrays.items()}
     if video_fps is None:
         columns = {key: _image_column(images) for key, images in episode.images.items()} | columns
@@ -116,7 +119,7 @@ def finished(folder: Path) -> dict[int, dict[str, Any]]:
 
     A file without a readable footer (a truncated one) counts as not finished and is removed: its episode is recorded
     anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps, and
-    choice where one was made.
+    choice and choice_frame where one was made.
     """
     found = {}
     for path in sorted(p for p in Path(folder).glob("*.parquet") if re.fullmatch(r"\d{6,}", p.stem)):

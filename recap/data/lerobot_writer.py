@@ -37,7 +37,9 @@ from recap.utils.errors import RecapError
 __all__ = ["Episode", "assemble", "finished", "write_episode"]
 
 FILE_SIZE_MB, FILES_PER_CHUNK = 100, 1000  # lerobot's defaults
-EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split", "choice")
+EPISODE_KEYS = (
+    *("episode_index", "task", "success", "steps", "initial_state", "seed", "split", "choice", "choice_frame"),
+)
 AGAIN = "delete {} and run the recording again: only this episode is repeated"
 
 

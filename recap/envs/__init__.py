@@ -26,7 +26,8 @@ class Env(Protocol):
 
     Observations: one uint8 (H, W, 3) array for each of `cameras`, and `observation.state` float32 (state_dim,).
     `action_range`: (lowest, highest), numbers or float32 (action_dim,); actions are clipped to it.
-    An environment with several ways to succeed has `choice`: which one the episode took, None before it took any.
+    An environment with several ways to succeed has `choice`: which one the episode took, None before it took any; and
+    may have `choice_frame`: the frame at which it set out on that way.
     """
 
     tasks: tuple[str, ...]

@@ -215,7 +215,8 @@ class Simulation:
             images = {key: np.stack([frame[key] for frame in slot.frames]) for key in env.cameras}
             state = np.stack([frame["observation.state"] for frame in slot.frames])
             film = env.fps if self.env_config.recorded_images is Images.video else None
-            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions), choice)
+            taken = choice, getattr(env, "choice_frame", None)
+            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions), *taken)
             write_episode(job.record, episode, film)
         slot.frames, slot.actions = [], []
         return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, success, slot.steps, choice)

@@ -24,7 +24,7 @@ ABLATIONS = "ablations"
 ABLATION = re.compile(rf"{ABLATIONS}/(?P<name>[^/]+)/(?P<node>.+)$")  # of a node that an ablation does not share
 COUNTED, ABSENT = ("stage", "iteration"), "–"  # differ from stage to stage by design; what has no value
 # What is read of each file; the rest of it may be anything.
-EPISODE = {"task": str, "success": bool, "steps": COUNT}
+EPISODE = {"task": str, "success": bool, "steps": COUNT, "choice?": (str, None), "choice_frame?": (COUNT, None)}
 CHECK = {"name": str, "value": (float, None), "limit": str, "knob": str, "passed": bool, "text": str}
 INPUTS = {str: {"sha256": str}}
 SHAPES: dict[str, Any] = {
@@ -179,7 +179,7 @@ def read_evaluation(stage: Path) -> dict[str, Any]:
 
 
 def read_episodes(dataset: Path) -> list[dict[str, Any]]:
-    """Task, success, steps, initial state and seed of the episodes of a data set that the run recorded; [] without."""
+    """Task, success, steps, initial state, seed and choice of the episodes that the run recorded; [] without."""
     path = dataset / "meta" / "recap.json"
     return read_json(path)["episodes"] if path.is_file() else []
 

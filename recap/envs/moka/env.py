@@ -23,6 +23,7 @@ YAW_SPEED = 2.5  # rad/s at action 1
 YAW_LIMIT = 1.2
 AT_REST = 0.2  # m/s and rad/s
 BOTTLE_MOVED = 0.008  # m: a bottle that was moved further has been pushed away
+LIFTED = 0.03  # m: a pot this high above its place on the table is in the hand and on its way
 BOTTLES_MET = scene.POT_HALF_WIDTH + scene.BOTTLE_RADIUS  # how near in y a pot touches them
 WINDUP = 0.05  # how far the commanded position may run ahead of the hand when something blocks it
 
@@ -119,6 +120,9 @@ class MokaEnv(gym.Env):
         self._simulations: dict[str, Simulation] = {}
         self.sim: Simulation
         self.choice: str | None = None
+        self.choice_frame: int | None = None
+        self._lifted: int | None = None
+        self._up = False
         self.steps = 0
 
     # ------------------------------------------------------------------------------------------------ gymnasium
@@ -143,7 +147,7 @@ class MokaEnv(gym.Env):
         """Gymnasium's five values: success ends it with reward 1, the time-out truncates. `render=False`: no images."""
         self._move(np.asarray(action, dtype=np.float64))
         self.steps += 1
-        self.choice = self._choice()
+        self._watch()
         success = self.success()
         truncated = not success and self.steps >= self.max_steps(self.task)
         return self.observe(render), float(success), success, truncated, {"success": success, "choice": self.choice}
@@ -267,12 +271,25 @@ class MokaEnv(gym.Env):
             ]
         for address, place in zip(sim.bottle_qpos, self.bottles, strict=True):
             sim.data.qpos[address : address + 7] = [*place, scene.BOTTLE_HEIGHT / 2, 1, 0, 0, 0]
-        self.choice = None
+        self.choice = self.choice_frame = self._lifted = None
+        self._up = False
         self.closed = False
         self.steps = 0
         self._light(on=False)
         self._control()
         sim.mujoco.mj_forward(sim.model, sim.data)
+
+    def _watch(self) -> None:
+        """Keeps `choice`, and in `choice_frame` when the pot was last lifted before it took this way.
+
+        From there on the ways part. None where the pot was never lifted.
+        """
+        up = bool(self.pot_position(0)[2] > scene.POT_HALF_HEIGHT + LIFTED)
+        if up and not self._up:
+            self._lifted = self.steps
+        self._up, choice = up, self._choice()
+        if choice != self.choice:
+            self.choice, self.choice_frame = choice, self._lifted
 
     def _choice(self) -> str | None:
         """Which way the pot takes: over the stove the burner that it was last nearest to; how it first met the bottles.
@@ -362,6 +379,10 @@ class MokaEpisodes:
     @property
     def choice(self) -> str | None:
         return self.unwrapped.choice
+
+    @property
+    def choice_frame(self) -> int | None:
+        return self.unwrapped.choice_frame
 
     def max_steps(self, task: str) -> int:
         return self.unwrapped.max_steps(task)
