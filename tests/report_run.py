@@ -19,7 +19,13 @@ from recap.method.success import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10
-ALONE = ("labels_on_demonstrations", "continued_sft", "no_experience")  # ablations that see the demonstrations alone
+CONFIG = "policy: {{sft: {{indicator: ignore}}, finetune: {{indicator: {}, labels: {}}}}}\n"
+SETTINGS = ("use", "iteration")  # what the policies are trained with: indicator and labels
+ALONE = {  # the same of the ablations that see the demonstrations alone
+    "continued_sft": ("ignore", "iteration"),
+    "no_experience": ("use", "pretraining"),
+    "labels_on_demonstrations": SETTINGS,
+}
 
 
 def outcomes(pattern: str) -> list[bool]:
@@ -181,7 +187,9 @@ def make_run(
     """
     rng = np.random.default_rng(0)
     root.mkdir(parents=True)
-    (root / "config.yaml").write_text("name: demo\nseed: 3\nrollout:\n  beta: 1.0  # <b>&amp;</b>\n")
+    (root / "config.yaml").write_text(
+        "name: demo\nseed: 3\nrollout:\n  beta: 1.0  # <b>&amp;</b>\n" + CONFIG.format(*SETTINGS)
+    )
     (root / "demonstrations" / "dataset" / "meta").mkdir(parents=True)
     (root / "demonstrations" / "dataset" / "meta" / "info.json").write_text('{"total_episodes": 15, "fps": 10}')
     finish(root / "demonstrations", 9.0)
@@ -197,11 +205,13 @@ def make_run(
         gate(here / "gate", [])
         label(here / "advantage", tables)
         train(here / "policy", 61.0, rng, "demonstrations", *(f"rollouts_{n:02d}" for n in range(1, k + 1)))
+        (here / "policy/config.yaml").write_text(CONFIG.format(*SETTINGS))
         evaluate(here / "eval", wins, 37, videos)
     last = f"iter_{len(policies) - 1:02d}"
     for name, wins in ablations.items():
         here, trained = root / "ablations" / name / last, name != "negative_prompt"
         if trained:
             train(here / "policy", 61.0, rng, "demonstrations", *([] if name in ALONE else ["rollouts_01"]))
+            (here / "policy/config.yaml").write_text(CONFIG.format(*ALONE.get(name, SETTINGS)))
         evaluate(here / "eval", wins, 40, prompt="positive" if trained else "negative")
     return root

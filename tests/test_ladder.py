@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
-from report_run import make_run, outcomes
+from report_run import ALONE, make_run, outcomes
+from rich.console import Console
 
-from recap.report import build_summary
+from recap.report import build_summary, print_table, write_html
 from recap.report.verdict import verdict
-
-CONFIG = "policy: {{sft: {{indicator: ignore}}, finetune: {{indicator: {}, labels: {}}}}}\n"
-CHANGED = {  # name -> its policy's indicator and labels
-    "continued_sft": ("ignore", "iteration"),
-    "no_experience": ("use", "pretraining"),
-    "labels_on_demonstrations": ("use", "iteration"),
-}
 
 
 def rate(won: int) -> list[bool]:
@@ -24,31 +20,59 @@ def rate(won: int) -> list[bool]:
 
 def run(root: Path, recap: int, **ablations: int) -> Path:
     """Successes of 40 after one iteration; SFT has 10."""
-    run_dir = make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
-    (run_dir / "config.yaml").write_text("name: demo\nseed: 3\n" + CONFIG.format("use", "iteration"))
-    (run_dir / "iter_01/policy/config.yaml").write_text(CONFIG.format("use", "iteration"))
-    for name in ablations:
-        (run_dir / f"ablations/{name}/iter_01/policy/config.yaml").write_text(CONFIG.format(*CHANGED[name]))
-    return run_dir
+    return make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
+
+
+def mcnemar_p(changed: int) -> float:
+    """Of so many initial states that all changed in one direction."""
+    return min(1.0, 2 / 2**changed)
 
 
 def test_each_rung_is_compared_with_the_one_before(tmp_path: Path) -> None:
     summary = build_summary(run(tmp_path / "run", 34, continued_sft=11, no_experience=14, labels_on_demonstrations=16))
     rungs = summary["ladder"]
-    assert [rung["name"] for rung in rungs] == [*CHANGED, None]
-    assert [rung["success_rate"] for rung in rungs] == [11 / 40, 14 / 40, 16 / 40, 34 / 40]
-    assert [rung["comparison"] and rung["comparison"]["fixed"] for rung in rungs] == [None, 3, 2, 18]
-    assert rungs[-1]["adds"] == "experience as data"
+    assert [rung["name"] for rung in rungs] == [0, *ALONE, 1]
+    assert [(rung["successes"], rung["episodes"]) for rung in rungs] == [(won, 40) for won in (10, 11, 14, 16, 34)]
+    assert [rung["success_rate"] for rung in rungs] == [10 / 40, 11 / 40, 14 / 40, 16 / 40, 34 / 40]
+    assert [rung["comparison"] and rung["comparison"]["fixed"] for rung in rungs] == [None, 1, 3, 2, 18]
+    assert [rung["comparison"]["mcnemar_p"] for rung in rungs[1:]] == pytest.approx([*map(mcnemar_p, (1, 3, 2, 18))])
+    assert [rung["adds"] for rung in rungs] == [
+        *("", "more training", "labels", "experience through V", "experience as data")
+    ]
+    assert summary["controls"] == []
     assert any("most of it is experience as data" in sentence for sentence in verdict(summary))
+
+
+def test_corrections_and_what_they_are_held_against(tmp_path: Path) -> None:
+    """RECAP's policy is what the others beside the ladder are held against."""
+    ablations = {"no_experience": 12, "corrections": 36, "as_many_demonstrations": 31, "random_labels": 13, "awr": 20}
+    summary = build_summary(run(tmp_path / "run", 30, **ablations))
+    assert [(rung["name"], rung["adds"]) for rung in summary["ladder"]] == [
+        (0, ""),
+        ("no_experience", "more training and labels"),
+        (1, "experience through V and experience as data"),
+        ("corrections", "corrections"),
+    ]
+    found = [(c["name"], c["than"], c["successes"], c["comparison"]["fixed"]) for c in summary["controls"]]
+    assert found == [("as_many_demonstrations", "corrections", 31, 5), ("random_labels", 1, 13, 17), ("awr", 1, 20, 10)]
+    assert summary["ladder"][-1]["comparison"]["fixed"] == 6
+
+
+def test_without_corrections_more_demonstrations_are_a_control_like_others(tmp_path: Path) -> None:
+    summary = build_summary(run(tmp_path / "run", 30, no_experience=12, as_many_demonstrations=31))
+    assert [(c["than"], c["comparison"]["broke"]) for c in summary["controls"]] == [(1, 1)]
 
 
 @pytest.mark.parametrize(
     ("recap", "ablations", "says"),
     [
         (17, {"continued_sft": 11, "no_experience": 14, "labels_on_demonstrations": 16}, "no step is beyond chance"),
-        (36, {"continued_sft": 10, "labels_on_demonstrations": 35}, "most of it is experience through the value"),
-        (36, {"continued_sft": 10, "no_experience": 35}, "most of it is labels"),
-        (20, {"labels_on_demonstrations": 35}, None),
+        (36, {"continued_sft": 10, "labels_on_demonstrations": 35}, "most of it is labels and experience through V."),
+        (36, {"continued_sft": 10, "no_experience": 35}, "most of it is labels."),
+        (20, {"labels_on_demonstrations": 35}, "labels and experience through V; experience as data cost success."),
+        (2, {"labels_on_demonstrations": 12}, "no step up is beyond chance; experience as data cost success."),
+        (34, {"no_experience": 18, "labels_on_demonstrations": 26}, "the largest step is more training and labels."),
+        (20, {"random_labels": 35}, None),
     ],
 )
 def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int], says: str | None) -> None:
@@ -56,6 +80,30 @@ def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int]
     shown = [sentence for sentence in verdict(summary) if sentence.startswith("Step by step")]
     assert bool(shown) == bool(summary["ladder"]) == (says is not None)
     assert says is None or says in shown[0]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_ladder_is_the_first_result(tmp_path: Path, width: int) -> None:
+    run_dir = run(tmp_path / "run", 34, continued_sft=11, no_experience=14, labels_on_demonstrations=16, filtered_bc=12)
+    summary = build_summary(run_dir)
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(summary, console)
+    text = console.export_text().replace("\u00a0", " ")
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert re.search(r"\+ experience through V +16/40 +40 % +26–55 % .*\+5 +0\.5", text)
+    assert re.search(r"filtered BC +12/40 .*\+55 +< 0\.0001", text)
+    places = [text.index(words) for words in ("+ more training", "Step by step", "beside it", "steps to")]
+    assert places == sorted(places)
+    page = write_html(run_dir, summary).read_text()
+    assert page.index("+ experience through V") < page.index("Step by step") < page.index("<h2>")
+    assert page.index("Filtered BC") < page.index("<h2>")
+
+
+def test_experience_is_measured_against_labels_without_any(tmp_path: Path) -> None:
+    """The labels of the other ablation without rollouts come from a value function that saw them."""
+    summary = build_summary(run(tmp_path / "run", 34, no_experience=14, labels_on_demonstrations=34))
+    assert verdict(summary)[1].startswith("Experience helped: iteration 1 beats “no experience")
 
 
 # ---------------------------------------------------------------------------------------------------- sentences
@@ -76,7 +124,8 @@ def test_verdict_is_honest(tmp_path: Path, last: list[bool], alone: list[bool], 
     """Beside any ablation that read no rollouts, whatever its name."""
     run = make_run(tmp_path / "demo", [STEADY, last], {"labels_on_demonstrations": alone}, rollouts=2, videos=0)
     (run / "ablations/labels_on_demonstrations").rename(run / "ablations/mine")
-    sentences = verdict(build_summary(run))
+    *sentences, steps = verdict(build_summary(run))
     assert len(sentences) == 2
     assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
+    assert steps.startswith("Step by step")
     assert "“mine”" in sentences[1]

@@ -41,7 +41,7 @@ def test_summary_numbers(run_dir: Path) -> None:
     summary = build_summary(run_dir)
     assert list(summary) == [
         *("name", "seed", "worse", "best", "advice", "policies", "ablations", "comparisons", "forgetting", "ladder"),
-        *("gate", "advantage", "settings", "wall_seconds"),
+        *("controls", "choices", "gate", "advantage", "settings", "wall_seconds"),
     ]
     assert (summary["name"], summary["seed"]) == ("demo", 3)
     assert [p["eval"]["successes"] for p in summary["policies"]] == [3, 3, 7]
@@ -265,10 +265,12 @@ def test_table_fits_the_terminal(run_dir: Path, width: int) -> None:
     print_table(build_summary(run_dir), console)
     text = console.export_text().replace("\u00a0", " ")
     assert max(map(len, text.splitlines())) <= width
-    row = next(line for line in text.splitlines() if "iteration 2" in line)
+    row = next(line for line in text.splitlines() if line.startswith(" iteration 2"))
     assert all(number in row for number in ("7/10", "70 %", "40–89 %", "37.9", "607", "30 %"))
     assert "…" not in text  # nothing was cut
-    assert re.search(r"same labels, demonstrations only .* 5/10 .*\+20 +0\.5", text)
+    assert re.search(r"\+ labels and experience through V +5/10 .*\+30 +0\.38", text)
+    assert re.search(r"\+ experience as data +7/10 .*\+20 +0\.5", text)
+    assert re.search(r"last policy, prompted negative +0/10 .*\+70 +0\.016", text)
 
 
 # ---------------------------------------------------------------------------------------------------- report.html
@@ -354,7 +356,8 @@ def test_runs_beside_each_other(run_dir: Path, tmp_path: Path, capsys: pytest.Ca
     make_run(names[0], [BEFORE, AFTER], {}, rollouts=2, videos=0)
     make_run(names[1], [BEFORE, MIDDLE], {}, rollouts=2, videos=0)
     make_run(names[2], [BEFORE[:8], AFTER[:8]], {}, rollouts=2, videos=0)
-    (names[1] / "config.yaml").write_text("name: demo\nseed: 3\nrollout:\n  beta: 1.5\n")
+    config = names[1] / "config.yaml"
+    config.write_text(config.read_text().replace("beta: 1.0", "beta: 1.5"))
     rows = {(row["run"], row["policy"]): row for row in rows_of(read_runs(names))}
     assert [row["eval"]["successes"] for row in rows.values()] == [3, 7, 3, 3, 2, 7]
     second = rows["second", "iteration 1"]

@@ -40,9 +40,17 @@ def ablations_of(summary: Summary, iteration: int) -> list[dict[str, Any]]:
 
 
 def without_experience(summary: Summary, iteration: int) -> dict[str, Any] | None:
-    """The ablation that answers "did experience help?": trained without rollouts, and otherwise nearest to RECAP."""
+    """The ablation that answers "did experience help?": without rollouts in its data and, if there is one, its labels.
+
+    Otherwise the one that is nearest to RECAP.
+    """
     alone = [ablation for ablation in ablations_of(summary, iteration) if _demonstrations_alone(ablation)]
-    return min(alone, key=lambda ablation: len(ablation["changes"]), default=None)
+    return labelled_alone(summary, iteration, "pretraining") or min(alone, key=_distance, default=None)
+
+
+def _distance(ablation: dict[str, Any]) -> int:
+    """From RECAP, in changed settings."""
+    return len(ablation["changes"])
 
 
 def _demonstrations_alone(ablation: dict[str, Any]) -> bool:
@@ -56,25 +64,12 @@ def continued_sft(summary: Summary, iteration: int) -> dict[str, Any] | None:
     return next((a for a in alone if as_sft and a["changes"].get("policy.finetune.indicator") == as_sft), None)
 
 
-def labelled_without_experience(summary: Summary, iteration: int) -> dict[str, Any] | None:
-    """The ablation whose labels come from the value function of the demonstrations, trained on these alone."""
+def labelled_alone(summary: Summary, iteration: int, labels: str) -> dict[str, Any] | None:
+    """The ablation that is trained with the labels of `pretraining` or of the `iteration`, on demonstrations alone."""
     alone = (ablation for ablation in ablations_of(summary, iteration) if _demonstrations_alone(ablation))
-    return next((a for a in alone if a["changes"].get("policy.finetune.labels") == "pretraining"), None)
-
-
-def rungs(summary: Summary, iteration: int) -> list[tuple[dict[str, Any], str]]:
-    """From plain imitation to RECAP one step at a time, as far as ablations show it: (ablation, what its step adds).
-
-    RECAP itself, the last rung, is left out; its step adds experience as data.
-    """
-    found = [
-        (continued_sft(summary, iteration), "more training"),
-        (labelled_without_experience(summary, iteration), "labels"),
-        (without_experience(summary, iteration), "experience through the value function"),
-    ]
-    before, labels, values = (ablation["name"] if ablation else None for ablation, _ in found)
-    apart = values not in (before, labels)  # it answers for the nearest there is
-    return [(a, adds) for a, adds in found if a is not None and (apart or adds != found[2][1])]
+    labelled = (ablation for ablation in alone if "policy.finetune.indicator" not in ablation["changes"])
+    mine = [a for a in labelled if a["changes"].get("policy.finetune.labels", "iteration") == labels]
+    return min(mine, key=_distance, default=None)
 
 
 def prompted_negative(summary: Summary, iteration: int) -> dict[str, Any] | None:

@@ -15,7 +15,9 @@ import numpy as np
 from recap.data.labels import read_thresholds
 from recap.method.success import summarize
 from recap.report.advice import advise, best_policy, got_worse
-from recap.report.paired import paired, rungs
+from recap.report.choices import choices
+from recap.report.ladder import controls, rungs
+from recap.report.paired import paired
 from recap.report.words import ABLATION_NAMES
 from recap.storage import readers as files
 from recap.storage.manifest import refuse_earlier
@@ -36,10 +38,11 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
     """What the finished stages of a run directory say, in the format of summary.json.
 
     Keys: name, seed; worse, best, advice (see `recap.report.advice`); policies (one entry an iteration, 0 is SFT),
-    ablations, comparisons (paired, on the same initial states), forgetting (the same, on tasks without rollouts), gate,
-    advantage, settings (of the configuration, by key), wall_seconds. `before` and `after` of a comparison are
-    iterations, or the name of an ablation. `eval` is None for a policy that was trained but not evaluated; a count of
-    episodes that no file holds is None.
+    ablations, comparisons (paired, on the same initial states), forgetting (the same, on tasks without rollouts),
+    ladder, controls (see `_ladder`), choices (see `recap.report.choices`), gate, advantage, settings (of the
+    configuration, by key), wall_seconds. `before` and `after` of a comparison are iterations, or the name of an
+    ablation. `eval` is None for a policy that was trained but not evaluated; a count of episodes that no file holds is
+    None.
     Raises RecapError when the directory is missing, was written by an earlier version, holds no finished stage, or
     holds a file that cannot be read.
     """
@@ -61,13 +64,14 @@ def build_summary(run_dir: Path) -> dict[str, Any]:
         "ablations": ablations,
         "comparisons": _comparisons(run_dir, results, policies, ablations),
         "forgetting": _forgetting(run_dir, results, policies),
-        "ladder": [],  # follows from the rest, too
+        **dict.fromkeys(("ladder", "controls")),  # follow from the rest, too
+        "choices": choices(run_dir, nodes, results),
         "gate": files.read_gates(run_dir),
         "advantage": _advantage(run_dir, nodes),
         "settings": {key: settings[key] for key in SETTINGS if key in settings},
         "wall_seconds": {node: seconds for node, m in nodes.items() if (seconds := files.wall_seconds(m)) is not None},
     }
-    summary["ladder"] = _ladder(run_dir, results, summary)
+    summary |= _ladder(run_dir, results, summary)
     return summary | {"worse": got_worse(summary), "best": best_policy(summary), "advice": advise(summary)}
 
 
@@ -212,22 +216,35 @@ def _comparisons(
     ] + [{"before": a["name"], "after": a["iteration"], **a["comparison"]} for a in ablations if a["comparison"]]
 
 
-def _ladder(run_dir: Path, results: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """RECAP's last policy and the baselines below it: each rung with the paired test against the one before.
+def _ladder(run_dir: Path, results: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """{"ladder": from SFT to RECAP and its corrections, "controls": the ablations beside it}, as far as they were run.
 
-    [{"name" (of an ablation; None: RECAP), "adds" (what the step does), "success_rate", "comparison"}]; [] below three.
+    A rung: {"name" (an iteration or an ablation), "adds" (what its step does), "successes", "episodes", "success_rate",
+    "ci95", "comparison" (with the rung before)}. A control has "than" instead of "adds": the rung that its comparison
+    is with, this one being the later side. Without a comparison it is None.
     """
-    ran = [policy for policy in summary["policies"] if policy["eval"]]
-    found = rungs(summary, ran[-1]["iteration"]) if ran else []
-    if len(found) < 2:
-        return []
-    steps = [(a["name"], adds, a["eval"]) for a, adds in found] + [(None, "experience as data", ran[-1]["eval"])]
-    nodes = [evaluation["outcomes"].rpartition("/")[0] for _, _, evaluation in steps]
-    pairs = [None, *(_paired(run_dir, results, *pair) for pair in pairwise(nodes))]
-    return [
-        {"name": name, "adds": adds, "success_rate": evaluation["success_rate"], "comparison": pair}
-        for (name, adds, evaluation), pair in zip(steps, pairs, strict=True)
+    ladder = rungs(summary)
+    pairs = [None, *(_paired(run_dir, results, *map(_node, pair)) for pair in pairwise(r.evaluation for r in ladder))]
+    shown = [
+        {"name": rung.side, "adds": rung.adds, **_counts(rung.evaluation), "comparison": pair}
+        for rung, pair in zip(ladder, pairs, strict=False)
     ]
+    above = {rung.side: rung.evaluation for rung in ladder}
+    beside = []
+    for ablation, than in controls(summary, ladder):
+        pair = ablation["comparison"]
+        if isinstance(than, str):
+            pair = _paired(run_dir, results, _node(ablation["eval"]), _node(above[than]))
+        beside.append({"name": ablation["name"], "than": than, **_counts(ablation["eval"]), "comparison": pair})
+    return {"ladder": shown, "controls": beside}
+
+
+def _counts(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return {key: evaluation[key] for key in ("successes", "episodes", "success_rate", "ci95")}
+
+
+def _node(evaluation: dict[str, Any]) -> str:
+    return evaluation["outcomes"].rpartition("/")[0]
 
 
 def _paired(run_dir: Path, results: dict[str, Any], *nodes: str) -> dict[str, Any]:

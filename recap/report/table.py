@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recap.report.choices import shown_stages
 from recap.report.paired import direction
-from recap.report.verdict import alarm, verdict
+from recap.report.verdict import alarm, moments_verdict, verdict
 from recap.report.words import (
     ablation_name,
     evaluated,
@@ -22,6 +23,9 @@ from recap.report.words import (
     percent,
     policy_name,
     positive_shares,
+    rung_name,
+    side_name,
+    stage_name,
 )
 
 INTERVAL_FROM = 112  # columns of terminal from which a drawn interval has room beside the numbers
@@ -31,24 +35,33 @@ INTERVAL_WIDTH = 41
 def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print the policies of a run, its ablations and what they mean, to fit the console (80 columns and more)."""
     console = console or Console()
-    names = [_name(summary, ablation) for ablation in summary["ablations"]]
     wide = console.width >= INTERVAL_FROM
-    # Wide, both tables get the same first column, so that their intervals stand on one scale.
-    first = max(map(len, names), default=0) if wide else None
+    # Wide, all tables get the same first column, so that their intervals stand on one scale.
+    names = [_rung(rung).plain for rung in summary["ladder"]] + [_name(summary, c) for c in summary["controls"]]
+    first = max((len(line) for name in names for line in name.splitlines()), default=0) if wide else None
     seed = "" if summary["seed"] is None else f"  seed {summary['seed']}"
     console.print()
     console.print(Text.assemble((f" {summary['name']}", "bold"), (seed, "dim")))
     console.print()
-    if said := alarm(summary):
-        _say(console, said, "bold red")
+    if warned := alarm(summary):
+        _say(console, warned, "bold red")
         console.print()
-    console.print(_policies(summary, wide, first))
-    if names:
+    policies, said = _policies(summary, wide, first), verdict(summary)
+    beside = [_controls(summary, wide, first)] if summary["controls"] else []
+    if summary["ladder"]:
+        console.print(_ladder(summary, wide, first))
         console.print()
-        console.print(_ablations(summary, wide, first))
-    console.print()
-    for sentence in verdict(summary):
-        _say(console, sentence)
+        _say_all(console, said)
+        console.print()
+    for table in (*beside, policies) if summary["ladder"] else (policies, *beside):
+        console.print(table)
+        console.print()
+    for choice in summary["choices"]:
+        console.print(_choices(choice, shown_stages(choice, summary)))
+        console.print()
+        _say_all(console, moments_verdict(choice))
+    if not summary["ladder"]:
+        _say_all(console, said)
     if summary["advice"]:
         console.print("\n What to try:", style="bold", highlight=False)
     for finding in summary["advice"]:
@@ -56,6 +69,11 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
         for override in finding["try"]:
             console.print(f"     {override}", style="cyan", highlight=False)
     console.print()
+
+
+def _say_all(console: Console, sentences: list[str]) -> None:
+    for sentence in sentences:
+        _say(console, sentence)
 
 
 def _say(console: Console, sentence: str, style: str = "") -> None:
@@ -108,20 +126,59 @@ def _policies(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
     return table
 
 
-def _ablations(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
-    table = _table("\nablation", wide, width)
-    table.add_column("RECAP’s\nlead", justify="right", no_wrap=True)
+def _ladder(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
+    table = _table("\nthe ladder", wide, width)
+    table.columns[0].vertical = "top"
+    table.add_column("step,\npoints", justify="right", no_wrap=True)
     table.add_column("paired\np", justify="right", no_wrap=True)
-    for ablation in summary["ablations"]:
-        pair = ablation["comparison"]
-        style = {1: "green", -1: "red", 0: ""}[direction(pair)]
-        beside = (Text(lead_text(pair["lead"]), style), p_number(pair["mcnemar_p"])) if pair else ("–", "–")
-        table.add_row(_name(summary, ablation), *_numbers(ablation["eval"], wide, "yellow"), *beside)
+    for rung in summary["ladder"]:
+        table.add_row(_rung(rung), *_numbers(rung, wide, "cyan"), *_pair(rung["comparison"]))
     return table
 
 
-def _name(summary: dict[str, Any], ablation: dict[str, Any]) -> str:
-    """With its iteration, where that is not the last one that was evaluated."""
-    name, iteration = ablation_name(ablation["name"]), ablation["iteration"]
-    last = max((policy["iteration"] for policy in evaluated(summary)), default=iteration)
-    return name if iteration == last else f"{name} ({policy_name(iteration)})"
+def _rung(rung: dict[str, Any]) -> Text:
+    """What its step adds stands above its name."""
+    name = rung_name(rung["name"])
+    return Text.assemble((f"+ {rung['adds']}\n", "bold"), f"  {name}") if rung["adds"] else Text(name, "bold")
+
+
+def _pair(pair: dict[str, Any] | None, unknown: str = "") -> tuple[Text | str, str]:
+    """Lead and p, coloured by which way it went beyond chance."""
+    style = {1: "green", -1: "red", 0: ""}[direction(pair)]
+    return (Text(lead_text(pair["lead"]), style), p_number(pair["mcnemar_p"])) if pair else (unknown, unknown)
+
+
+def _controls(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
+    table = _table("\nbeside it" if summary["ladder"] else "\nablation", wide, width)
+    table.add_column("RECAP’s\nlead", justify="right", no_wrap=True)
+    table.add_column("paired\np", justify="right", no_wrap=True)
+    for control in summary["controls"]:
+        pair = _pair(control["comparison"], "–")
+        table.add_row(_name(summary, control), *_numbers(control, wide, "yellow"), *pair)
+    return table
+
+
+def _name(summary: dict[str, Any], control: dict[str, Any]) -> str:
+    """With what it is held against, where that is not the last policy that was evaluated."""
+    name, than = ablation_name(control["name"]), control["than"]
+    last = max((policy["iteration"] for policy in evaluated(summary)), default=than)
+    return name if than == last else f"{name} ({side_name(than)})"
+
+
+def _choices(choice: dict[str, Any], stages: list[dict[str, Any]]) -> Table:
+    """Share of all episodes that took each way, and success of these."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, padding=(0, 1), show_edge=False)
+    table.add_column("\nwhich way", vertical="bottom")
+    table.add_column("\nn", justify="right", no_wrap=True)
+    for name in choice["names"]:
+        table.add_column(f"{name},\nshare", justify="right", no_wrap=True)
+        table.add_column("\nsuccess", justify="right", no_wrap=True)
+    table.add_column("\nnone", justify="right", no_wrap=True)
+    for stage in stages:
+        cells: list[Text | str] = []
+        for name in choice["names"]:
+            taken = stage["taken"][name]
+            cells += [Text(percent(taken["share"]), "bold"), percent(taken["success_rate"])]
+        none = percent(stage["none"] / stage["episodes"])
+        table.add_row(stage_name(stage["node"]), str(stage["episodes"]), *cells, none)
+    return table

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from recap.report.paired import direction, pair_of, prompted_negative, without_experience
-from recap.report.words import ablation_name, evaluated, labels_of, lead_text, p_text, percent, points, policy_name
+from recap.report.paired import SIGNIFICANT, direction, pair_of, prompted_negative, without_experience
+from recap.report.words import (
+    NBSP,
+    ablation_name,
+    enumerated,
+    evaluated,
+    labels_of,
+    lead_text,
+    p_text,
+    percent,
+    points,
+    policy_name,
+    signed,
+)
 
 
 def alarm(summary: dict[str, Any]) -> str | None:
@@ -38,7 +50,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         counts = f"{only['successes']} of {only['episodes']}"
         return [f"Only {name} was evaluated: {percent(only['success_rate'])}, {counts}."]
     sentences = [_change(summary, policies[0], policies[-1]), _experience(summary, policies[-1])]
-    further = (_ladder(summary), _reads_indicator(summary, policies[-1]))
+    further = (ladder_verdict(summary), _reads_indicator(summary, policies[-1]))
     return [*sentences, *(sentence for sentence in further if sentence)]
 
 
@@ -70,18 +82,24 @@ def _experience(summary: dict[str, Any], last: dict[str, Any]) -> str:
     return f"No evidence that experience helped: {recap} is {where} {rival}, within chance ({chance})."
 
 
-def _ladder(summary: dict[str, Any]) -> str | None:
-    """Which step between the baselines and RECAP did the work."""
+def ladder_verdict(summary: dict[str, Any]) -> str | None:
+    """Which step between imitation and RECAP did the work; None without a ladder."""
     steps = [rung for rung in summary["ladder"] if rung["comparison"]]
     if not steps:
         return None
+    leads = {rung["adds"]: rung["comparison"]["lead"] for rung in steps}
     shown = ", ".join(
-        f"{rung['adds']} {lead_text(rung['comparison']['lead'])} ({p_text(rung['comparison']['mcnemar_p'])})"
-        for rung in steps
+        f"{adds} {lead_text(lead)} ({p_text(rung['comparison']['mcnemar_p'])})"
+        for rung, (adds, lead) in zip(steps, leads.items(), strict=True)
     )
-    best = max(steps, key=lambda rung: rung["comparison"]["lead"])
-    did = f"most of it is {best['adds']}" if direction(best["comparison"]) > 0 else "no step is beyond chance"
-    return f"Step by step, in points: {shown}; {did}."
+    up, down = ([rung["adds"] for rung in steps if direction(rung["comparison"]) == sign] for sign in (1, -1))
+    best = max(up, key=leads.__getitem__, default=None)
+    if best is None:
+        did = "no step up is beyond chance" if down else "no step is beyond chance"
+    else:
+        did = f"{'most of it is' if 2 * leads[best] > sum(leads.values()) else 'the largest step is'} {best}"
+    lost = f"; {enumerated(down)} cost success" if down else ""
+    return f"Step by step, in points: {shown}; {did}{lost}."
 
 
 def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | None:
@@ -93,3 +111,21 @@ def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | Non
         f"The policy {reads}: prompted “Advantage: negative” it succeeds in "
         f"{percent(ablation['eval']['success_rate'])} ({p_text(ablation['comparison']['mcnemar_p'])})."
     )
+
+
+def moments_verdict(choice: dict[str, Any]) -> list[str]:
+    """Whether the labels part the ways where they begin: a sentence for each iteration whose rollouts recorded that."""
+    return [_moment(moments) for moments in choice["moments"]]
+
+
+def _moment(moments: dict[str, Any]) -> str:
+    ways = "; ".join(
+        f"{name} {signed(way['advantage'], 3)} [{', '.join(signed(end, 3) for end in way['ci95'])}], "
+        f"{percent(way['positive'])} positive (n{NBSP}={NBSP}{way['episodes']})"
+        for name, way in moments["taken"].items()
+    )
+    where = f"Mean advantage where the ways part, rollouts of {policy_name(moments['iteration'])}: {ways}"
+    if moments["p"] is None:
+        return f"{where}."
+    parts = "the labels tell them apart" if moments["p"] < SIGNIFICANT else "the labels do not tell them apart"
+    return f"{where}; {parts} ({p_text(moments['p'])})."

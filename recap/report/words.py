@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from recap.storage.readers import ABLATION, iteration_of
 
 NBSP = "\u00a0"  # keeps a number and its sign on one line
 ABLATION_NAMES = {  # in the order in which they are shown; any other ablation follows under its own name
     "continued_sft": "SFT continued, same steps",
-    "no_experience": "no experience: labels and data of the demonstrations",
+    "no_experience": "no experience, demonstrations only",
     "labels_on_demonstrations": "same labels, demonstrations only",
+    "corrections": "RECAP + corrections",
+    "as_many_demonstrations": "RECAP + as many demonstrations",
     "random_labels": "RECAP, labels at random",
     "all_data": "all data, no indicator",
     "filtered_bc": "filtered BC",
@@ -29,6 +34,12 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
     "whole_episode": "RECAP, N = whole episode",
 }
 
+RUNG_NAMES: dict[int | str, str] = {  # in the ladder, which says what each of them changes
+    "continued_sft": "SFT continued",
+    "no_experience": "no experience",
+    "labels_on_demonstrations": "labels on demonstrations",
+}
+
 
 def ablation_name(name: str) -> str:
     return ABLATION_NAMES.get(name, name.replace("_", " "))
@@ -43,9 +54,30 @@ def labels_of(iteration: int) -> str:
     return f"iteration {iteration}" if iteration else "pre-training"
 
 
+def rung_name(side: int | str) -> str:
+    """A rung of the ladder: a side of a comparison, RECAP by its name, in short."""
+    return f"RECAP, {policy_name(side)}" if isinstance(side, int) and side else RUNG_NAMES.get(side, side_name(side))
+
+
 def side_name(side: int | str) -> str:
     """A side of a comparison: an iteration, or an ablation."""
     return policy_name(side) if isinstance(side, int) else ablation_name(side)
+
+
+def stage_name(node: str) -> str:
+    """Whose episodes a stage recorded or evaluated: SFT, rollouts of iteration 1, an ablation."""
+    ablation, iteration = ABLATION.match(node), iteration_of(node)
+    recorded = {"demonstrations": "demonstrations", "rollout": f"rollouts of iteration {iteration}"}
+    what = recorded.get(node.rpartition("/")[2])
+    if ablation:
+        return f"{ablation_name(ablation['name'])}{f': {what}' if what else ''}"
+    return what or policy_name(iteration)
+
+
+def enumerated(parts: Iterable[str]) -> str:
+    """a, b and c."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def sentence_case(text: str) -> str:

@@ -11,8 +11,18 @@ import numpy as np
 import plotly.graph_objects as go
 
 from recap.report.html.theme import ABLATION, CARD, COLOURS, FAINT, HEIGHT, INK, LINE, POLICY, RIGHT
-from recap.report.words import ablation_name, evaluated, interval, percent, policy_name, sentence_case, signed
+from recap.report.words import (
+    ablation_name,
+    evaluated,
+    interval,
+    percent,
+    policy_name,
+    sentence_case,
+    signed,
+    stage_name,
+)
 from recap.storage.readers import ABLATION as ABLATION_NODE
+from recap.storage.readers import iteration_of
 
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}  # above the chart
 
@@ -141,6 +151,68 @@ def ablations(summary: dict[str, Any]) -> go.Figure | None:
 def _marked(figure: go.Figure, x: float, colour: str, dash: str = "solid") -> go.Figure:
     """With a line over the whole height at x."""
     return figure.add_vline(x, line={"color": colour, "width": 1.2, "dash": dash}, layer="below")
+
+
+# ---------------------------------------------------------------------------------------------------- choices
+def ways(names: list[str], stages: list[dict[str, Any]], shares: bool) -> go.Figure:
+    """Over the iterations the share of all episodes that took each way, or the success of those, with intervals.
+
+    A line joins the evaluations of the policies; recorded data sets are open marks.
+    """
+    lines = []
+    for number, name in enumerate(names):
+        colour, aside = COLOURS[number % len(COLOURS)], 0.08 * (number - (len(names) - 1) / 2)
+        taken = [(stage, stage["taken"][name]) for stage in stages if shares or stage["taken"][name]["episodes"]]
+        for recorded in (False, True):
+            mine = [(stage, way) for stage, way in taken if recorded != stage["node"].endswith("eval")]
+            points = [
+                {"success_rate": way["share"], "ci95": way["share_ci95"]}
+                | {"successes": way["episodes"], "episodes": stage["episodes"]}
+                if shares
+                else way
+                for stage, way in mine
+            ]
+            hovers = [
+                _hover(f"{stage_name(stage['node'])}: {name}", p) for (stage, _), p in zip(mine, points, strict=True)
+            ]
+            lines.append(
+                go.Scatter(
+                    x=[_place(stage) + aside for stage, _ in mine],
+                    y=_rates(points),
+                    error_y=_whiskers(points, colour),
+                    mode="markers" if recorded else "lines+markers",
+                    cliponaxis=False,
+                    hovertext=hovers,
+                    hoverinfo="text",
+                    name=name,
+                    showlegend=not recorded,
+                    line={"color": colour, "width": 2},
+                    marker={"size": 10, "color": colour, "symbol": "circle-open" if recorded else "circle"}
+                    | {"line": {"color": colour if recorded else CARD, "width": 2}},
+                )
+            )
+    ends = [_place(stage) for stage in stages]
+    ticks = [place for place in range(-1, int(max(ends)) + 1) if place in ends]
+    return _figure(
+        lines,
+        height=HEIGHT,
+        margin={"t": 34},
+        xaxis={"tickvals": ticks, "ticktext": [_tick(place) for place in ticks]}
+        | {"range": (min(ends) - 0.5, max(ends) + 0.4)},
+        yaxis={"range": [0, 104], "dtick": 20, "ticksuffix": " %"},
+        showlegend=True,
+        legend=LEGEND | {"itemclick": False, "itemdoubleclick": False},
+    )
+
+
+def _place(stage: dict[str, Any]) -> float:
+    """On the axis of iterations: demonstrations before SFT, an iteration's rollouts halfway to its policy."""
+    kind, iteration = stage["node"].rpartition("/")[2], iteration_of(stage["node"])
+    return {"demonstrations": -1.0, "rollout": iteration - 0.5}.get(kind, float(iteration))
+
+
+def _tick(place: int) -> str:
+    return "Demonstrations" if place < 0 else sentence_case(policy_name(place))
 
 
 # ---------------------------------------------------------------------------------------------------- advantages

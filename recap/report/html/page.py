@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from recap.report import words
 from recap.report.html.theme import LEFT, RIGHT, THEME
+from recap.report.paired import direction
 from recap.report.summary import write_atomic
 
 
@@ -65,7 +66,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.globals |= {name: found for name, found in vars(words).items() if callable(found)}
-    made.globals |= {"anchor": anchor, "breakable": breakable}
+    made.globals |= {"anchor": anchor, "breakable": breakable, "direction": direction}
     return made
 
 

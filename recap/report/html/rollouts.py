@@ -19,6 +19,7 @@ from recap.data.images import decode_images
 from recap.data.labels import Thresholds, read_thresholds
 from recap.data.video import write_video
 from recap.method.config import SourceKind
+from recap.report.choices import moments_of, own_rollouts
 from recap.report.html import figures
 from recap.report.html.page import Page
 from recap.storage import readers as files
@@ -28,6 +29,7 @@ from recap.utils.errors import RecapError, disk_error
 PIXELS = 224  # larger images are scaled down to this height
 CAMERAS = 2  # side by side; more would be too small to see
 MOMENTS = 6  # of each sign
+CHOSEN = 6  # moments of choice, of each way
 READ_BY_SCRIPT = ("value", "return", "advantage", "positive", "fps")  # of a trace
 CACHE = ".report"  # in the run directory: videos made for the report
 SCRUBBED = {"g": "6", "crf": "24", "preset": "slow"}  # a key frame every six: found at once while scrubbing
@@ -35,12 +37,16 @@ SCRUBBED = {"g": "6", "crf": "24", "preset": "slow"}  # a key frame every six: f
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The labelled rollouts of an iteration: columns of advantages.parquet, ε, and their data set if it is there."""
+    """The labelled rollouts of an iteration: columns of advantages.parquet, ε, and their data set if it is there.
+
+    episodes: what the recording says of them, [] without the data set.
+    """
 
     iteration: int
     table: files.Columns
     thresholds: Thresholds
     frames: Frames | None
+    episodes: list[dict[str, Any]]
 
     def rows(self, episode: int) -> np.ndarray:
         """Rows of an episode in the table, by frame: int64 [T]."""
@@ -54,21 +60,11 @@ def last_rollouts(run_dir: Path, summary: dict[str, Any]) -> Rollouts | None:
     Raises RecapError for labels or a data set that cannot be read.
     """
     for entry in reversed(summary["advantage"]):
-        head = run_dir / files.iteration_dir(entry["iteration"])
-        dataset = head / "rollout" / "dataset"
-        lengths = {e["episode_index"]: e["steps"] for e in files.read_episodes(dataset)}
-        newest = None
-        for table in files.read_advantages(head / "advantage"):
-            if (table["source"] == "demonstration").any():
-                continue
-            episodes, counts = np.unique(table["episode_index"], return_counts=True)
-            its_own = lengths == dict(zip(episodes.tolist(), counts.tolist(), strict=True))
-            frames = load_frames(dataset, "rollouts", SourceKind.rollout) if its_own else None
-            newest = Rollouts(entry["iteration"], table, read_thresholds(head / "advantage"), frames)
-            if its_own:
-                break
-        if newest:
-            return newest
+        table, episodes = own_rollouts(run_dir, entry["iteration"])
+        if table:
+            head = run_dir / files.iteration_dir(entry["iteration"])
+            frames = load_frames(head / "rollout" / "dataset", "rollouts", SourceKind.rollout) if episodes else None
+            return Rollouts(entry["iteration"], table, read_thresholds(head / "advantage"), frames, episodes)
     return None
 
 
@@ -197,9 +193,10 @@ def _images(frames: Frames, camera: str, episode: int, rows: np.ndarray) -> np.n
 def moments(rollouts: Rollouts) -> dict[str, list[dict[str, Any]]]:
     """{"positive", "negative"}: the frames of highest and of lowest advantage, one an episode, strongest first.
 
-    Each {"task", "episode", "frame", "seconds", "advantage", "success", "images" (JPEGs in base64: the frame, and
-    the one N steps later)}. Frames with the end of the episode within N steps are left out if there are others:
-    there the advantage is that of the outcome, not of what was done. {} without the data set's images.
+    Each {"task", "episode", "frame", "seconds", "value", "advantage", "positive" (its label), "success", "images"
+    (JPEGs in base64: the frame, and the one N steps later)}. Frames with the end of the episode within N steps are left
+    out if there are others: there the advantage is that of the outcome, not of what was done. {} without the data
+    set's images.
     """
     if rollouts.frames is None:
         return {}
@@ -213,6 +210,21 @@ def moments(rollouts: Rollouts) -> dict[str, list[dict[str, Any]]]:
         "positive": [_moment(rollouts, row, ahead) for row in _one_an_episode(table, order[::-1])],
         "negative": [_moment(rollouts, row, ahead) for row in _one_an_episode(table, order)],
     }
+
+
+def moments_of_choice(rollouts: Rollouts, task: str) -> dict[str, list[dict[str, Any]]]:
+    """Way -> moments, as `moments` has them, at which the first episodes set out on it; {} without images.
+
+    Not chosen by outcome; episodes that the value function was not trained on go first.
+    """
+    if rollouts.frames is None:
+        return {}
+    table, shown = rollouts.table, {}
+    held_out = table.get("held_out", np.zeros(len(table["success"]), bool))
+    for name, rows in moments_of(table, [e for e in rollouts.episodes if e["task"] == task]).items():
+        unseen_first = rows[np.argsort(~held_out[rows], kind="stable")]
+        shown[name] = [_moment(rollouts, row, rollouts.thresholds.n_step) for row in unseen_first[:CHOSEN].tolist()]
+    return shown
 
 
 def _one_an_episode(table: files.Columns, order: np.ndarray) -> list[int]:
@@ -233,7 +245,8 @@ def _moment(rollouts: Rollouts, row: int, ahead: int | None) -> dict[str, Any]:
         "episode": episode,
         "frame": frame,
         "seconds": frame / rollouts.frames.fps,
-        "advantage": float(table["advantage"][row]),
+        **{key: float(table[key][row]) for key in ("value", "advantage")},
+        "positive": bool(table["indicator"][row]),
         "success": bool(table["success"][row]),
         "images": [_jpeg(picture[:, :width]) for picture in both],
     }

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from recap.report.advice import knobs
+from recap.report.choices import shown_stages
 from recap.report.html import figures, gather
 from recap.report.html.page import Page
-from recap.report.html.rollouts import draw_traces, last_rollouts, moments
+from recap.report.html.rollouts import Rollouts, draw_traces, last_rollouts, moments, moments_of_choice
 from recap.report.paired import direction, without_experience
-from recap.report.verdict import alarm, verdict
+from recap.report.verdict import alarm, moments_verdict, verdict
 from recap.report.words import (
     NBSP,
     ablation_name,
@@ -50,6 +51,7 @@ def write_html(run_dir: Path, summary: dict[str, Any]) -> Path:
         inputs={node: files.inputs_of(nodes, node) for node in nodes},
         alarm=alarm(summary),
         verdict=verdict(summary),
+        choices=[_choice(page, number, choice, summary, rollouts) for number, choice in enumerate(summary["choices"])],
         tiles=_tiles(summary) if policies else [],
         shares=positive_shares(summary),
         pairs=_pairs(summary),
@@ -67,6 +69,18 @@ def write_html(run_dir: Path, summary: dict[str, Any]) -> Path:
         facts=_facts(summary, nodes),
         resolved=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
+
+
+def _choice(
+    page: Page, number: int, choice: dict[str, Any], summary: dict[str, Any], rollouts: Rollouts | None
+) -> dict[str, Any]:
+    """A choice with the stages to show and pictures of where the ways part; draws `shares-0` and `successes-0`."""
+    stages = shown_stages(choice, summary)
+    own = [stage for stage in stages if not files.ABLATION.match(stage["node"])]
+    for name, shares in (("shares", True), ("successes", False)):
+        page.draw(f"{name}-{number}", figures.ways(choice["names"], own, shares))
+    pictures = moments_of_choice(rollouts, choice["task"]) if rollouts else {}
+    return choice | {"stages": stages, "pictures": pictures, "said": moments_verdict(choice)}
 
 
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,0 +1,123 @@
+"""Which of several ways the episodes took, and how each went: the mechanism, where an environment records a choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recap.method.success import bootstrap_mean, wilson
+from recap.storage import readers as files
+
+Episodes = list[dict[str, Any]]
+
+
+def choices(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry a task in which episodes recorded a choice, in the order of the instructions; [] for all other runs.
+
+    {"task", "names" (of the ways), "stages": [{"node" (that recorded or evaluated), "episodes", "none" (how many took
+    no way), "taken": {way: {"episodes", "share" (of all), "share_ci95", "successes", "success_rate" (None: taken by
+    none), "ci95"}}}], "moments": (see `_moments`), one an iteration}.
+    """
+    played = {node: results[node]["episodes"] if node in results else _recorded(run_dir / node) for node in nodes}
+    tasks = sorted({episode["task"] for episodes in played.values() for episode in episodes if episode.get("choice")})
+    return [_of_task(run_dir, nodes, played, task) for task in tasks]
+
+
+def shown_stages(choice: dict[str, Any], summary: dict[str, Any]) -> Episodes:
+    """The stages of a choice that a reader wants to see: the run's own, and of an ablation its last evaluation."""
+    of_node = {stage["node"]: stage for stage in choice["stages"]}
+    last = [ablation["eval"]["outcomes"].rpartition("/")[0] for ablation in summary["ablations"]]
+    own = [node for node in of_node if not files.ABLATION.match(node)]
+    return [of_node[node] for node in [*own, *last] if node in of_node]
+
+
+def _recorded(stage: Path) -> Episodes:
+    return files.read_episodes(stage / "dataset")
+
+
+def _of_task(run_dir: Path, nodes: dict[str, Any], played: dict[str, Episodes], task: str) -> dict[str, Any]:
+    mine = {node: [e for e in episodes if e["task"] == task] for node, episodes in played.items()}
+    names = sorted({e["choice"] for episodes in mine.values() for e in episodes if e.get("choice")})
+    found = [_moments(run_dir, iteration, task, names) for iteration in files.iterations(nodes)]
+    return {
+        "task": task,
+        "names": names,
+        "stages": [{"node": node, **_shares(episodes, names)} for node, episodes in mine.items() if episodes],
+        "moments": [moments for moments in found if moments],
+    }
+
+
+def _shares(episodes: Episodes, names: list[str]) -> dict[str, Any]:
+    taken = {}
+    for name in names:
+        outcomes = [e["success"] for e in episodes if e.get("choice") == name]
+        n, won = len(outcomes), sum(outcomes)
+        share = {"episodes": n, "share": n / len(episodes), "share_ci95": list(wilson(n, len(episodes)))}
+        rate = {"success_rate": won / n if n else None, "ci95": list(wilson(won, n)) if n else None}
+        taken[name] = share | {"successes": won} | rate
+    return {"episodes": len(episodes), "none": sum(not e.get("choice") for e in episodes), "taken": taken}
+
+
+# ---------------------------------------------------------------------------------------------------- moments
+def moments_of(table: files.Columns, episodes: Episodes) -> dict[str, np.ndarray]:
+    """Way -> rows of the labels: of each episode the frame at which it set out on that way, where that was recorded."""
+    taken = {
+        e["episode_index"]: (e["choice"], e["choice_frame"]) for e in episodes if e.get("choice_frame") is not None
+    }
+    moment = np.array([taken.get(episode, ("", -1))[1] for episode in table["episode_index"].tolist()])
+    rows = np.flatnonzero(table["frame_index"] == moment)
+    ways = np.array([taken[episode][0] for episode in table["episode_index"][rows].tolist()])
+    return {name: rows[ways == name] for name in sorted(set(ways.tolist()))}
+
+
+def own_rollouts(run_dir: Path, iteration: int) -> tuple[files.Columns, Episodes]:
+    """The labels of the rollouts that an iteration collected itself, and these episodes: [] where they are not there.
+
+    Without its own the labels of the last rollouts before it, and {} without any.
+    """
+    head = run_dir / files.iteration_dir(iteration)
+    episodes, newest = _recorded(head / "rollout"), {}
+    lengths = {episode["episode_index"]: episode["steps"] for episode in episodes}
+    for table in files.read_advantages(head / "advantage"):
+        if (table["source"] == "demonstration").any():
+            continue
+        newest, (found, counts) = table, np.unique(table["episode_index"], return_counts=True)
+        if lengths == dict(zip(found.tolist(), counts.tolist(), strict=True)):
+            return table, episodes
+    return newest, []
+
+
+def _moments(run_dir: Path, iteration: int, task: str, names: list[str]) -> dict[str, Any] | None:
+    """What the labels say of an iteration's own rollouts at the moment of choice; None where that was not recorded.
+
+    {"iteration", "taken": {way: {"episodes", "value", "advantage" (means), "ci95" (of the mean advantage, bootstrap
+    over episodes), "positive" (share)}}, "p" (Kruskal and Wallis' test that the advantages are the same for all ways;
+    None for one way)}.
+    """
+    table, episodes = own_rollouts(run_dir, iteration)
+    rows = moments_of(table, [episode for episode in episodes if episode["task"] == task]) if table else {}
+    if not rows:
+        return None
+    taken = {name: _labels(table, rows[name]) for name in names if name in rows}
+    return {"iteration": iteration, "taken": taken, "p": _apart([table["advantage"][found] for found in rows.values()])}
+
+
+def _apart(groups: list[np.ndarray]) -> float | None:
+    from scipy import stats  # most of its second of import is not needed elsewhere
+
+    if len(groups) < 2:
+        return None
+    return float(stats.kruskal(*groups).pvalue) if np.ptp(np.concatenate(groups)) > 0 else 1.0
+
+
+def _labels(table: files.Columns, rows: np.ndarray) -> dict[str, Any]:
+    advantage = table["advantage"][rows]
+    return {
+        "episodes": len(rows),
+        "value": float(table["value"][rows].mean()),
+        "advantage": float(advantage.mean()),
+        "ci95": list(bootstrap_mean(advantage)),
+        "positive": float(table["indicator"][rows].mean()),
+    }

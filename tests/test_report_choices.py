@@ -1,0 +1,167 @@
+"""Which of several ways the episodes took: shares and successes counted by hand, and the labels where the ways part."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_run import TASKS, make_run, outcomes, picture
+from rich.console import Console
+
+from recap.data.labels import read_labels
+from recap.method.success import wilson
+from recap.report import build_summary, print_table, write_html
+from recap.report.html.rollouts import CHOSEN, last_rollouts, moments_of_choice
+from recap.report.verdict import moments_verdict
+
+SFT, RECAP, ALONE = outcomes("1100000010"), outcomes("1011111100"), outcomes("1100100010")
+WAYS = ("high", None, "low", "high", "low", "low")  # of the episodes, over and over
+FRAME = 7  # at which every rollout sets out
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose episodes record a choice, as an environment with one does."""
+    run = make_run(tmp_path_factory.mktemp("outputs") / "demo", [SFT, RECAP], {"no_experience": ALONE})
+    for path in run.rglob("result.json"):
+        record_ways(path)
+    record_ways(run / "iter_01/rollout/dataset/meta/recap.json", FRAME)
+    return run
+
+
+def record_ways(path: Path, frame: int | None = None) -> None:
+    content = json.loads(path.read_text())
+    for number, episode in enumerate(content["episodes"]):
+        episode["choice"] = WAYS[number % len(WAYS)]
+        if frame is not None and episode["choice"]:
+            episode["choice_frame"] = frame
+    path.write_text(json.dumps(content))
+
+
+def counted(wins: list[bool], numbers: range, way: str) -> tuple[int, int]:
+    """How many of these episodes took the way, and how many of them succeeded."""
+    taken = [wins[number] for number in numbers if WAYS[number % len(WAYS)] == way]
+    return len(taken), sum(taken)
+
+
+def test_shares_and_successes_by_stage(run_dir: Path) -> None:
+    """An episode's task is that of its number, even or odd."""
+    found = build_summary(run_dir)["choices"]
+    assert [choice["task"] for choice in found] == sorted(TASKS)
+    evaluated = {"sft/eval": SFT, "iter_01/eval": RECAP, "ablations/no_experience/iter_01/eval": ALONE}
+    for choice in found:
+        assert choice["names"] == ["high", "low"]
+        stages = {stage["node"]: stage for stage in choice["stages"]}
+        assert list(stages) == ["sft/eval", "iter_01/rollout", "iter_01/eval", "ablations/no_experience/iter_01/eval"]
+        numbers = range(TASKS.index(choice["task"]), 10, 2)
+        for node, wins in evaluated.items():
+            for way, taken in stages[node]["taken"].items():
+                n, won = counted(wins, numbers, way)
+                assert (taken["episodes"], taken["successes"]) == (n, won)
+                assert (taken["share"], taken["success_rate"]) == (n / 5, won / n)
+                assert (taken["share_ci95"], taken["ci95"]) == (list(wilson(n, 5)), list(wilson(won, n)))
+            assert stages[node]["none"] == sum(WAYS[number % len(WAYS)] is None for number in numbers)
+        rollouts = stages["iter_01/rollout"]
+        assert rollouts["episodes"] == 6 == rollouts["none"] + sum(t["episodes"] for t in rollouts["taken"].values())
+
+
+def test_labels_where_the_ways_part(run_dir: Path) -> None:
+    summary, labels = build_summary(run_dir), read_labels(run_dir / "iter_01/advantage/rollouts_01")
+    for choice in summary["choices"]:
+        (moments,) = choice["moments"]
+        assert moments["iteration"] == 1
+        for way, said in moments["taken"].items():
+            numbers = [k for k in range(12) if WAYS[k % len(WAYS)] == way and TASKS[k % 2] == choice["task"]]
+            at = labels.lookup(numbers, [FRAME] * len(numbers))
+            assert said["episodes"] == len(numbers)
+            for key, column in (("value", "value"), ("advantage", "advantage"), ("positive", "indicator")):
+                assert said[key] == pytest.approx(at[column].mean())
+            assert said["ci95"][0] <= said["advantage"] <= said["ci95"][1]
+        assert moments["p"] is None or 0 <= moments["p"] <= 1
+
+
+def test_whether_labels_tell_the_ways_apart() -> None:
+    """A sentence that claims no more than the test does."""
+
+    def said(p: float | None) -> str:
+        way = {"episodes": 40, "value": -0.4, "advantage": 0.03, "ci95": [0.02, 0.04], "positive": 0.6}
+        taken = {"large": way} | ({} if p is None else {"small": way | {"advantage": -0.03}})
+        (sentence,) = moments_verdict({"moments": [{"iteration": 2, "taken": taken, "p": p}]})
+        return sentence.replace("\u00a0", " ")
+
+    assert "large +0.030 [+0.020, +0.040], 60 % positive (n = 40); small −0.030" in said(0.001)
+    assert said(0.001).endswith("the labels tell them apart (p = 0.001).")
+    assert said(0.2).endswith("the labels do not tell them apart (p = 0.2).")
+    assert "apart" not in said(None)
+
+
+def test_pictures_show_the_frame_where_the_ways_part(run_dir: Path) -> None:
+    rollouts = last_rollouts(run_dir, build_summary(run_dir))
+    assert rollouts
+    table = rollouts.table
+    for number, task in enumerate(TASKS):
+        for way, shown in moments_of_choice(rollouts, task).items():
+            taken = [k for k in range(number, 12, 2) if WAYS[k % len(WAYS)] == way]
+            unseen = [k for k in taken if k % 5 == 0]  # as report_run holds out
+            assert [moment["episode"] for moment in shown] == [*unseen, *sorted({*taken} - {*unseen})][:CHOSEN]
+            for moment in shown:
+                rows = rollouts.rows(moment["episode"])
+                assert moment["value"] == table["value"][rows[FRAME]]
+                assert moment["positive"] == table["indicator"][rows[FRAME]]
+                seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(moment["images"][0])))).astype(float)
+                time = FRAME / len(rows) * (1 if moment["success"] else 0.45)
+                assert np.abs(seen - np.asarray(picture(time)).astype(float)).mean() < 8
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_terminal_and_page_show_them(run_dir: Path, width: int) -> None:
+    summary = build_summary(run_dir)
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(summary, console)
+    text = console.export_text().replace("\u00a0", " ")
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert re.search(r"rollouts of iteration 1 +6 +\d+ % +\d+ % +\d+ % +\d+ % +\d+ %", text)
+    assert text.count("Mean advantage where the ways part") == 2
+    page = write_html(run_dir, summary).read_text()
+    figures = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["figures"]
+    assert {"shares-0", "successes-0", "shares-1", "successes-1"} <= set(figures)
+    lines = [trace for trace in figures["shares-0"]["data"] if "lines" in trace["mode"]]
+    sft, recap = (summary["choices"][0]["stages"][k]["taken"]["high"]["share"] for k in (0, 2))
+    assert lines[0]["y"] == pytest.approx([100 * sft, 100 * recap])
+    section = page.partition(f"<h2>Which way: {TASKS[1]}</h2>")[2].partition("</section>")[0]
+    assert section.count("<figure") == len(moments_of(summary, run_dir, TASKS[1]))
+
+
+def moments_of(summary: dict[str, Any], run: Path, task: str) -> list[dict[str, Any]]:
+    rollouts = last_rollouts(run, summary)
+    assert rollouts
+    return [moment for shown in moments_of_choice(rollouts, task).values() for moment in shown]
+
+
+def test_runs_without_a_choice_show_nothing_of_it(run_dir: Path, tmp_path: Path) -> None:
+    """Nor pictures where the frame was not recorded."""
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    recorded = copy / "iter_01/rollout/dataset/meta/recap.json"
+    recorded.write_text(recorded.read_text().replace('"choice_frame": 7', '"choice_frame": null'))
+    summary = build_summary(copy)
+    assert [choice["moments"] for choice in summary["choices"]] == [[], []]
+    page = write_html(copy, summary).read_text()
+    assert "<h2>Which way" in page
+    assert "Where the ways part" not in page
+    for path in [*copy.rglob("result.json"), recorded]:
+        path.write_text(re.sub(r'"choice": "\w+"', '"choice": null', path.read_text()))
+    summary = build_summary(copy)
+    assert summary["choices"] == []
+    assert "Which way" not in write_html(copy, summary).read_text()
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(summary, console)
+    assert "which way" not in console.export_text()
