@@ -19,6 +19,8 @@ from recap.method.success import summarize
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10
+WAYS = ("high", None, "low", "high", "low", "low")  # that the episodes take, over and over
+FRAME = 7  # at which every rollout sets out on its way
 CONFIG = "policy: {{sft: {{indicator: ignore}}, finetune: {{indicator: {}, labels: {}}}}}\n"
 SETTINGS = ("use", "iteration")  # what the policies are trained with: indicator and labels
 ALONE = {  # the same of the ablations that see the demonstrations alone
@@ -215,3 +217,13 @@ def make_run(
             (here / "policy/config.yaml").write_text(CONFIG.format(*ALONE.get(name, SETTINGS)))
         evaluate(here / "eval", wins, 40, prompt="positive" if trained else "negative")
     return root
+
+
+def record_ways(run: Path) -> None:
+    """The episodes of a run record a choice, as those of an environment with one do."""
+    for path in [*run.rglob("result.json"), *run.rglob("recap.json")]:
+        content = json.loads(path.read_text())
+        for number, episode in enumerate(content["episodes"]):
+            episode["choice"] = WAYS[number % len(WAYS)]
+            episode["choice_frame"] = FRAME if episode["choice"] else None
+        path.write_text(json.dumps(content))

@@ -259,7 +259,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 # ---------------------------------------------------------------------------------------------------- table
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [80, 120, 160])
 def test_table_fits_the_terminal(run_dir: Path, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
     print_table(build_summary(run_dir), console)

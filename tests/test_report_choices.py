@@ -13,37 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_run import TASKS, make_run, outcomes, picture
+from report_run import FRAME, TASKS, WAYS, make_run, outcomes, picture, record_ways
 from rich.console import Console
 
 from recap.data.labels import read_labels
 from recap.method.success import wilson
 from recap.report import build_summary, print_table, write_html
 from recap.report.html.rollouts import CHOSEN, last_rollouts, moments_of_choice
-from recap.report.verdict import moments_verdict
+from recap.report.verdict import choice_verdict
 
 SFT, RECAP, ALONE = outcomes("1100000010"), outcomes("1011111100"), outcomes("1100100010")
-WAYS = ("high", None, "low", "high", "low", "low")  # of the episodes, over and over
-FRAME = 7  # at which every rollout sets out
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose episodes record a choice, as an environment with one does."""
     run = make_run(tmp_path_factory.mktemp("outputs") / "demo", [SFT, RECAP], {"no_experience": ALONE})
-    for path in run.rglob("result.json"):
-        record_ways(path)
-    record_ways(run / "iter_01/rollout/dataset/meta/recap.json", FRAME)
+    record_ways(run)
     return run
-
-
-def record_ways(path: Path, frame: int | None = None) -> None:
-    content = json.loads(path.read_text())
-    for number, episode in enumerate(content["episodes"]):
-        episode["choice"] = WAYS[number % len(WAYS)]
-        if frame is not None and episode["choice"]:
-            episode["choice_frame"] = frame
-    path.write_text(json.dumps(content))
 
 
 def counted(wins: list[bool], numbers: range, way: str) -> tuple[int, int]:
@@ -73,6 +60,27 @@ def test_shares_and_successes_by_stage(run_dir: Path) -> None:
         assert rollouts["episodes"] == 6 == rollouts["none"] + sum(t["episodes"] for t in rollouts["taken"].values())
 
 
+def test_what_the_last_policy_chooses_otherwise(run_dir: Path, tmp_path: Path) -> None:
+    """By the paired test, on the same initial states; the two evaluations here chose alike at first."""
+    (choice, _) = build_summary(run_dir)["choices"]
+    assert choice["shift"]["before"] == "sft/eval"
+    assert {way: (pair["fixed"], pair["broke"]) for way, pair in choice["shift"]["taken"].items()} == {
+        "high": (0, 0),
+        "low": (0, 0),
+    }
+    assert choice_verdict(choice)[0].startswith(
+        "What the policy chooses did not change measurably from SFT to iteration 1"
+    )
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    path = copy / "iter_01/eval/result.json"
+    path.write_text(path.read_text().replace('"choice": "low"', '"choice": "high"'))
+    moved = {c["task"]: c["shift"]["taken"] for c in build_summary(copy)["choices"]}
+    for number, task in enumerate(TASKS):
+        n = sum(WAYS[k % len(WAYS)] == "low" for k in range(number, 10, 2))
+        assert [(pair["fixed"], pair["broke"]) for pair in moved[task].values()] == [(n, 0), (0, n)]
+        assert [pair["lead"] for pair in moved[task].values()] == [n / 5, -n / 5]
+
+
 def test_labels_where_the_ways_part(run_dir: Path) -> None:
     summary, labels = build_summary(run_dir), read_labels(run_dir / "iter_01/advantage/rollouts_01")
     for choice in summary["choices"]:
@@ -94,7 +102,7 @@ def test_whether_labels_tell_the_ways_apart() -> None:
     def said(p: float | None) -> str:
         way = {"episodes": 40, "value": -0.4, "advantage": 0.03, "ci95": [0.02, 0.04], "positive": 0.6}
         taken = {"large": way} | ({} if p is None else {"small": way | {"advantage": -0.03}})
-        (sentence,) = moments_verdict({"moments": [{"iteration": 2, "taken": taken, "p": p}]})
+        (sentence,) = choice_verdict({"shift": None, "moments": [{"iteration": 2, "taken": taken, "p": p}]})
         return sentence.replace("\u00a0", " ")
 
     assert "large +0.030 [+0.020, +0.040], 60 % positive (n = 40); small −0.030" in said(0.001)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from report_run import gate, make_run, outcomes
+from report_run import gate, make_run, outcomes, record_ways
 
 from recap.report import write_html, write_summary
 from recap.report.__main__ import main
@@ -37,6 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every section: two iterations, ablations, a gate that failed, and a policy that got worse."""
     ablations = {"labels_on_demonstrations": AFTER, "negative_prompt": BEFORE}
     run = make_run(tmp_path_factory.mktemp("outputs") / "demo", [BEFORE, AFTER, BEFORE], ablations)
+    record_ways(run)
     gate(run / "iter_02" / "gate", ["rank"], "warn")
     return write_html(run, write_summary(run))
 
@@ -80,7 +81,7 @@ def test_everything_is_drawn(browser: Browser, report: Path, width: int, scheme:
     page = opened.page
     assert opened.complaints == []
     assert opened.elsewhere() == []
-    assert page.locator("[data-figure]").count() >= 2 + 2 + 1 + 2  # success, traces, advantages, losses
+    assert page.locator("[data-figure]").count() >= 2 + 4 + 2 + 1 + 2  # success, choices, traces, advantages, losses
     assert page.evaluate(EMPTY) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing to scroll sideways
     wider = page.evaluate(

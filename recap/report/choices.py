@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from recap.method.success import bootstrap_mean, wilson
+from recap.report.paired import paired
 from recap.storage import readers as files
 
 Episodes = list[dict[str, Any]]
@@ -18,10 +19,11 @@ def choices(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> li
 
     {"task", "names" (of the ways), "stages": [{"node" (that recorded or evaluated), "episodes", "none" (how many took
     no way), "taken": {way: {"episodes", "share" (of all), "share_ci95", "successes", "success_rate" (None: taken by
-    none), "ci95"}}}], "moments": (see `_moments`), one an iteration}.
+    none), "ci95"}}}], "shift": (see `_shift`), "moments": (see `_moments`), one an iteration}.
     """
     played = {node: results[node]["episodes"] if node in results else _recorded(run_dir / node) for node in nodes}
-    tasks = sorted({episode["task"] for episodes in played.values() for episode in episodes if episode.get("choice")})
+    own = [episode for node in nodes if not files.ABLATION.match(node) for episode in played[node]]
+    tasks = sorted({episode["task"] for episode in own if episode.get("choice")})
     return [_of_task(run_dir, nodes, played, task) for task in tasks]
 
 
@@ -45,6 +47,7 @@ def _of_task(run_dir: Path, nodes: dict[str, Any], played: dict[str, Episodes], 
         "task": task,
         "names": names,
         "stages": [{"node": node, **_shares(episodes, names)} for node, episodes in mine.items() if episodes],
+        "shift": _shift(mine, names),
         "moments": [moments for moments in found if moments],
     }
 
@@ -58,6 +61,23 @@ def _shares(episodes: Episodes, names: list[str]) -> dict[str, Any]:
         rate = {"success_rate": won / n if n else None, "ci95": list(wilson(won, n)) if n else None}
         taken[name] = share | {"successes": won} | rate
     return {"episodes": len(episodes), "none": sum(not e.get("choice") for e in episodes), "taken": taken}
+
+
+def _shift(played: dict[str, Episodes], names: list[str]) -> dict[str, Any] | None:
+    """How the last policy chooses otherwise than the first on the same initial states; None for one policy.
+
+    {"before", "after" (nodes), "taken": {way: the paired test, of taking it instead of success}}.
+    """
+    own = [node for node in played if node.endswith("eval") and played[node] and not files.ABLATION.match(node)]
+    if len(own) < 2:
+        return None
+    sides = played[own[0]], played[own[-1]]
+
+    def took(episodes: Episodes, name: str) -> Episodes:
+        return [episode | {"success": episode.get("choice") == name} for episode in episodes]
+
+    taken = {name: paired(*(took(episodes, name) for episodes in sides)) for name in names}
+    return {"before": own[0], "after": own[-1], "taken": taken}
 
 
 # ---------------------------------------------------------------------------------------------------- moments

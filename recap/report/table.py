@@ -12,7 +12,7 @@ from rich.text import Text
 
 from recap.report.choices import shown_stages
 from recap.report.paired import direction
-from recap.report.verdict import alarm, moments_verdict, verdict
+from recap.report.verdict import alarm, choice_verdict, verdict
 from recap.report.words import (
     ablation_name,
     evaluated,
@@ -28,17 +28,17 @@ from recap.report.words import (
     stage_name,
 )
 
-INTERVAL_FROM = 112  # columns of terminal from which a drawn interval has room beside the numbers
+INTERVAL_FROM = 108  # columns of terminal beside the names from which a drawn interval has room beside the numbers
 INTERVAL_WIDTH = 41
 
 
 def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print the policies of a run, its ablations and what they mean, to fit the console (80 columns and more)."""
     console = console or Console()
-    wide = console.width >= INTERVAL_FROM
-    # Wide, all tables get the same first column, so that their intervals stand on one scale.
     names = [_rung(rung).plain for rung in summary["ladder"]] + [_name(summary, c) for c in summary["controls"]]
-    first = max((len(line) for name in names for line in name.splitlines()), default=0) if wide else None
+    longest = max(len(line) for name in ("iteration 9", *names) for line in name.splitlines())
+    wide = console.width >= longest + INTERVAL_FROM
+    first = longest if wide else None  # the same of all tables, so that their intervals stand on one scale
     seed = "" if summary["seed"] is None else f"  seed {summary['seed']}"
     console.print()
     console.print(Text.assemble((f" {summary['name']}", "bold"), (seed, "dim")))
@@ -59,7 +59,7 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
     for choice in summary["choices"]:
         console.print(_choices(choice, shown_stages(choice, summary)))
         console.print()
-        _say_all(console, moments_verdict(choice))
+        _say_all(console, choice_verdict(choice))
     if not summary["ladder"]:
         _say_all(console, said)
     if summary["advice"]:

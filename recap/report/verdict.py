@@ -17,6 +17,7 @@ from recap.report.words import (
     points,
     policy_name,
     signed,
+    stage_name,
 )
 
 
@@ -113,9 +114,22 @@ def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | Non
     )
 
 
-def moments_verdict(choice: dict[str, Any]) -> list[str]:
-    """Whether the labels part the ways where they begin: a sentence for each iteration whose rollouts recorded that."""
-    return [_moment(moments) for moments in choice["moments"]]
+def choice_verdict(choice: dict[str, Any]) -> list[str]:
+    """Whether the policy chooses otherwise than at first, and whether the labels part the ways where they begin."""
+    shift = [_shift(choice)] if choice["shift"] else []
+    return [*shift, *(_moment(moments) for moments in choice["moments"])]
+
+
+def _shift(choice: dict[str, Any]) -> str:
+    shift, stages = choice["shift"], {stage["node"]: stage for stage in choice["stages"]}
+    before, after = (stages[shift[end]]["taken"] for end in ("before", "after"))
+    ways = ", ".join(
+        f"{name} {percent(before[name]['share'])} → {percent(after[name]['share'])} ({p_text(pair['mcnemar_p'])})"
+        for name, pair in shift["taken"].items()
+    )
+    first, last = (stage_name(shift[end]) for end in ("before", "after"))
+    changed = "changed" if any(map(direction, shift["taken"].values())) else "did not change measurably"
+    return f"What the policy chooses {changed} from {first} to {last}: {ways} of the episodes."
 
 
 def _moment(moments: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def stage_name(node: str) -> str:
     recorded = {"demonstrations": "demonstrations", "rollout": f"rollouts of iteration {iteration}"}
     what = recorded.get(node.rpartition("/")[2])
     if ablation:
-        return f"{ablation_name(ablation['name'])}{f': {what}' if what else ''}"
+        return f"{rung_name(ablation['name'])}{f': {what}' if what else ''}"
     return what or policy_name(iteration)
 
 

@@ -159,49 +159,52 @@ def ways(names: list[str], stages: list[dict[str, Any]], shares: bool) -> go.Fig
 
     A line joins the evaluations of the policies; recorded data sets are open marks.
     """
-    lines = []
+    lines: list[go.Scatter] = []
     for number, name in enumerate(names):
         colour, aside = COLOURS[number % len(COLOURS)], 0.08 * (number - (len(names) - 1) / 2)
-        taken = [(stage, stage["taken"][name]) for stage in stages if shares or stage["taken"][name]["episodes"]]
+        points = [(stage, _rate_of(stage, name, shares)) for stage in stages]
         for recorded in (False, True):
-            mine = [(stage, way) for stage, way in taken if recorded != stage["node"].endswith("eval")]
-            points = [
-                {"success_rate": way["share"], "ci95": way["share_ci95"]}
-                | {"successes": way["episodes"], "episodes": stage["episodes"]}
-                if shares
-                else way
-                for stage, way in mine
-            ]
-            hovers = [
-                _hover(f"{stage_name(stage['node'])}: {name}", p) for (stage, _), p in zip(mine, points, strict=True)
-            ]
-            lines.append(
-                go.Scatter(
-                    x=[_place(stage) + aside for stage, _ in mine],
-                    y=_rates(points),
-                    error_y=_whiskers(points, colour),
-                    mode="markers" if recorded else "lines+markers",
-                    cliponaxis=False,
-                    hovertext=hovers,
-                    hoverinfo="text",
-                    name=name,
-                    showlegend=not recorded,
-                    line={"color": colour, "width": 2},
-                    marker={"size": 10, "color": colour, "symbol": "circle-open" if recorded else "circle"}
-                    | {"line": {"color": colour if recorded else CARD, "width": 2}},
-                )
-            )
-    ends = [_place(stage) for stage in stages]
-    ticks = [place for place in range(-1, int(max(ends)) + 1) if place in ends]
+            mine = [(s, p) for s, p in points if p["episodes"] and recorded != s["node"].endswith("eval")]
+            if mine:
+                lines.append(_way(name, mine, colour, aside, recorded))
+                lines[-1].showlegend = name not in [line.name for line in lines[:-1]]
+    places = [_place(stage) for stage in stages]
+    ticks = {-1.0: "Demos"} | {float(k): sentence_case(policy_name(k)) for k in range(int(max(places)) + 1)}
     return _figure(
         lines,
         height=HEIGHT,
         margin={"t": 34},
-        xaxis={"tickvals": ticks, "ticktext": [_tick(place) for place in ticks]}
-        | {"range": (min(ends) - 0.5, max(ends) + 0.4)},
+        xaxis={"tickvals": list(ticks), "ticktext": list(ticks.values())}
+        | {"range": (min(places) - 0.5, max(places) + 0.4)},
         yaxis={"range": [0, 104], "dtick": 20, "ticksuffix": " %"},
         showlegend=True,
         legend=LEGEND | {"itemclick": False, "itemdoubleclick": False},
+    )
+
+
+def _rate_of(stage: dict[str, Any], name: str, shares: bool) -> dict[str, Any]:
+    """A way of a stage as a rate: of the episodes that took it, or of its successes."""
+    way = stage["taken"][name]
+    taken = {"successes": way["episodes"], "episodes": stage["episodes"], "success_rate": way["share"]}
+    return taken | {"ci95": way["share_ci95"]} if shares else way
+
+
+def _way(
+    name: str, points: list[tuple[dict[str, Any], dict[str, Any]]], colour: str, aside: float, recorded: bool
+) -> go.Scatter:
+    rates = [rate for _, rate in points]
+    return go.Scatter(
+        x=[_place(stage) + aside for stage, _ in points],
+        y=_rates(rates),
+        error_y=_whiskers(rates, colour),
+        mode="markers" if recorded else "lines+markers",
+        cliponaxis=False,
+        hovertext=[_hover(f"{stage_name(stage['node'])}: {name}", rate) for stage, rate in points],
+        hoverinfo="text",
+        name=name,
+        line={"color": colour, "width": 2},
+        marker={"size": 10, "color": colour, "symbol": "circle-open" if recorded else "circle"}
+        | {"line": {"color": colour if recorded else CARD, "width": 2}},
     )
 
 
@@ -209,10 +212,6 @@ def _place(stage: dict[str, Any]) -> float:
     """On the axis of iterations: demonstrations before SFT, an iteration's rollouts halfway to its policy."""
     kind, iteration = stage["node"].rpartition("/")[2], iteration_of(stage["node"])
     return {"demonstrations": -1.0, "rollout": iteration - 0.5}.get(kind, float(iteration))
-
-
-def _tick(place: int) -> str:
-    return "Demonstrations" if place < 0 else sentence_case(policy_name(place))
 
 
 # ---------------------------------------------------------------------------------------------------- advantages
