@@ -104,6 +104,8 @@ def test_experience_is_measured_against_labels_without_any(tmp_path: Path) -> No
     """The labels of the other ablation without rollouts come from a value function that saw them."""
     summary = build_summary(run(tmp_path / "run", 34, no_experience=14, labels_on_demonstrations=34))
     assert verdict(summary)[1].startswith("Experience helped: iteration 1 beats “no experience")
+    summary = build_summary(run(tmp_path / "plain", 34, continued_sft=14))
+    assert verdict(summary)[1].startswith("Labels and experience helped: iteration 1 beats “SFT continued")
 
 
 # ---------------------------------------------------------------------------------------------------- sentences
@@ -113,11 +115,23 @@ STEADY = outcomes("1" * 10 + "0" * 30)
 @pytest.mark.parametrize(
     ("last", "alone", "said"),
     [
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 12 + "0" * 28), ("Success rose: 25", "Experience helped")),
-        (outcomes("1" * 30 + "0" * 10), outcomes("1" * 29 + "0" * 11), ("Success rose", "No evidence that experience")),
-        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience hurt")),
-        (outcomes("0" * 40), STEADY, ("Success fell", "Experience hurt")),
-        (outcomes("1" * 11 + "0" * 29), STEADY, ("did not change measurably", "No evidence that experience")),
+        (
+            outcomes("1" * 30 + "0" * 10),
+            outcomes("1" * 12 + "0" * 28),
+            ("Success rose: 25", "Experience as data helped"),
+        ),
+        (
+            outcomes("1" * 30 + "0" * 10),
+            outcomes("1" * 29 + "0" * 11),
+            ("Success rose", "No evidence that experience as data helped"),
+        ),
+        (outcomes("1" * 20 + "0" * 20), outcomes("1" * 40), ("Success rose", "Experience as data hurt")),
+        (outcomes("0" * 40), STEADY, ("Success fell", "Experience as data hurt")),
+        (
+            outcomes("1" * 11 + "0" * 29),
+            STEADY,
+            ("did not change measurably", "No evidence that experience as data helped"),
+        ),
     ],
 )
 def test_verdict_is_honest(tmp_path: Path, last: list[bool], alone: list[bool], said: tuple[str, str]) -> None:

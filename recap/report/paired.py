@@ -48,6 +48,13 @@ def without_experience(summary: Summary, iteration: int) -> dict[str, Any] | Non
     return labelled_alone(summary, iteration, "pretraining") or min(alone, key=_distance, default=None)
 
 
+def missing(ablation: dict[str, Any]) -> str:
+    """What RECAP has and an ablation `without_experience` has not: its labels may come from a V that saw rollouts."""
+    if ablation["changes"].get("policy.finetune.labels") == "pretraining":
+        return "experience"
+    return "labels and experience" if "policy.finetune.indicator" in ablation["changes"] else "experience as data"
+
+
 def _distance(ablation: dict[str, Any]) -> int:
     """From RECAP, in changed settings."""
     return len(ablation["changes"])

@@ -30,6 +30,7 @@ from recap.report.words import (
 
 INTERVAL_FROM = 108  # columns of terminal beside the names from which a drawn interval has room beside the numbers
 INTERVAL_WIDTH = 41
+RUNG_WIDTH = 32  # of what a step adds, where it adds several things
 
 
 def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -139,7 +140,8 @@ def _ladder(summary: dict[str, Any], wide: bool, width: int | None) -> Table:
 def _rung(rung: dict[str, Any]) -> Text:
     """What its step adds stands above its name."""
     name = rung_name(rung["name"])
-    return Text.assemble((f"+ {rung['adds']}\n", "bold"), f"  {name}") if rung["adds"] else Text(name, "bold")
+    adds = textwrap.wrap(f"+ {rung['adds']}", RUNG_WIDTH, subsequent_indent="  ") if rung["adds"] else []
+    return Text.assemble(("\n".join(adds), "bold"), f"\n  {name}") if adds else Text(name, "bold")
 
 
 def _pair(pair: dict[str, Any] | None, unknown: str = "") -> tuple[Text | str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recap.report.paired import SIGNIFICANT, direction, pair_of, prompted_negative, without_experience
+from recap.report.paired import SIGNIFICANT, direction, missing, pair_of, prompted_negative, without_experience
 from recap.report.words import (
     NBSP,
     ablation_name,
@@ -16,6 +16,7 @@ from recap.report.words import (
     percent,
     points,
     policy_name,
+    sentence_case,
     signed,
     stage_name,
 )
@@ -73,14 +74,14 @@ def _experience(summary: dict[str, Any], last: dict[str, Any]) -> str:
         return "Whether experience helped is open: no ablation was trained on the demonstrations alone."
     pair, recap = ablation["comparison"], policy_name(last["iteration"])
     rival = f"“{ablation_name(ablation['name'])}” ({percent(ablation['eval']['success_rate'])})"
-    lead, chance = points(pair["lead"]), p_text(pair["mcnemar_p"])
+    lead, chance, tested = points(pair["lead"]), p_text(pair["mcnemar_p"]), missing(ablation)
     if direction(pair) > 0:
-        return f"Experience helped: {recap} beats {rival} by {lead} ({chance})."
+        return f"{sentence_case(tested)} helped: {recap} beats {rival} by {lead} ({chance})."
     if direction(pair) < 0:
-        return f"Experience hurt: {recap} is {lead} below {rival} ({chance})."
+        return f"{sentence_case(tested)} hurt: {recap} is {lead} below {rival} ({chance})."
     level = round(100 * pair["lead"]) == 0
     where = "level with" if level else f"{lead} {'above' if pair['lead'] > 0 else 'below'}"
-    return f"No evidence that experience helped: {recap} is {where} {rival}, within chance ({chance})."
+    return f"No evidence that {tested} helped: {recap} is {where} {rival}, within chance ({chance})."
 
 
 def ladder_verdict(summary: dict[str, Any]) -> str | None:

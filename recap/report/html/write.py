@@ -13,7 +13,7 @@ from recap.report.choices import shown_stages
 from recap.report.html import figures, gather
 from recap.report.html.page import Page
 from recap.report.html.rollouts import Rollouts, draw_traces, last_rollouts, moments, moments_of_choice
-from recap.report.paired import direction, without_experience
+from recap.report.paired import direction, missing, without_experience
 from recap.report.verdict import alarm, choice_verdict, verdict
 from recap.report.words import (
     NBSP,
@@ -92,15 +92,16 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         return show(last[key]) if first is last else f"{show(first[key]).removesuffix(f'{NBSP}%')} → {show(last[key])}"
 
     ablation = without_experience(summary, policies[-1]["iteration"])
-    lead, note = "–", "no ablation without rollouts"
+    lead, note, tested = "–", "no ablation without rollouts", "experience"
     if ablation:
         lead = f"{lead_text(ablation['comparison']['lead'])}{NBSP}points"
+        tested = missing(ablation)
         note = f"over “{ablation_name(ablation['name'])}”, {p_text(ablation['comparison']['mcnemar_p'])}"
     return [
         ("Success", change("success_rate", percent), f"{last['successes']} of {last['episodes']} with {name}"),
         ("Steps to success", change("mean_steps_to_success", lambda v: number(v, 1)), "mean over successes"),
         ("Successes per hour", change("successes_per_hour", number), "of robot time"),
-        ("Lead from experience", lead, note),
+        (f"Lead from {tested}", lead, note),
     ]
 
 
