@@ -268,7 +268,7 @@ def test_table_fits_the_terminal(run_dir: Path, width: int) -> None:
     row = next(line for line in text.splitlines() if line.startswith(" iteration 2"))
     assert all(number in row for number in ("7/10", "70 %", "40–89 %", "37.9", "607", "30 %"))
     assert "…" not in text  # nothing was cut
-    assert re.search(r"\+ labels and experience through V +5/10 .*\+30 +0\.38", text)
+    assert re.search(r"\+ labels and experience +5/10 .*\+30 +0\.38 *\n +through V ", text)
     assert re.search(r"\+ experience as data +7/10 .*\+20 +0\.5", text)
     assert re.search(r"last policy, prompted negative +0/10 .*\+70 +0\.016", text)
 

@@ -83,13 +83,11 @@ def _shift(played: dict[str, Episodes], names: list[str]) -> dict[str, Any] | No
 # ---------------------------------------------------------------------------------------------------- moments
 def moments_of(table: files.Columns, episodes: Episodes) -> dict[str, np.ndarray]:
     """Way -> rows of the labels: of each episode the frame at which it set out on that way, where that was recorded."""
-    taken = {
-        e["episode_index"]: (e["choice"], e["choice_frame"]) for e in episodes if e.get("choice_frame") is not None
-    }
-    moment = np.array([taken.get(episode, ("", -1))[1] for episode in table["episode_index"].tolist()])
-    rows = np.flatnonzero(table["frame_index"] == moment)
-    ways = np.array([taken[episode][0] for episode in table["episode_index"][rows].tolist()])
-    return {name: rows[ways == name] for name in sorted(set(ways.tolist()))}
+    known = [e for e in episodes if e.get("choice") and e.get("choice_frame") is not None]
+    way_at = {(e["episode_index"], e["choice_frame"]): e["choice"] for e in known}
+    frames = zip(table["episode_index"].tolist(), table["frame_index"].tolist(), strict=True)
+    ways = np.array([way_at.get(frame, "") for frame in frames])
+    return {name: np.flatnonzero(ways == name) for name in sorted({*ways.tolist()} - {""})}
 
 
 def own_rollouts(run_dir: Path, iteration: int) -> tuple[files.Columns, Episodes]:
@@ -138,6 +136,6 @@ def _labels(table: files.Columns, rows: np.ndarray) -> dict[str, Any]:
         "episodes": len(rows),
         "value": float(table["value"][rows].mean()),
         "advantage": float(advantage.mean()),
-        "ci95": list(bootstrap_mean(advantage)),
+        "ci95": list(bootstrap_mean(advantage, resamples=2000)),
         "positive": float(table["indicator"][rows].mean()),
     }

@@ -30,7 +30,7 @@ from recap.report.words import (
 
 INTERVAL_FROM = 108  # columns of terminal beside the names from which a drawn interval has room beside the numbers
 INTERVAL_WIDTH = 41
-RUNG_WIDTH = 32  # of what a step adds, where it adds several things
+RUNG_WIDTH = 30  # of what a step adds, where it adds several things: as much as 80 columns have room for
 
 
 def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -45,42 +45,36 @@ def print_table(summary: dict[str, Any], console: Console | None = None) -> None
     console.print(Text.assemble((f" {summary['name']}", "bold"), (seed, "dim")))
     console.print()
     if warned := alarm(summary):
-        _say(console, warned, "bold red")
+        _say(console, warned, style="bold red")
         console.print()
     policies, said = _policies(summary, wide, first), verdict(summary)
     beside = [_controls(summary, wide, first)] if summary["controls"] else []
+    blocks: list[Table | list[str]] = [policies, *beside, said]
     if summary["ladder"]:
-        console.print(_ladder(summary, wide, first))
-        console.print()
-        _say_all(console, said)
-        console.print()
-    for table in (*beside, policies) if summary["ladder"] else (policies, *beside):
-        console.print(table)
-        console.print()
+        blocks = [_ladder(summary, wide, first), said, *beside, policies]
     for choice in summary["choices"]:
-        console.print(_choices(choice, shown_stages(choice, summary)))
+        blocks += [_choices(choice, shown_stages(choice, summary)), choice_verdict(choice)]
+    for block in filter(None, blocks):
+        if isinstance(block, list):
+            _say(console, *block)
+        else:
+            console.print(block)
         console.print()
-        _say_all(console, choice_verdict(choice))
-    if not summary["ladder"]:
-        _say_all(console, said)
     if summary["advice"]:
-        console.print("\n What to try:", style="bold", highlight=False)
+        console.print(" What to try:", style="bold", highlight=False)
     for finding in summary["advice"]:
         _say(console, f"· {finding['problem']} ({finding['evidence']})")
         for override in finding["try"]:
             console.print(f"     {override}", style="cyan", highlight=False)
-    console.print()
+    if summary["advice"]:
+        console.print()
 
 
-def _say_all(console: Console, sentences: list[str]) -> None:
-    for sentence in sentences:
-        _say(console, sentence)
-
-
-def _say(console: Console, sentence: str, style: str = "") -> None:
+def _say(console: Console, *sentences: str, style: str = "") -> None:
     """textwrap keeps "p < 0.001" together at its no-break spaces; rich would not."""
-    lines = textwrap.wrap(sentence, min(console.width, 104) - 2, initial_indent=" ", subsequent_indent="   ")
-    console.print(Text("\n".join(lines), style))
+    for sentence in sentences:
+        lines = textwrap.wrap(sentence, min(console.width, 104) - 2, initial_indent=" ", subsequent_indent="   ")
+        console.print(Text("\n".join(lines), style))
 
 
 def _table(first: str, wide: bool, width: int | None) -> Table:
