@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from report_run import ALONE, make_run, outcomes
+from report_run import ALONE, finish, make_run, outcomes
 from rich.console import Console
 
 from recap.report import build_summary, print_table, write_html
 from recap.report.verdict import verdict
+
+TAKEN_OVER = {"corrections": "random", "as_many_demonstrations": "start"}  # when by an operator
 
 
 def rate(won: int) -> list[bool]:
@@ -19,8 +21,16 @@ def rate(won: int) -> list[bool]:
 
 
 def run(root: Path, recap: int, **ablations: int) -> Path:
-    """Successes of 40 after one iteration; SFT has 10."""
-    return make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
+    """Successes of 40 after one iteration; SFT has 10. Some ablations have rollouts of their own."""
+    run_dir = make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
+    with (run_dir / "config.yaml").open("a") as config:
+        config.write("rollout: {corrections: {share: 0.0, when: watchdog, noise: 0.05}}\n")
+    (run_dir / "iter_01/rollout/config.yaml").write_text("iteration: 1\n")
+    for name in TAKEN_OVER.keys() & ablations:
+        stage = run_dir / f"ablations/{name}/iter_01/rollout"
+        finish(stage, 1.0)
+        (stage / "config.yaml").write_text(f"corrections: {{share: 0.5, when: {TAKEN_OVER[name]}, noise: 0.05}}\n")
+    return run_dir
 
 
 def mcnemar_p(changed: int) -> float:
@@ -56,6 +66,9 @@ def test_corrections_and_what_they_are_held_against(tmp_path: Path) -> None:
     found = [(c["name"], c["than"], c["successes"], c["comparison"]["fixed"]) for c in summary["controls"]]
     assert found == [("as_many_demonstrations", "corrections", 31, 5), ("random_labels", 1, 13, 17), ("awr", 1, 20, 10)]
     assert summary["ladder"][-1]["comparison"]["fixed"] == 6
+    changes = next(a["changes"] for a in summary["ablations"] if a["name"] == "corrections")
+    assert changes == {"rollout.corrections.share": 0.5, "rollout.corrections.when": "random"}  # noise is the run's
+    assert "Corrections against as many more demonstrations: +12 (p" in "".join(verdict(summary))
 
 
 def test_without_corrections_more_demonstrations_are_a_control_like_others(tmp_path: Path) -> None:

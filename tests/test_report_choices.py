@@ -155,6 +155,20 @@ def moments_of(summary: dict[str, Any], run: Path, task: str) -> list[dict[str, 
     return [moment for shown in moments_of_choice(rollouts, task).values() for moment in shown]
 
 
+def test_what_an_operator_finished_is_left_out(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    path = copy / "iter_01/rollout/dataset/meta/recap.json"
+    content = json.loads(path.read_text())
+    content["episodes"][0]["corrected_from"] = 3
+    path.write_text(json.dumps(content))
+    task, way = TASKS[0], str(WAYS[0])
+    before, after = (next(c for c in build_summary(run)["choices"] if c["task"] == task) for run in (run_dir, copy))
+    rollouts = [next(s for s in choice["stages"] if "rollout" in s["node"]) for choice in (before, after)]
+    assert [stage["episodes"] for stage in rollouts] == [6, 5]
+    assert rollouts[1]["taken"][way]["episodes"] == rollouts[0]["taken"][way]["episodes"] - 1
+    assert after["moments"][0]["taken"][way]["episodes"] == before["moments"][0]["taken"][way]["episodes"] - 1
+
+
 def test_runs_without_a_choice_show_nothing_of_it(run_dir: Path, tmp_path: Path) -> None:
     """Nor pictures where the frame was not recorded."""
     copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)

@@ -19,9 +19,11 @@ def choices(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> li
 
     {"task", "names" (of the ways), "stages": [{"node" (that recorded or evaluated), "episodes", "none" (how many took
     no way), "taken": {way: {"episodes", "share" (of all), "share_ci95", "successes", "success_rate" (None: taken by
-    none), "ci95"}}}], "shift": (see `_shift`), "moments": (see `_moments`), one an iteration}.
+    none), "ci95"}}}], "shift": (see `_shift`), "moments": (see `_moments`), one an iteration}. Episodes in which an
+    operator took over are left out.
     """
-    played = {node: results[node]["episodes"] if node in results else _recorded(run_dir / node) for node in nodes}
+    recorded = {node: results[node]["episodes"] if node in results else _recorded(run_dir / node) for node in nodes}
+    played = {node: [e for e in episodes if e.get("corrected_from") is None] for node, episodes in recorded.items()}
     own = [episode for node in nodes if not files.ABLATION.match(node) for episode in played[node]]
     tasks = sorted({episode["task"] for episode in own if episode.get("choice")})
     return [_of_task(run_dir, nodes, played, task) for task in tasks]
@@ -83,7 +85,8 @@ def _shift(played: dict[str, Episodes], names: list[str]) -> dict[str, Any] | No
 # ---------------------------------------------------------------------------------------------------- moments
 def moments_of(table: files.Columns, episodes: Episodes) -> dict[str, np.ndarray]:
     """Way -> rows of the labels: of each episode the frame at which it set out on that way, where that was recorded."""
-    known = [e for e in episodes if e.get("choice") and e.get("choice_frame") is not None]
+    alone = [episode for episode in episodes if episode.get("corrected_from") is None]
+    known = [e for e in alone if e.get("choice") and e.get("choice_frame") is not None]
     way_at = {(e["episode_index"], e["choice_frame"]): e["choice"] for e in known}
     frames = zip(table["episode_index"].tolist(), table["frame_index"].tolist(), strict=True)
     ways = np.array([way_at.get(frame, "") for frame in frames])

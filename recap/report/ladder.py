@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from recap.report.paired import Summary, ablations_of, continued_sft, labelled_alone
-from recap.report.words import enumerated
-
-CORRECTIONS, AS_MANY_DEMONSTRATIONS = "corrections", "as_many_demonstrations"
+from recap.report.paired import Summary, continued_sft, labelled_alone, with_operator
+from recap.report.words import enumerated, evaluated
 
 
 class Rung(NamedTuple):
@@ -23,18 +21,17 @@ def rungs(summary: Summary) -> list[Rung]:
 
     A rung that was not run is left out, and the step from the next lower one then adds what both would.
     """
-    ran = [policy for policy in summary["policies"] if policy["eval"]]
+    ran = evaluated(summary)
     if not ran:
         return []
     iteration = ran[-1]["iteration"]
-    corrected = next((a for a in ablations_of(summary, iteration) if a["name"] == CORRECTIONS), None)
     steps = (
         ("imitation", ran[0] if ran[0]["iteration"] == 0 else None),
         ("more training", continued_sft(summary, iteration)),
         ("labels", labelled_alone(summary, iteration, "pretraining")),
         ("experience through V", labelled_alone(summary, iteration, "iteration")),
         ("experience as data", ran[-1]),
-        ("corrections", corrected),
+        ("corrections", with_operator(summary, iteration, from_start=False)),
     )
     found: list[Rung] = []
     added: list[str] = []
@@ -50,9 +47,11 @@ def rungs(summary: Summary) -> list[Rung]:
 def controls(summary: Summary, ladder: list[Rung]) -> list[tuple[dict[str, Any], int | str]]:
     """The ablations beside the ladder, each with the rung that it is held against: RECAP's own policy as a rule.
 
-    As many more demonstrations are held against the corrections that they stand in for.
+    As many more demonstrations are held against the corrections that they stand in for, if those were run.
     """
-    sides = {rung.side for rung in ladder}
-    stand_in = {AS_MANY_DEMONSTRATIONS: CORRECTIONS} if CORRECTIONS in sides else {}
+    sides = [rung.side for rung in ladder]
     beside = [ablation for ablation in summary["ablations"] if ablation["name"] not in sides]
-    return [(ablation, stand_in.get(ablation["name"], ablation["iteration"])) for ablation in beside]
+    instead, top = None, sides[-1] if sides else 0
+    if isinstance(top, str):
+        instead = with_operator(summary, evaluated(summary)[-1]["iteration"], from_start=True)
+    return [(ablation, top if ablation is instead else ablation["iteration"]) for ablation in beside]

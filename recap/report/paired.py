@@ -79,6 +79,12 @@ def labelled_alone(summary: Summary, iteration: int, labels: str) -> dict[str, A
     return min(mine, key=_distance, default=None)
 
 
+def with_operator(summary: Summary, iteration: int, *, from_start: bool) -> dict[str, Any] | None:
+    """The ablation in whose rollouts an operator took over, or demonstrated instead from the start."""
+    found = (a for a in ablations_of(summary, iteration) if a["changes"].get("rollout.corrections.share"))
+    return next((a for a in found if (a["changes"].get("rollout.corrections.when") == "start") == from_start), None)
+
+
 def prompted_negative(summary: Summary, iteration: int) -> dict[str, Any] | None:
     """The ablation that is RECAP's own policy, prompted "Advantage: negative"."""
     found = ablations_of(summary, iteration)

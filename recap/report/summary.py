@@ -198,8 +198,10 @@ def _changes(run_dir: Path, own: list[str], head: str) -> dict[str, Any]:
     for node in own:
         stage = node.removeprefix(f"{head}/")
         theirs, mine = (files.flat(files.read_config(run_dir / path)) for path in (stage, node))
-        for key, _, value in files.config_changes(theirs, mine) if theirs else ():
-            changes[files.run_key(key, stage, known)] = value
+        for key, before, value in files.config_changes(theirs, mine) if theirs else ():
+            name = files.run_key(key, stage, known)
+            if before != files.ABSENT or known.get(name, files.ABSENT) != value:  # not what only never mattered before
+                changes[name] = value
     return changes
 
 

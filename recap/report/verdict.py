@@ -101,7 +101,15 @@ def ladder_verdict(summary: dict[str, Any]) -> str | None:
     else:
         did = f"{'most of it is' if 2 * leads[best] > sum(leads.values()) else 'the largest step is'} {best}"
     lost = f"; {enumerated(down)} cost success" if down else ""
-    return f"Step by step, in points: {shown}; {did}{lost}."
+    return f"Step by step, in points: {shown}; {did}{lost}.{_instead_of_corrections(summary)}"
+
+
+def _instead_of_corrections(summary: dict[str, Any]) -> str:
+    """The operator is an expert, so his corrections have to beat as many of his demonstrations."""
+    pair = next((control["comparison"] for control in summary["controls"] if isinstance(control["than"], str)), None)
+    if pair is None:
+        return ""
+    return f" Corrections against as many more demonstrations: {lead_text(pair['lead'])} ({p_text(pair['mcnemar_p'])})."
 
 
 def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | None:

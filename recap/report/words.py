@@ -13,7 +13,7 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
     "no_experience": "no experience, demonstrations only",
     "labels_on_demonstrations": "same labels, demonstrations only",
     "corrections": "RECAP + corrections",
-    "as_many_demonstrations": "RECAP + as many demonstrations",
+    "as_many_demonstrations": "RECAP + as many more demonstrations",
     "random_labels": "RECAP, labels at random",
     "all_data": "all data, no indicator",
     "filtered_bc": "filtered BC",
