@@ -15,7 +15,7 @@ Episodes = list[dict[str, Any]]
 
 
 def choices(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry a task in which episodes recorded a choice, in the order of the instructions; [] for all other runs.
+    """One entry for each task in which episodes recorded a choice, by instruction; [] for all other runs.
 
     {"task", "names" (of the ways), "stages": [{"node" (that recorded or evaluated), "episodes", "none" (how many took
     no way), "taken": {way: {"episodes", "share" (of all), "share_ci95", "successes", "success_rate" (None: taken by
