@@ -16,7 +16,7 @@ from PIL import Image
 from report_run import FRAME, TASKS, WAYS, make_run, outcomes, picture, record_ways
 from rich.console import Console
 
-from recap.data.labels import read_labels
+from recap.data.labels import Labels, read_labels
 from recap.method.success import wilson
 from recap.report import build_summary, print_table, write_html
 from recap.report.html.rollouts import CHOSEN, last_rollouts, moments_of_choice
@@ -85,30 +85,58 @@ def test_labels_where_the_ways_part(run_dir: Path) -> None:
     summary, labels = build_summary(run_dir), read_labels(run_dir / "iter_01/advantage/rollouts_01")
     for choice in summary["choices"]:
         (moments,) = choice["moments"]
-        assert moments["iteration"] == 1
-        for way, said in moments["taken"].items():
-            numbers = [k for k in range(12) if WAYS[k % len(WAYS)] == way and TASKS[k % 2] == choice["task"]]
-            at = labels.lookup(numbers, [FRAME] * len(numbers))
-            assert said["episodes"] == len(numbers)
-            for key, column in (("value", "value"), ("advantage", "advantage"), ("positive", "indicator")):
-                assert said[key] == pytest.approx(at[column].mean())
-            assert said["ci95"][0] <= said["advantage"] <= said["ci95"][1]
-        assert moments["p"] is None or 0 <= moments["p"] <= 1
+        assert (moments["iteration"], moments["node"]) == (1, "iter_01/rollout")
+        check_labels(moments, labels, 12, choice["task"])
 
 
-def test_whether_labels_tell_the_ways_apart() -> None:
+def check_labels(moments: dict[str, Any], labels: Labels, episodes: int, task: str) -> None:
+    """Against the labels of the frame of each of so many episodes."""
+    for way, said in moments["taken"].items():
+        numbers = [k for k in range(episodes) if WAYS[k % len(WAYS)] == way and TASKS[k % 2] == task]
+        at = labels.lookup(numbers, [FRAME] * len(numbers))
+        assert said["episodes"] == len(numbers)
+        for key, column in (("value", "value"), ("advantage", "advantage"), ("positive", "indicator")):
+            assert said[key] == pytest.approx(at[column].mean())
+        assert said["ci95"][0] <= said["advantage"] <= said["ci95"][1]
+    assert moments["p"] is None or 0 <= moments["p"] <= 1
+
+
+def test_labels_of_the_demonstrations_where_the_ways_part(run_dir: Path, tmp_path: Path) -> None:
+    """Before any experience and after it: whether it changed which way the labels prefer."""
+    copy = shutil.copytree(run_dir, tmp_path / "demo", symlinks=True)
+    labels = read_labels(copy / "iter_01/advantage/demonstrations")
+    lengths = np.bincount(labels["episode_index"]).tolist()
+    keys = ("episode_index", "task", "success", "steps")
+    facts = [dict(zip(keys, (k, TASKS[k % 2], True, steps), strict=True)) for k, steps in enumerate(lengths)]
+    (copy / "demonstrations/dataset/meta/recap.json").write_text(json.dumps({"episodes": facts}))
+    record_ways(copy)
+    shutil.copytree(copy / "iter_01/advantage", copy / "advantage")
+    shutil.rmtree(copy / "advantage/rollouts_01")
+    for choice in build_summary(copy)["choices"]:
+        found = [(moments["iteration"], moments["node"]) for moments in choice["moments"]]
+        assert found == [(0, "demonstrations"), (1, "demonstrations"), (1, "iter_01/rollout")]
+        for moments in choice["moments"][:2]:
+            check_labels(moments, labels, len(lengths), choice["task"])
+        names = ["demonstrations by the labels of pre-training", "demonstrations by the labels of iteration 1"]
+        sentences = choice_verdict(choice)[1:]
+        assert all(name in sentence for name, sentence in zip(names, sentences, strict=False))
+
+
+def test_which_way_the_labels_prefer() -> None:
     """A sentence that claims no more than the test does."""
 
     def said(p: float | None) -> str:
         way = {"episodes": 40, "value": -0.4, "advantage": 0.03, "ci95": [0.02, 0.04], "positive": 0.6}
         taken = {"large": way} | ({} if p is None else {"small": way | {"advantage": -0.03}})
-        (sentence,) = choice_verdict({"shift": None, "moments": [{"iteration": 2, "taken": taken, "p": p}]})
+        (sentence,) = choice_verdict(
+            {"shift": None, "moments": [{"iteration": 2, "node": "iter_02/rollout", "taken": taken, "p": p}]}
+        )
         return sentence.replace("\u00a0", " ")
 
     assert "large +0.030 [+0.020, +0.040], 60 % positive (n = 40); small −0.030" in said(0.001)
-    assert said(0.001).endswith("the labels tell them apart (p = 0.001).")
-    assert said(0.2).endswith("the labels do not tell them apart (p = 0.2).")
-    assert "apart" not in said(None)
+    assert said(0.001).endswith("the labels prefer large (p = 0.001).")
+    assert said(0.2).endswith("the labels prefer neither (p = 0.2).")
+    assert "prefer" not in said(None)
 
 
 def test_pictures_show_the_frame_where_the_ways_part(run_dir: Path) -> None:

@@ -19,10 +19,13 @@ def choices(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any]) -> li
 
     {"task", "names" (of the ways), "stages": [{"node" (that recorded or evaluated), "episodes", "none" (how many took
     no way), "taken": {way: {"episodes", "share" (of all), "share_ci95", "successes", "success_rate" (None: taken by
-    none), "ci95"}}}], "shift": (see `_shift`), "moments": (see `_moments`), one an iteration}. Episodes in which an
-    operator took over are left out.
+    none), "ci95"}}}], "shift": (see `_shift`), "moments": (see `_moments`), of the demonstrations and of each
+    iteration's own rollouts}. Episodes in which an operator took over are left out.
     """
-    recorded = {node: results[node]["episodes"] if node in results else _recorded(run_dir / node) for node in nodes}
+    recorded = {
+        node: results[node]["episodes"] if node in results else files.read_episodes(run_dir / node / "dataset")
+        for node in nodes
+    }
     played = {node: [e for e in episodes if e.get("corrected_from") is None] for node, episodes in recorded.items()}
     own = [episode for node in nodes if not files.ABLATION.match(node) for episode in played[node]]
     tasks = sorted({episode["task"] for episode in own if episode.get("choice")})
@@ -37,14 +40,13 @@ def shown_stages(choice: dict[str, Any], summary: dict[str, Any]) -> Episodes:
     return [of_node[node] for node in [*own, *last] if node in of_node]
 
 
-def _recorded(stage: Path) -> Episodes:
-    return files.read_episodes(stage / "dataset")
-
-
 def _of_task(run_dir: Path, nodes: dict[str, Any], played: dict[str, Episodes], task: str) -> dict[str, Any]:
     mine = {node: [e for e in episodes if e["task"] == task] for node, episodes in played.items()}
     names = sorted({e["choice"] for episodes in mine.values() for e in episodes if e.get("choice")})
-    found = [_moments(run_dir, iteration, task, names) for iteration in files.iterations(nodes)]
+    labelled = [(0, "demonstrations")]
+    for k in files.iterations(nodes):
+        labelled += [(k, "demonstrations"), (k, f"{files.iteration_dir(k)}/rollout")]
+    found = [_moments(run_dir, iteration, node, task, names) for iteration, node in labelled]
     return {
         "task": task,
         "names": names,
@@ -93,36 +95,32 @@ def moments_of(table: files.Columns, episodes: Episodes) -> dict[str, np.ndarray
     return {name: np.flatnonzero(ways == name) for name in sorted({*ways.tolist()} - {""})}
 
 
-def own_rollouts(run_dir: Path, iteration: int) -> tuple[files.Columns, Episodes]:
-    """The labels of the rollouts that an iteration collected itself, and these episodes: [] where they are not there.
-
-    Without its own the labels of the last rollouts before it, and {} without any.
-    """
-    head = run_dir / files.iteration_dir(iteration)
-    episodes, newest = _recorded(head / "rollout"), {}
-    lengths = {episode["episode_index"]: episode["steps"] for episode in episodes}
-    for table in files.read_advantages(head / "advantage"):
-        if (table["source"] == "demonstration").any():
-            continue
-        newest, (found, counts) = table, np.unique(table["episode_index"], return_counts=True)
+def labels_of_recorded(run_dir: Path, iteration: int, recorded: Path) -> files.Columns:
+    """The labels that an iteration (0: the pre-training) gives the episodes of a recorded data set; {} without them."""
+    lengths = {episode["episode_index"]: episode["steps"] for episode in files.read_episodes(recorded)}
+    for table in files.read_advantages(files.stage_dir(run_dir, iteration, "advantage")) if lengths else []:
+        found, counts = np.unique(table["episode_index"], return_counts=True)
         if lengths == dict(zip(found.tolist(), counts.tolist(), strict=True)):
-            return table, episodes
-    return newest, []
+            return table
+    return {}
 
 
-def _moments(run_dir: Path, iteration: int, task: str, names: list[str]) -> dict[str, Any] | None:
-    """What the labels say of an iteration's own rollouts at the moment of choice; None where that was not recorded.
+def _moments(run_dir: Path, iteration: int, node: str, task: str, names: list[str]) -> dict[str, Any] | None:
+    """What an iteration's labels say of a data set at the moment of choice; None where that was not recorded.
 
-    {"iteration", "taken": {way: {"episodes", "value", "advantage" (means), "ci95" (of the mean advantage, bootstrap
-    over episodes), "positive" (share)}}, "p" (Kruskal and Wallis' test that the advantages are the same for all ways;
-    None for one way)}.
+    {"iteration", "node" (that recorded it), "taken": {way: {"episodes", "value", "advantage" (means), "ci95" (of the
+    mean advantage, bootstrap over episodes), "positive" (share)}}, "p" (Kruskal and Wallis' test that the advantages
+    are the same for all ways; None for one way)}.
     """
-    table, episodes = own_rollouts(run_dir, iteration)
-    rows = moments_of(table, [episode for episode in episodes if episode["task"] == task]) if table else {}
+    recorded = run_dir / node / "dataset"
+    table = labels_of_recorded(run_dir, iteration, recorded)
+    mine = [episode for episode in files.read_episodes(recorded) if episode["task"] == task]
+    rows = moments_of(table, mine) if table else {}
     if not rows:
         return None
     taken = {name: _labels(table, rows[name]) for name in names if name in rows}
-    return {"iteration": iteration, "taken": taken, "p": _apart([table["advantage"][found] for found in rows.values()])}
+    p = _apart([table["advantage"][found] for found in rows.values()])
+    return {"iteration": iteration, "node": node, "taken": taken, "p": p}
 
 
 def _apart(groups: list[np.ndarray]) -> float | None:

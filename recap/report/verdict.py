@@ -10,6 +10,7 @@ from recap.report.words import (
     ablation_name,
     enumerated,
     evaluated,
+    labelled_name,
     labels_of,
     lead_text,
     p_text,
@@ -124,12 +125,19 @@ def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | Non
 
 
 def choice_verdict(choice: dict[str, Any]) -> list[str]:
-    """Whether the policy chooses otherwise than at first, and whether the labels part the ways where they begin."""
-    shift = [_shift(choice)] if choice["shift"] else []
-    return [*shift, *(_moment(moments) for moments in choice["moments"])]
+    """Whether the policy chooses otherwise than at first, and which way the labels prefer where the ways part.
+
+    Of the labels the first, which no experience reached, and those of the last iteration.
+    """
+    last = max((moments["iteration"] for moments in choice["moments"]), default=0)
+    shown = [_moment(moments) for moments in choice["moments"] if moments["iteration"] in (0, last)]
+    return [*shift_verdict(choice), *shown]
 
 
-def _shift(choice: dict[str, Any]) -> str:
+def shift_verdict(choice: dict[str, Any]) -> list[str]:
+    """[] for one policy."""
+    if choice["shift"] is None:
+        return []
     shift, stages = choice["shift"], {stage["node"]: stage for stage in choice["stages"]}
     before, after = (stages[shift[end]]["taken"] for end in ("before", "after"))
     ways = ", ".join(
@@ -138,7 +146,7 @@ def _shift(choice: dict[str, Any]) -> str:
     )
     first, last = (stage_name(shift[end]) for end in ("before", "after"))
     changed = "changed" if any(map(direction, shift["taken"].values())) else "did not change measurably"
-    return f"What the policy chooses {changed} from {first} to {last}: {ways} of the episodes."
+    return [f"What the policy chooses {changed} from {first} to {last}: {ways} of the episodes."]
 
 
 def _moment(moments: dict[str, Any]) -> str:
@@ -147,8 +155,14 @@ def _moment(moments: dict[str, Any]) -> str:
         f"{percent(way['positive'])} positive (n{NBSP}={NBSP}{way['episodes']})"
         for name, way in moments["taken"].items()
     )
-    where = f"Mean advantage where the ways part, rollouts of {policy_name(moments['iteration'])}: {ways}"
+    where = f"Mean advantage where the ways part, {labelled_name(moments)}: {ways}"
+    preferred = preference(moments)
+    return f"{where}." if preferred is None else f"{where}; the labels prefer {preferred} ({p_text(moments['p'])})."
+
+
+def preference(moments: dict[str, Any]) -> str | None:
+    """The way that the labels prefer by the test, or neither; None where there is but one."""
     if moments["p"] is None:
-        return f"{where}."
-    parts = "the labels tell them apart" if moments["p"] < SIGNIFICANT else "the labels do not tell them apart"
-    return f"{where}; {parts} ({p_text(moments['p'])})."
+        return None
+    taken = moments["taken"]
+    return max(taken, key=lambda name: taken[name]["advantage"]) if moments["p"] < SIGNIFICANT else "neither"

@@ -59,6 +59,12 @@ def rung_name(side: int | str) -> str:
     return f"RECAP, {policy_name(side)}" if isinstance(side, int) and side else RUNG_NAMES.get(side, side_name(side))
 
 
+def labelled_name(moments: dict[str, Any]) -> str:
+    """Which episodes, labelled by which iteration."""
+    name = stage_name(moments["node"])
+    return name if name != "demonstrations" else f"{name} by the labels of {labels_of(moments['iteration'])}"
+
+
 def side_name(side: int | str) -> str:
     """A side of a comparison: an iteration, or an ablation."""
     return policy_name(side) if isinstance(side, int) else ablation_name(side)

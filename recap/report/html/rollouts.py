@@ -19,7 +19,7 @@ from recap.data.images import decode_images
 from recap.data.labels import Thresholds, read_thresholds
 from recap.data.video import write_video
 from recap.method.config import SourceKind
-from recap.report.choices import moments_of, own_rollouts
+from recap.report.choices import labels_of_recorded, moments_of
 from recap.report.html import figures
 from recap.report.html.page import Page
 from recap.storage import readers as files
@@ -60,10 +60,14 @@ def last_rollouts(run_dir: Path, summary: dict[str, Any]) -> Rollouts | None:
     Raises RecapError for labels or a data set that cannot be read.
     """
     for entry in reversed(summary["advantage"]):
-        table, episodes = own_rollouts(run_dir, entry["iteration"])
+        head = run_dir / files.iteration_dir(entry["iteration"])
+        dataset = head / "rollout" / "dataset"
+        table = own = labels_of_recorded(run_dir, entry["iteration"], dataset)
+        for labelled in () if own else files.read_advantages(head / "advantage"):
+            table = table if (labelled["source"] == "demonstration").any() else labelled
         if table:
-            head = run_dir / files.iteration_dir(entry["iteration"])
-            frames = load_frames(head / "rollout" / "dataset", "rollouts", SourceKind.rollout) if episodes else None
+            frames = load_frames(dataset, "rollouts", SourceKind.rollout) if own else None
+            episodes = files.read_episodes(dataset) if own else []
             return Rollouts(entry["iteration"], table, read_thresholds(head / "advantage"), frames, episodes)
     return None
 

@@ -14,7 +14,7 @@ from recap.report.html import figures, gather
 from recap.report.html.page import Page
 from recap.report.html.rollouts import Rollouts, draw_traces, last_rollouts, moments, moments_of_choice
 from recap.report.paired import direction, missing, without_experience
-from recap.report.verdict import alarm, choice_verdict, verdict
+from recap.report.verdict import alarm, preference, shift_verdict, verdict
 from recap.report.words import (
     NBSP,
     ablation_name,
@@ -51,6 +51,7 @@ def write_html(run_dir: Path, summary: dict[str, Any]) -> Path:
         inputs={node: files.inputs_of(nodes, node) for node in nodes},
         alarm=alarm(summary),
         verdict=verdict(summary),
+        preference=preference,
         choices=[_choice(page, number, choice, summary, rollouts) for number, choice in enumerate(summary["choices"])],
         tiles=_tiles(summary) if policies else [],
         shares=positive_shares(summary),
@@ -80,7 +81,7 @@ def _choice(
     for name, shares in (("shares", True), ("successes", False)):
         page.draw(f"{name}-{number}", figures.ways(choice["names"], own, shares))
     pictures = moments_of_choice(rollouts, choice["task"]) if rollouts else {}
-    return choice | {"stages": stages, "pictures": pictures, "said": choice_verdict(choice)}
+    return choice | {"stages": stages, "pictures": pictures, "said": shift_verdict(choice)}
 
 
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
