@@ -117,7 +117,7 @@ def test_labels_of_the_demonstrations_where_the_ways_part(run_dir: Path, tmp_pat
         assert found == [(0, "demonstrations"), (1, "demonstrations"), (1, "iter_01/rollout")]
         for moments in choice["moments"][:2]:
             check_labels(moments, labels, len(lengths), choice["task"])
-        names = ["demonstrations by the labels of pre-training", "demonstrations by the labels of iteration 1"]
+        names = ["demonstrations, labelled in pre-training", "demonstrations, labelled in iteration 1"]
         sentences = choice_verdict(choice)[1:]
         assert all(name in sentence for name, sentence in zip(names, sentences, strict=False))
 

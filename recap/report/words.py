@@ -62,7 +62,7 @@ def rung_name(side: int | str) -> str:
 def labelled_name(moments: dict[str, Any]) -> str:
     """Which episodes, labelled by which iteration."""
     name = stage_name(moments["node"])
-    return name if name != "demonstrations" else f"{name} by the labels of {labels_of(moments['iteration'])}"
+    return name if name != "demonstrations" else f"{name}, labelled in {labels_of(moments['iteration'])}"
 
 
 def side_name(side: int | str) -> str:
