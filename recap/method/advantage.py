@@ -154,14 +154,12 @@ def group_relative(
 ) -> Floats:
     """A - ε_g + ε_l: advantages from the threshold ε_g of their group, so that each has the same share of A > ε_l.
 
-    group: int [n], frames of one task that are compared with each other; -1: with all of the task, and not moved.
+    group: int [n], frames of one task that are compared with each other.
     tasks: [n]; epsilon: ε_l by task; fractions as `thresholds` takes them. Returns [n], in units of value.
     """
     moved, numbers = finite("advantages", advantages, ndim=1).copy(), np.asarray(group, np.int64)
     order = np.argsort(numbers, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-        if numbers[rows[0]] < 0:
-            continue
         task = tasks[rows[0]]
         here, goal = threshold(moved[rows], (by_task or {}).get(task, positive_fraction)), epsilon[task]
         above, shifted = moved[rows] > here, moved[rows] + (goal - here)

@@ -126,16 +126,15 @@ def _advantages(
 
 
 def same_start(data: list[Frames]) -> np.ndarray:
-    """int [frames of all data]: the number of the frame's initial state; -1 where only one episode began there."""
-    begun = [
-        (frames.name, int(task), int(state))
-        for frames in data
-        for task, state in zip(frames.task, frames.initial_state, strict=True)
-    ]
+    """int [frames of all data]: which initial state a frame's episode began in; all that began alone are one more."""
+    begun: list[tuple[str, str, int]] = []
+    for frames in data:
+        tasks = episodes_of(frames)[0]
+        begun += [(task, frames.name, int(state)) for task, state in zip(tasks, frames.initial_state, strict=True)]
     tries = Counter(begun)
-    number = {key: place for place, key in enumerate(tries)}
-    several = [number[key] if tries[key] > 1 and key[2] != UNKNOWN else -1 for key in begun]
-    return np.repeat(several, np.concatenate([frames.length for frames in data]))
+    group = [key if tries[key] > 1 and key[2] != UNKNOWN else key[0] for key in begun]
+    number = {key: place for place, key in enumerate(dict.fromkeys(group))}
+    return np.repeat([number[key] for key in group], np.concatenate([frames.length for frames in data]))
 
 
 def doubts(data: list[Frames], thresholds: Thresholds, tolerance: float) -> Iterator[str]:
