@@ -207,7 +207,7 @@ def test_contradictions_are_told(given: tuple[list[str], str], tmp_path: Path) -
     assert (seen.code, fix in seen.err) == (2, True), seen.err
 
 
-def test_several_tries_from_one_state_are_compared_with_each_other(tmp_path: Path) -> None:
+def test_several_tries_from_one_state_are_compared_with_each_other(finished_run: Path, tmp_path: Path) -> None:
     """They begin alike and go on by their own noise; a share of each state's frames is positive."""
     method = ["rollout.tries=2", "advantage.within=initial_state", "advantage.positive_fraction=0.4"]
     seen = tiny("loop", "+iterations=1", *method, cwd=tmp_path)
@@ -215,6 +215,8 @@ def test_several_tries_from_one_state_are_compared_with_each_other(tmp_path: Pat
     stage = tmp_path / RUN / "iter_01"
     rollouts = load_frames(stage / "rollout/dataset", "rollouts_01", SourceKind.rollout)
     assert (rollouts.initial_state - rollouts.initial_state[0]).tolist() == [0, 0, 1, 1]
+    once = load_frames(finished_run / RUN / "iter_01/rollout/dataset", "rollouts_01", SourceKind.rollout)
+    assert once.seed.tolist() == rollouts.seed.tolist(), "episodes keep their noise, whatever states they begin in"
     assert len(set(rollouts.seed.tolist())) == 4
     first = rollouts.start
     assert (rollouts.state[first[0]] == rollouts.state[first[1]]).all()
