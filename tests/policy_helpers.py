@@ -12,6 +12,7 @@ import torch
 from data_helpers import CAMERAS, TASKS
 from demo_keys import demo
 
+from recap.data.config import EpisodeFilter
 from recap.policies.adapter import Adapter, features
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0 import modeling_pi0 as pi0_module
@@ -21,6 +22,7 @@ from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import GemmaSize, Precision, SiglipSize
 from recap.policies.value.adapter import ValueAdapter
 from recap.policies.value.config import ValueConfig
+from recap.training.config import IndicatorMode, PolicyTrainConfig
 
 STATE, ACTION, CHUNK = 8, 7, 5
 STATS = {
@@ -36,6 +38,27 @@ def numbers_of(config: Any) -> dict[str, Any]:
     """The sizes of a π0, as `stock_lerobot.shrink` takes them."""
     sizes = {name: vars(getattr(config, name)) for name in ("vision", "vlm", "expert")}
     return {**sizes, "vocab_size": config.vocab_size}
+
+
+def settings(**changes: Any) -> PolicyTrainConfig:
+    """A training of ten steps."""
+    values: dict[str, Any] = {
+        "steps": 10,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 3,
+        "min_lr_ratio": 0.1,
+        "weight_decay": 0.01,
+        "grad_clip": 1.0,
+        "save_every": 3,
+        "keep_checkpoints": 2,
+        "log_every": 2,
+        "random_shift": 1,
+        "demo_fraction": 0.5,
+        "indicator": IndicatorMode.always_positive,
+        "episode_filter": EpisodeFilter.all,
+    }
+    return PolicyTrainConfig(**{**values, **changes})
 
 
 def pi0_size(**changes: Any) -> PI0Config:

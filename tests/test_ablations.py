@@ -11,7 +11,7 @@ from demo_keys import demo
 from tiny_run import RUN, read, results, tiny
 
 from recap.data.frames import load_frames
-from recap.data.labels import read_labels, read_thresholds
+from recap.data.labels import Labels, read_labels, read_thresholds
 from recap.method.config import SourceKind
 from recap.policies.value.config import Aggregation
 from recap.policies.value.splits import held_out, left_out
@@ -21,6 +21,10 @@ NAMES = ["filtered_bc", "awr", "guided", "negative_prompt", "labels_on_demonstra
 
 def manifests(run_dir: Path) -> set[str]:
     return {path.parent.relative_to(run_dir).as_posix() for path in run_dir.rglob("manifest.json")}
+
+
+def labels_of(run_dir: Path) -> list[Labels]:
+    return [read_labels(path.parent) for path in sorted(run_dir.glob("iter_01/advantage/*/advantages.parquet"))]
 
 
 # ---------------------------------------------------------------------------------------------------- ablations
@@ -92,6 +96,33 @@ def test_any_key_can_be_ablated(finished_run: Path, work: Path) -> None:
     assert read(head / "noisy/iter_01/policy/manifest.json")["inputs"]["rollouts_01"]["path"] == "../rollout"
 
 
+def test_labels_and_values_can_be_made_otherwise(finished_run: Path, work: Path) -> None:
+    """Each in its own labels; the further value functions are the run's, for all that read them."""
+    before = results(work / RUN)
+    names = ["value_bins", "soft_labels", "pessimistic_value", "lower_bound"]
+    seen = tiny("loop", "+iterations=1", f"ablation=[{','.join(names)}]", cwd=work)
+    assert seen.code == 0, seen.err
+    assert before.items() <= results(work / RUN).items(), "nothing is made again"
+    head, trained = work / RUN / "ablations", {"iter_01/policy", "iter_01/eval"}
+    labelled = {"iter_01/advantage", *trained}
+    assert {name: manifests(head / name) for name in names} == {
+        "value_bins": labelled,
+        "soft_labels": trained,
+        "pessimistic_value": {"iter_01/value_inference", *labelled},
+        "lower_bound": {"iter_01/value_inference", *labelled},
+    }
+    assert {"value_1", "value_2", "iter_01/value_1", "iter_01/value_2"} <= manifests(work / RUN)
+    values = np.load(head / "lower_bound/iter_01/value_inference/rollouts_01.npy")
+    read = {name: read_labels(head / f"{name}/iter_01/advantage/rollouts_01")["value"] for name in names[2:]}
+    assert read["pessimistic_value"] == pytest.approx(values.min(0))
+    assert read["lower_bound"] == pytest.approx(values.mean(0) - values.std(0))
+    shares = [
+        np.concatenate([labels["indicator"][labels["value"] < np.median(labels["value"])] for labels in pooled]).mean()
+        for pooled in (labels_of(work / RUN), labels_of(head / "value_bins"))
+    ]
+    assert abs(shares[1] - 0.3) < abs(shares[0] - 0.3), "early frames have their share too"
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "says"),
     [
@@ -160,12 +191,42 @@ def test_pre_training_reads_labels_where_it_is_conditioned(tmp_path: Path) -> No
         (["rollout.tasks=[turn on the stove]"], "is none of env.tasks"),
         (["advantage.threshold=all", "+advantage.positive_fraction_by_task.put=0.1"], "advantage.threshold=per_task"),
         (["value.held_out=1"], "below 1"),
+        (["advantage.within=initial_state"], "Fix: rollout.tries=4"),
+        (["advantage.value_bins=1"], "at least 2"),
+        (["rollout.tries=5"], "at most rollout.episodes=4"),
+        (["value.aggregation=lower_bound"], "value.ensemble_size=3"),
+        (
+            ["policy.finetune.indicator=always_positive", "policy.finetune.indicator_temperature=0.1"],
+            "policy.finetune.indicator=use",
+        ),
     ],
 )
 def test_contradictions_are_told(given: tuple[list[str], str], tmp_path: Path) -> None:
     overrides, fix = given
     seen = tiny("loop", "+iterations=1", *overrides, cwd=tmp_path)
     assert (seen.code, fix in seen.err) == (2, True), seen.err
+
+
+def test_several_tries_from_one_state_are_compared_with_each_other(finished_run: Path, tmp_path: Path) -> None:
+    """They begin alike and go on by their own noise; a share of each state's frames is positive."""
+    method = ["rollout.tries=2", "advantage.within=initial_state", "advantage.positive_fraction=0.4"]
+    seen = tiny("loop", "+iterations=1", *method, cwd=tmp_path)
+    assert seen.code == 0, seen.err
+    stage = tmp_path / RUN / "iter_01"
+    rollouts = load_frames(stage / "rollout/dataset", "rollouts_01", SourceKind.rollout)
+    assert (rollouts.initial_state - rollouts.initial_state[0]).tolist() == [0, 0, 1, 1]
+    once = load_frames(finished_run / RUN / "iter_01/rollout/dataset", "rollouts_01", SourceKind.rollout)
+    assert once.seed.tolist() == rollouts.seed.tolist(), "episodes keep their noise, whatever states they begin in"
+    assert len(set(rollouts.seed.tolist())) == 4
+    first = rollouts.start
+    assert (rollouts.state[first[0]] == rollouts.state[first[1]]).all()
+    assert (rollouts.action[first[0]] != rollouts.action[first[1]]).any(), "each has its own noise"
+    positive = read_labels(stage / "advantage/rollouts_01").lookup(rollouts.episode_index, rollouts.frame_index)
+    for state in (0, 2):
+        rows = np.isin(rollouts.episode, (state, state + 1))
+        assert positive["indicator"][rows].mean() == pytest.approx(0.4, abs=1 / rows.sum())
+    judged = {check["name"]: check for check in read(stage / "gate/gate.json")["checks"]}
+    assert judged["positive_share"]["passed"], judged["positive_share"]["text"]
 
 
 # ---------------------------------------------------------------------------------------------------- held out

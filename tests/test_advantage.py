@@ -6,6 +6,8 @@ import pytest
 from recap.method.advantage import (
     advantages,
     awr_weights,
+    certainty_weights,
+    group_relative,
     indicator,
     percentiles,
     positive_shares,
@@ -13,6 +15,7 @@ from recap.method.advantage import (
     read_value,
     threshold,
     thresholds,
+    value_bins,
 )
 from recap.method.returns import returns, rewards
 from recap.utils.errors import RecapError
@@ -172,6 +175,43 @@ def test_thresholds_per_task_or_global():
         thresholds(a, tasks[:-1], 0.25)
 
 
+# ---------------------------------------------------------------------------------------------------- within a task
+def test_value_bins_are_quantiles_of_each_task():
+    v = [-0.9, -0.8, -0.2, -0.1, -0.4, -0.3, -0.2, -0.1]
+    assert value_bins(v, ["a"] * 4 + ["b"] * 4, 2).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert value_bins([-0.5] * 6 + [-0.1], ["a"] * 7, 3).tolist() == [0] * 6 + [2], "equal values share a bin"
+
+
+def test_each_group_has_its_share_of_positives():
+    """Where late frames have the larger advantages, a common ε names hardly any early one positive."""
+    rng = np.random.default_rng(0)
+    v = rng.uniform(-1, 0, 1000)
+    a, tasks = v + rng.normal(0, 0.1, 1000), ["a"] * 500 + ["b"] * 500
+    epsilon = thresholds(a, tasks, 0.3, by_task={"b": 0.1})
+    bins = value_bins(v, tasks, 5)
+    before = [share(a[bins == g], epsilon["a"]) for g in range(5)]
+    assert (before[0], before[-1] > 0.8) == (0.0, True)
+    moved = group_relative(a, tasks, bins, epsilon, 0.3, {"b": 0.1})
+    assert [share(moved[bins == g], epsilon["a"]) for g in range(5)] == pytest.approx([0.3] * 5)
+    assert [share(moved[bins == g], epsilon["b"]) for g in range(5, 10)] == pytest.approx([0.1] * 5)
+    inside = bins == 2
+    assert moved[inside] - a[inside] == pytest.approx(np.full(inside.sum(), moved[inside][0] - a[inside][0]))
+
+
+def test_groups_in_any_order_keep_their_own_order():
+    a, group = np.array([4.0, 11, 3, 12, 2, 13, 1, 14]), [9, 7] * 4
+    epsilon = thresholds(a, ["a"] * 8, 0.5)
+    moved = group_relative(a, ["a"] * 8, group, epsilon, 0.5)
+    assert (moved > epsilon["a"]).tolist() == [True, False, True, False, False, True, False, True]
+    assert (np.diff(moved[::2]) == np.diff(a[::2])).all()
+
+
+def test_tied_frames_of_a_group_are_not_carried_over_the_threshold():
+    for level in np.random.default_rng(0).uniform(-1, 0, 200):
+        moved = group_relative(np.full(9, level), ["a"] * 9, np.zeros(9), {"a": 0.01}, 0.3)
+        assert not (moved > 0.01).any()
+
+
 # ---------------------------------------------------------------------------------------------------- indicator
 def test_indicator_uses_the_tasks_own_epsilon_strictly():
     flags = indicator([1, 2, 2, 3], ["a", "a", "b", "b"], {"a": 1, "b": 2}, ["rollout"] * 4)
@@ -252,6 +292,8 @@ def test_several_value_functions_are_read_as_one():
     assert mean == pytest.approx([-0.3, -0.3, -0.4])
     assert not unseen.any()
     assert read_value(v, out, "worst")[0].tolist() == [-0.4, -0.4, -0.6]
+    assert read_value(v, out, "lower_bound", 2.0)[0] == pytest.approx([-0.5, -0.5, -0.8])
+    assert read_value(v, out, "lower_bound", 9.0)[0] == pytest.approx([-1, -1, -1]), "never below the lowest bin"
     fold, unseen = read_value(v, out, "out_of_fold")
     assert fold.tolist() == [-0.2, -0.2, -0.6]
     assert unseen.all()
@@ -268,3 +310,16 @@ def test_awr_weighs_by_the_exponential_of_the_advantage():
     assert clipped[-1] / clipped[0] == pytest.approx(20 / np.exp(-1.0)), "clipped at 20"
     with pytest.raises(RecapError, match="awr_temperature is 0"):
         awr_weights([0.0, 1.0], 0)
+
+
+def test_unsure_labels_weigh_less():
+    a, positive = np.array([-0.3, -0.1, 0.1, 0.12, 0.5]), np.array([False, False, False, True, True])
+    weights = certainty_weights(a, np.full(5, 0.1), positive, 0.1)
+    sigmoid = 1 / (1 + np.exp(-(a - 0.1) / 0.1))
+    assert weights.mean() == pytest.approx(1)
+    assert weights / weights[0] == pytest.approx(np.abs(2 * sigmoid - 1) / np.abs(2 * sigmoid - 1)[0])
+    assert weights[2] == 0, "at ε the label is a guess"
+    forced = certainty_weights(a, np.full(5, 0.1), np.ones(5, bool), 0.1)
+    assert (forced[:3] == forced.max()).all(), "forced labels are sure"
+    with pytest.raises(RecapError, match="indicator_temperature is 0"):
+        certainty_weights(a, np.full(5, 0.1), positive, 0)

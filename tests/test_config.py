@@ -148,6 +148,21 @@ def test_plain_and_back() -> None:
     assert typed(OmegaConf.create(OmegaConf.to_yaml(plain(cfg))), TrainJob) == cfg
 
 
+def test_keys_that_came_later_leave_runs_of_before_alone() -> None:
+    """At their defaults they are not there: runs, stages and files of before stay what they are."""
+    plain_run = load("loop", "experiment=demo", "iterations=1")
+    changed = load("loop", "experiment=demo", "iterations=1", "rollout.tries=2", "advantage.within=value_bin")
+    values = plain(plain_run)
+    assert not {"within", "value_bins"} & values["advantage"].keys()
+    assert "tries" not in values["rollout"]
+    assert difference(values, plain(changed)) == [
+        "advantage.within: (absent) -> value_bin",
+        "rollout.tries: (absent) -> 2",
+    ]
+    for cfg in (plain_run, changed):
+        assert typed(OmegaConf.create(plain(cfg)), LoopJob) == cfg
+
+
 def test_shared_and_difference() -> None:
     sft = load("train", "experiment=demo")
     tune = load(*DEMO, "data=moka+rollouts", "stage=finetune", "iteration=2")

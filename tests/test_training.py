@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import EPISODES, make_episode
-from policy_helpers import CHUNK, new_pi0, new_value, pi0_size, weights
+from policy_helpers import CHUNK, new_pi0, new_value, pi0_size, settings, weights
 
 from recap.data.augment import shift_images
 from recap.data.config import EpisodeFilter
@@ -30,32 +30,12 @@ from recap.policies.batches import policy_batches
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.value.batches import value_batches
-from recap.training.config import OPTIMIZER, IndicatorMode, PolicyTrainConfig, TrainConfig
+from recap.training.config import OPTIMIZER, IndicatorMode, TrainConfig
 from recap.training.loop import train
 from recap.training.optim import learning_rate
 from recap.utils.errors import RecapError
 
 SEED = 5
-
-
-def settings(**changes: Any) -> PolicyTrainConfig:
-    values: dict[str, Any] = {
-        "steps": 10,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "warmup_steps": 3,
-        "min_lr_ratio": 0.1,
-        "weight_decay": 0.01,
-        "grad_clip": 1.0,
-        "save_every": 3,
-        "keep_checkpoints": 2,
-        "log_every": 2,
-        "random_shift": 1,
-        "demo_fraction": 0.5,
-        "indicator": IndicatorMode.always_positive,
-        "episode_filter": EpisodeFilter.all,
-    }
-    return PolicyTrainConfig(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +165,17 @@ def test_awr_weighs_the_frames_of_a_batch(data: list[Frames]) -> None:
     ones, doubled = ({**batch, "weight": np.full(config.batch_size, x, np.float32)} for x in (1, 2))
     losses = [float(policy.policy(policy.prepare(tensors(b)))[0].detach()) for b in (plain, ones, doubled)]
     assert losses[1:] == pytest.approx([losses[0], 2 * losses[0]])
+
+
+def test_sure_labels_weigh_more_where_the_sample_shows_them(data: list[Frames]) -> None:
+    labels = [{"advantage": np.linspace(-0.2, 0.2, len(one)), "epsilon": np.zeros(len(one))} for one in data]
+    labels = [one | {"indicator": one["advantage"] > 0} for one in labels]
+    config, mixture = settings(indicator=IndicatorMode.use, indicator_temperature=0.05), Mixture(data, 0.5)
+    batch = policy_batches(mixture, replace(pi0_size(), indicator_dropout=0.5), config, SEED, labels)(3)
+    sure, picked = [np.tanh(np.abs(one["advantage"]) / 0.1) for one in labels], mixture.pick(SEED, 3, 8)
+    drawn = zip(batch["indicator"], picked.source, picked.frame, strict=True)
+    expected = [1 if shown is None else sure[s][f] / np.concatenate(sure).mean() for shown, s, f in drawn]
+    assert (0 < batch["indicator"].count(None) < 8, batch["weight"]) == (True, pytest.approx(expected, rel=1e-5))
 
 
 def test_value_batches_bring_the_bin_of_their_frame(data: list[Frames]) -> None:

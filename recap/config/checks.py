@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from recap.config.schema import Config, EvalJob, Role, StageKind, TrainJob
 from recap.envs.registry import has_demonstrator
-from recap.method.config import Normalization
+from recap.method.config import Normalization, Within
 from recap.rollout.config import EvalConfig, Prompt
 from recap.training.config import IndicatorMode, Optimizer, Sharding
 
@@ -76,6 +76,11 @@ def _acting(cfg: Config) -> Iterator[str]:
         yield f"rollout.tasks={wanted}: {unknown[0]!r} is none of env.tasks={tasks}"
     elif wanted == []:
         yield "rollout.tasks=[]: must name at least one. Fix: null takes all of env.tasks"
+    if cfg.advantage.within is Within.initial_state and cfg.rollout.tries == 1:
+        yield (
+            "advantage.within=initial_state: rollout.tries=1 collects one episode from each, which has none to be "
+            "compared with. Fix: rollout.tries=4, or advantage.within=null"
+        )
     yield from _guided("rollout", cfg.rollout, cfg)
     yield from _guided("eval", cfg.eval, cfg)
 

@@ -20,6 +20,7 @@ from recap.policies.config import PolicyConfig
 from recap.utils import home
 from recap.utils.errors import RecapError
 from recap.utils.nearest import nearest
+from recap.utils.typed import unset
 
 HOW_TO_GIVE = {
     "iterations": "say how many: python loop.py experiment=demo +iterations=2",
@@ -107,11 +108,15 @@ def _wrong(cfg: Config) -> list[str]:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A typed configuration as a plain dict for YAML and JSON; `typed(OmegaConf.create(plain(c)), type(c))` is c."""
+    """A typed configuration as a plain dict for YAML and JSON; `typed(OmegaConf.create(plain(c)), type(c))` is c.
+
+    Keys that came `later` are left out at their default, so that a run of before them stays the same.
+    """
 
     def simple(value: Any) -> Any:
         if is_dataclass(value):
-            return {f.name: simple(getattr(value, f.name)) for f in fields(value)}
+            held = {f.name: getattr(value, f.name) for f in fields(value) if not unset(f, getattr(value, f.name))}
+            return {key: simple(one) for key, one in held.items()}
         if isinstance(value, dict):
             return {key: simple(v) for key, v in value.items()}
         if isinstance(value, list):

@@ -49,10 +49,14 @@ def advantages(rewards: ArrayLike, values: ArrayLike, n_step: int | None, normal
 
 # ---------------------------------------------------------------------------------------------------- several V
 def read_value(
-    values: ArrayLike, held_out: ArrayLike, how: Literal["mean", "worst", "out_of_fold"]
+    values: ArrayLike,
+    held_out: ArrayLike,
+    how: Literal["mean", "worst", "lower_bound", "out_of_fold"],
+    penalty: float = 1.0,
 ) -> tuple[Floats, Bools]:
     """One V of several: their mean, the worst, or that of the one member that never trained on the frame's episode.
 
+    The lower bound is the mean less `penalty` standard deviations over the members, but no less than the lowest bin.
     values: [members, n]; held_out: bool [members, n], whether a member never trained on the frame's episode.
     Returns V [n], and bool [n]: whether no member that it comes from trained on the episode.
     """
@@ -63,7 +67,13 @@ def read_value(
         if (out.sum(axis=0) != 1).any():
             raise RecapError("out-of-fold values need every frame to be left out by exactly one member.")
         return v[out.argmax(axis=0), np.arange(v.shape[1])], np.ones(v.shape[1], dtype=bool)
-    return np.asarray(v.mean(axis=0) if how == "mean" else v.min(axis=0)), np.asarray(out.all(axis=0))
+    if how == "worst":
+        read = v.min(axis=0)
+    else:
+        read = v.mean(axis=0)
+        if how == "lower_bound":
+            read = np.maximum(read - penalty * v.std(axis=0), -1.0)
+    return np.asarray(read), np.asarray(out.all(axis=0))
 
 
 # ---------------------------------------------------------------------------------------------------- thresholds
@@ -118,6 +128,47 @@ def thresholds(
     return dict.fromkeys(names, threshold(a, positive_fraction))
 
 
+# ---------------------------------------------------------------------------------------------------- within a task
+def value_bins(values: ArrayLike, tasks: Sequence[str], number: int) -> NDArray[np.int64]:
+    """Frames at the same stage of progress: which of `number` quantile bins of its task's values V(o_t) lies in.
+
+    values, tasks: [n] -> int [n], the bins of different tasks apart. Equal values share a bin.
+    """
+    v = finite("values", values, ndim=1)
+    _, which = _groups(tasks, len(v))
+    found = np.empty(len(v), np.int64)
+    for task in range(which.max() + 1):
+        rows = which == task
+        edges = np.quantile(v[rows], np.arange(1, number) / number)
+        found[rows] = task * number + np.searchsorted(edges, v[rows], side="left")
+    return found
+
+
+def group_relative(
+    advantages: ArrayLike,
+    tasks: Sequence[str],
+    group: ArrayLike,
+    epsilon: Mapping[str, float],
+    positive_fraction: float,
+    by_task: Mapping[str, float] | None = None,
+) -> Floats:
+    """A - ε_g + ε_l: advantages from the threshold ε_g of their group, so that each has the same share of A > ε_l.
+
+    group: int [n], frames of one task that are compared with each other.
+    tasks: [n]; epsilon: ε_l by task; fractions as `thresholds` takes them. Returns [n], in units of value.
+    """
+    moved, numbers = finite("advantages", advantages, ndim=1).copy(), np.asarray(group, np.int64)
+    order = np.argsort(numbers, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+        task = tasks[rows[0]]
+        here, goal = threshold(moved[rows], (by_task or {}).get(task, positive_fraction)), epsilon[task]
+        above, shifted = moved[rows] > here, moved[rows] + (goal - here)
+        # Rounding must not carry a frame across: of tied ones none is positive.
+        moved[rows] = np.where(above, np.maximum(shifted, np.nextafter(goal, np.inf)), np.minimum(shifted, goal))
+    return moved
+
+
+# ---------------------------------------------------------------------------------------------------- labels, weights
 def indicator(
     advantages: ArrayLike,
     tasks: Sequence[str],
@@ -153,6 +204,20 @@ def awr_weights(advantages: ArrayLike, temperature: float, largest: float = 20.0
     positive("awr_temperature", temperature, "number")
     a = finite("advantages", advantages, ndim=1)
     weights = np.exp(np.minimum((a - a.mean()) / temperature, math.log(largest)))
+    return np.asarray(weights / weights.mean())
+
+
+def certainty_weights(advantages: ArrayLike, epsilon: ArrayLike, indicator: ArrayLike, temperature: float) -> Floats:
+    """A soft indicator: how sure each label is, w = |2 σ((A - ε) / temperature) - 1|, divided by its mean.
+
+    σ is the chance that the frame is positive, which the hard indicator rounds. Labels that do not come from A > ε,
+    such as those forced positive, are sure.
+    advantages, epsilon (of each frame's task), indicator: [n] -> weights [n] of mean 1. Raises RecapError for a
+    temperature that is not positive.
+    """
+    positive("indicator_temperature", temperature, "number")
+    distance = finite("advantages", advantages, ndim=1) - finite("epsilon", epsilon, ndim=1)
+    weights = np.where((distance > 0) == np.asarray(indicator), np.tanh(np.abs(distance) / (2 * temperature)), 1.0)
     return np.asarray(weights / weights.mean())
 
 

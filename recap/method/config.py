@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Annotated
 
-from recap.utils.typed import Amount, Correlation, Count, Fraction, Number, Positive, must, part
+from recap.utils.typed import Amount, Correlation, Count, Fraction, Number, Positive, Whole, later, must, part
 
 Share = Annotated[
     Number, must(lambda x: 0 < x < 1, "must lie strictly between 0 and 1 (0.3 labels 30 % of the frames)")
@@ -28,6 +28,13 @@ class Normalization(Enum):
 class Threshold(Enum):
     per_task = "per_task"
     all = "all"
+
+
+class Within(Enum):
+    """Frames that are compared with each other, where it is not all of a task."""
+
+    value_bin = "value_bin"  # of equal value, so at the same stage of progress
+    initial_state = "initial_state"  # of the tries from one initial state
 
 
 class GateAction(Enum):
@@ -55,6 +62,8 @@ class AdvantageConfig:
     c_fail: Amount
     force_positive: list[SourceKind]
     shuffle: bool = False  # a baseline: labels at random
+    within: Within | None = later(None)
+    value_bins: Annotated[Whole, must(lambda x: x >= 2, "must be at least 2")] = later(10)  # of within=value_bin
 
     def problems(self, key: str) -> Iterator[str]:
         if self.positive_fraction_by_task and self.threshold is Threshold.all:

@@ -234,7 +234,7 @@ def _positive(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     for name, wanted in labels.wanted.items():
         rows = np.ones(len(labels.task), bool) if name == ALL else labels.task == name
         share = float(labels.above[rows].mean())
-        beyond = max(0.0, abs(share - wanted) - 1 / rows.sum())  # a share of whole frames
+        beyond = max(0.0, abs(share - wanted) - 1 / int(rows.sum()))  # a share of whole frames
         misses.append((beyond, f"{share:.1%} of the frames are positive, {wanted:.1%} wanted ({name})"))
     worst, text = max(misses)
     if worst > limits.share_tolerance:

@@ -9,7 +9,7 @@ import numpy as np
 from recap.data.augment import shift_images
 from recap.data.mixture import Mixture, Picked
 from recap.data.tensors import Batch
-from recap.method.advantage import awr_weights
+from recap.method.advantage import awr_weights, certainty_weights
 from recap.policies.config import PolicyConfig
 from recap.policies.registry import adapter_of
 from recap.training.config import IndicatorMode, PolicyTrainConfig
@@ -25,11 +25,11 @@ def policy_batches(
     """Batches of a policy: action chunks, the indicator of each frame (after dropout), and noise that it asks for.
 
     Args:
-        labels: of every source of the mixture, "indicator" bool [frames] and "advantage" float64 [frames], where the
-            training reads them.
+        labels: of every source of the mixture, "indicator" bool [frames], "advantage" float64 [frames] and "epsilon"
+            float64 [frames], where the training reads them.
     """
     adapter = adapter_of(keys)
-    weights = _awr(train.awr_temperature, labels) if train.awr_temperature is not None else None
+    weights = _weights(train, labels)
 
     def indicators(picked: Picked, rng: np.random.Generator) -> list[bool | None]:
         if train.indicator is IndicatorMode.ignore:
@@ -52,14 +52,24 @@ def policy_batches(
         data["indicator"] = indicators(picked, rng)
         if weights is not None:
             chosen = [weights[s][f] for s, f in zip(picked.source, picked.frame, strict=True)]
+            if train.indicator_temperature is not None:  # a sample without its label's text learns whatever it shows
+                chosen = [1.0 if one is None else w for one, w in zip(data["indicator"], chosen, strict=True)]
             data["weight"] = np.array(chosen, dtype=np.float32)
         return {**data, **adapter.training_noise(keys, rng, train.batch_size)}
 
     return batch
 
 
-def _awr(temperature: float, labels: list[dict[str, np.ndarray]] | None) -> list[np.ndarray]:
-    """Weights of the frames of every source, of mean 1 over all of them together."""
-    assert labels is not None
-    together = awr_weights(np.concatenate([source["advantage"] for source in labels]), temperature)
+def _weights(train: PolicyTrainConfig, labels: list[dict[str, np.ndarray]] | None) -> list[np.ndarray] | None:
+    """Weights of the frames of every source, of mean 1 over all of them together; None where all count alike."""
+    if labels is None:
+        return None
+    pooled = {key: np.concatenate([source[key] for source in labels]) for key in labels[0]}
+    if train.awr_temperature is not None:
+        together = awr_weights(pooled["advantage"], train.awr_temperature)
+    elif train.indicator_temperature is not None:
+        label = (pooled["advantage"], pooled["epsilon"], pooled["indicator"])
+        together = certainty_weights(*label, train.indicator_temperature)
+    else:
+        return None
     return np.split(together, np.cumsum([len(source["advantage"]) for source in labels])[:-1])

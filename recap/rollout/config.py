@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from recap.utils.typed import Amount, Count, Index, part
+from recap.utils.typed import Amount, Count, Index, later, part
 
 
 class Prompt(Enum):
@@ -37,6 +37,13 @@ class EvalConfig:
 class RolloutConfig(EvalConfig):
     tasks: list[str] | None = None  # None: all of the environment
     policy: Collector
+    tries: Count = later(1)
+
+    def problems(self, key: str) -> Iterator[str]:
+        yield from EvalConfig.problems(self, key)
+        if self.tries > self.episodes:
+            fix = f"Fix: at most {key}.episodes={self.episodes}"
+            yield f"{key}.tries={self.tries}: one initial state takes as many episodes. {fix}"
 
 
 @part

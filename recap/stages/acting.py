@@ -38,11 +38,12 @@ class Rollout(Acting):
 
     iteration: int
     tasks: list[str] | None = None
+    tries: int | None = None  # None: one from each initial state
 
     def run(self, say: Say, share: Share = WHOLE) -> None:
         from recap.stages.simulate import rollout  # imports torch
 
-        own = {"iteration": self.iteration, "tasks": self.tasks, **self.how}
+        own = {"iteration": self.iteration, "tasks": self.tasks, "tries": self.tries or 1, **self.how}
         rollout(self.cfg, self.read, self.out, say, share=share, **own)
 
     def progress(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from recap.config import Config, StageKind
-from recap.data.frames import Frames
+from recap.data.frames import UNKNOWN, Frames
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.method import advantage as equations
-from recap.method.config import Threshold
+from recap.method.config import Threshold, Within
 from recap.method.returns import rewards
 from recap.policies.value.splits import held_out
 from recap.stages.base import Inputs, Say, Stage
@@ -42,7 +43,9 @@ class Advantage(Stage):
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         before = used["advantage"].pop("sft")
         settings = used["advantage"] | (before if self.training is StageKind.sft else {})
-        return {**used, "advantage": settings, "value": {"aggregation": values["value"]["aggregation"]}}
+        read = ("aggregation", "uncertainty_penalty")
+        value = {key: values["value"][key] for key in read if key in values["value"]}
+        return {**used, "advantage": settings, "value": value}
 
     def run(self, say: Say, share: Share = WHOLE) -> None:
         advantage(self.cfg, self.read, self.out, say, stage=self.training)
@@ -62,13 +65,19 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
     scope: Literal["per_task", "all"] = "per_task" if settings.threshold is Threshold.per_task else "all"
     epsilon = equations.thresholds(pooled["advantage"], tasks, fraction, scope, settings.positive_fraction_by_task)
+    if settings.within is not None:
+        binned = settings.within is Within.value_bin
+        group = equations.value_bins(pooled["value"], tasks, settings.value_bins) if binned else same_start(data)
+        pooled["advantage"] = equations.group_relative(
+            pooled["advantage"], tasks, group, epsilon, fraction, settings.positive_fraction_by_task
+        )
     forced = [kind.name for kind in settings.force_positive]
     pooled["indicator"] = equations.indicator(pooled["advantage"], tasks, epsilon, kinds, forced)
     if settings.shuffle:
         pooled["indicator"] = equations.shuffled(pooled["indicator"], pooled["dataset"].tolist(), cfg.seed)
     start = 0
     for frames, table in zip(data, tables, strict=True):
-        table["indicator"] = pooled["indicator"][start : start + len(frames)]
+        table |= {key: pooled[key][start : start + len(frames)] for key in ("advantage", "indicator")}
         start += len(frames)
         (out / frames.name).mkdir(exist_ok=True)
         write_labels(out / frames.name, table, frames.recording)
@@ -96,7 +105,8 @@ def _advantages(
     tasks, lengths, success = episodes_of(frames)
     c_fail, of_episode = cfg.advantage.c_fail, frames.episode
     out_by = np.stack([held_out(frames, cfg.value, cfg.seed, member) for member in range(len(values))])[:, of_episode]
-    value, unseen = equations.read_value(values, out_by, cfg.value.aggregation.value)
+    penalty = cfg.value.uncertainty_penalty
+    value, unseen = equations.read_value(values, out_by, cfg.value.aggregation.value, penalty)
     found = [
         equations.advantages(rewards(length, won, c_fail), value[start : start + length], n_step, norm[task])
         for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
@@ -113,6 +123,18 @@ def _advantages(
         "success": frames.success[of_episode],
         "task": np.asarray(tasks, dtype=object)[of_episode],
     }
+
+
+def same_start(data: list[Frames]) -> np.ndarray:
+    """int [frames of all data]: which initial state a frame's episode began in; all that began alone are one more."""
+    begun: list[tuple[str, str, int]] = []
+    for frames in data:
+        tasks = episodes_of(frames)[0]
+        begun += [(task, frames.name, int(state)) for task, state in zip(tasks, frames.initial_state, strict=True)]
+    tries = Counter(begun)
+    group = [key if tries[key] > 1 and key[2] != UNKNOWN else key[0] for key in begun]
+    number = {key: place for place, key in enumerate(dict.fromkeys(group))}
+    return np.repeat([number[key] for key in group], np.concatenate([frames.length for frames in data]))
 
 
 def doubts(data: list[Frames], thresholds: Thresholds, tolerance: float) -> Iterator[str]:

@@ -26,18 +26,19 @@ STATES_PER_SEED = 10_000_000  # runs with different seeds never share an initial
 
 
 def plan(
-    cfg: Config, episodes: int, first_state: int, stream: int, only: Sequence[str] | None = None
+    cfg: Config, episodes: int, first_state: int, stream: int, only: Sequence[str] | None = None, tries: int = 1
 ) -> list[EpisodeSpec]:
     """Episodes over the tasks in turn. Seeds depend on the run's seed, the stream and the position alone.
 
-    only: those of env.tasks; None: all.
+    only: those of env.tasks; None: all. tries: episodes from each initial state, each with a seed of its own.
     """
     seeds = np.random.SeedSequence([cfg.seed, stream]).generate_state(episodes, np.uint32)
     tasks = list(instructions(cfg.env))
     if only is not None:
         tasks = [task for name, task in zip(cfg.env.tasks, tasks, strict=True) if name in only]
     start = cfg.seed * STATES_PER_SEED + first_state
-    return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // len(tasks), int(seed)) for i, seed in enumerate(seeds)]
+    each = len(tasks) * tries
+    return [EpisodeSpec(i, tasks[i % len(tasks)], start + i // each, int(seed)) for i, seed in enumerate(seeds)]
 
 
 def published(out: Path) -> bool:

@@ -57,6 +57,7 @@ def rollout(
     prompt: Prompt,
     beta: float,
     tasks: list[str] | None = None,
+    tries: int = 1,
     share: Share = WHOLE,
 ) -> None:
     """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
@@ -65,7 +66,7 @@ def rollout(
     if "policy" not in inputs:
         inputs, prompt, beta = _best(cfg, inputs, prompt, beta)
         say(f"collected by {checkpoint_name(cfg, inputs['policy'])}")
-    episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration, only=tasks)
+    episode_plan = plan(cfg, episodes, iteration * STATES_PER_ITERATION, stream=iteration, only=tasks, tries=tries)
     results = _act(
         cfg,
         inputs,

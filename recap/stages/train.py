@@ -14,7 +14,7 @@ from recap.config import Config, StageKind
 from recap.data.cameras import choice
 from recap.data.episodes import ACTION
 from recap.data.frames import Frames
-from recap.data.labels import Labels, read_labels
+from recap.data.labels import Labels, read_labels, read_thresholds
 from recap.data.mixture import Mixture, merged_stats
 from recap.data.prefetch import prefetch
 from recap.data.statistics import listed
@@ -32,7 +32,7 @@ from recap.policies.value.batches import value_batches
 from recap.policies.value.splits import left_out
 from recap.policies.weights import folder_of
 from recap.stages.base import Inputs, Say
-from recap.stages.inputs import NORMALIZERS, normalized_returns, sources, task_normalizers
+from recap.stages.inputs import NORMALIZERS, episodes_of, normalized_returns, sources, task_normalizers
 from recap.storage.manifest import is_main_process
 from recap.training.config import IndicatorMode, PolicyTrainConfig
 from recap.training.loop import train
@@ -159,6 +159,8 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
 
 
 def of_frames(inputs: Inputs, frames: Frames) -> dict[str, np.ndarray]:
-    """I_t and the advantage of every frame of a data set, from the advantage stage's file."""
+    """I_t, the advantage and the task's ε of every frame of a data set, from the advantage stage's files."""
     labels: Labels = read_labels(inputs["labels"] / frames.name)
-    return labels.lookup(frames.episode_index, frames.frame_index)
+    thresholds = read_thresholds(inputs["labels"])
+    epsilon = np.array([thresholds.epsilon_of(task) for task in episodes_of(frames)[0]])[frames.episode]
+    return labels.lookup(frames.episode_index, frames.frame_index) | {"epsilon": epsilon}

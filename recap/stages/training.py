@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from recap.config import StageKind
 from recap.policies.roles import Role
+from recap.policies.value.config import Aggregation
 from recap.stages.base import Say, Stage
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.ranks import WHOLE, Share
@@ -83,4 +84,9 @@ class TrainValue(Training):
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
-        return {**super().refined(used, values), "advantage": returns}
+        found = {**super().refined(used, values), "advantage": returns}
+        found["value"].pop("uncertainty_penalty", None)
+        if self.cfg.value.aggregation is not Aggregation.out_of_fold:
+            # Only folds depend on how many there are: other members are the same whoever reads them, and how.
+            found["value"] |= {"ensemble_size": 1, "aggregation": Aggregation.mean.value}
+        return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from recap.data.config import EpisodeFilter
-from recap.utils.typed import Amount, Count, Fraction, Index, Positive, part
+from recap.utils.typed import Amount, Count, Fraction, Index, Positive, later, part
 
 OPTIMIZER = "training_state.pt"  # of an unfinished training; read as numbers alone
 
@@ -81,6 +81,7 @@ class PolicyTrainConfig(TrainConfig):
     indicator: IndicatorMode
     episode_filter: EpisodeFilter
     awr_temperature: Positive | None = None
+    indicator_temperature: Positive | None = later(None)
     labels: LabelsOf = LabelsOf.iteration
 
     def problems(self, key: str) -> Iterator[str]:
@@ -89,6 +90,12 @@ class PolicyTrainConfig(TrainConfig):
             yield (
                 f"{key}.labels=pretraining: rollouts have none. Fix: {key}.episode_filter=demonstrations, or "
                 f"{key}.labels=iteration"
+            )
+        if self.indicator_temperature is not None and not self.indicator.labelled:
+            yield (
+                f"{key}.indicator_temperature={self.indicator_temperature:g}: says how sure a frame's label is, and "
+                f"{key}.indicator={self.indicator.name} reads none. Fix: {key}.indicator=use, or "
+                f"{key}.indicator_temperature=null"
             )
         if self.awr_temperature is None:
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import Field, field
 from typing import Annotated, Any, dataclass_transform
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
@@ -22,6 +23,19 @@ from pydantic_core import PydanticCustomError
 def part[T](cls: type[T]) -> type[T]:
     """A dataclass by keywords that takes no other keys and checks every value."""
     return dataclass(kw_only=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))(cls)  # type: ignore[return-value]
+
+
+def later(default: Any) -> Any:
+    """The default of a key that came when runs had been made already: at it, they are what they would be with the key.
+
+    So `recap.config.plain` leaves the key out there, and with it every stage's identity.
+    """
+    return field(default=default, metadata={"later": True})
+
+
+def unset(key: Field[Any], value: Any) -> bool:
+    """Whether a key that came later has its default."""
+    return "later" in key.metadata and bool(value == key.default)
 
 
 def wrong(text: str) -> PydanticCustomError:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from recap.policies.config import ReadsText
 from recap.policies.memory import FULL, UNCHECKED, gemma, siglip, words
 from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
-from recap.utils.typed import Count, Number, Whole, must, part
+from recap.utils.typed import Amount, Count, Number, Whole, later, must, part
 
 VOCABULARY = 262_144  # Gemma 3's
 HeldOut = Annotated[
@@ -20,6 +20,7 @@ HeldOut = Annotated[
 class Aggregation(Enum):
     mean = "mean"
     worst = "worst"
+    lower_bound = "lower_bound"  # the mean less `uncertainty_penalty` standard deviations
     out_of_fold = "out_of_fold"  # the member that never trained on the episode
 
 
@@ -40,6 +41,7 @@ class ValueConfig(ReadsText):
     aggregation: Aggregation
     held_out: HeldOut
     interventions: bool
+    uncertainty_penalty: Amount = later(1.0)
     pretrained_vision: str | None = None
     pretrained_text: str | None = None
     freeze_vision: bool = False
@@ -62,6 +64,11 @@ class ValueConfig(ReadsText):
             yield (
                 f"{key}.aggregation=out_of_fold: one value function has no folds. "
                 f"Fix: {key}.ensemble_size=5, or {key}.aggregation=mean"
+            )
+        if self.aggregation is Aggregation.lower_bound and self.ensemble_size == 1:
+            yield (
+                f"{key}.aggregation=lower_bound: one value function never disagrees with itself. "
+                f"Fix: {key}.ensemble_size=3, or {key}.aggregation=mean"
             )
 
     def needs(self) -> Iterator[tuple[str, str]]:
