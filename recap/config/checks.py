@@ -76,6 +76,11 @@ def _acting(cfg: Config) -> Iterator[str]:
         yield f"rollout.tasks={wanted}: {unknown[0]!r} is none of env.tasks={tasks}"
     elif wanted == []:
         yield "rollout.tasks=[]: must name at least one. Fix: null takes all of env.tasks"
+    if (share := cfg.rollout.corrections.share) > 0 and not has_demonstrator(cfg.env.type):
+        yield (
+            f"rollout.corrections.share={share:g}: env={cfg.env.type} has no scripted demonstrator that could take over. "
+            "Fix: rollout.corrections.share=0, and corrections that people recorded: +data.sources.mine.interventions=auto"
+        )
     yield from _guided("rollout", cfg.rollout, cfg)
     yield from _guided("eval", cfg.eval, cfg)
 

@@ -30,6 +30,11 @@ class Threshold(Enum):
     all = "all"
 
 
+class Prefix(Enum):
+    failure = "failure"  # the operator saw it fail
+    episode = "episode"
+
+
 class GateAction(Enum):
     stop = "stop"
     warn = "warn"
@@ -54,6 +59,7 @@ class AdvantageConfig:
     normalizer: Positive | None = None
     c_fail: Amount
     force_positive: list[SourceKind]
+    correction_prefix: Prefix = Prefix.failure  # how what the policy did before an operator took over has ended
     shuffle: bool = False  # a baseline: labels at random
 
     def problems(self, key: str) -> Iterator[str]:

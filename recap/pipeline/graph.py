@@ -124,6 +124,7 @@ def rollout(cfg: Config, iteration: int) -> Rollout:
         iteration=iteration,
         episodes=cfg.rollout.episodes,
         tasks=cfg.rollout.tasks,
+        corrections=cfg.rollout.corrections if cfg.rollout.corrections.share > 0 else None,
         videos=cfg.rollout.videos,
         prompt=prompt,
         beta=1.0 if prompt is Prompt.none else cfg.rollout.beta,

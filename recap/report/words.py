@@ -10,6 +10,8 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
     "no_experience": "no experience: labels and data of the demonstrations",
     "labels_on_demonstrations": "same labels, demonstrations only",
     "random_labels": "RECAP, labels at random",
+    "corrections": "RECAP + corrections",
+    "as_many_demonstrations": "RECAP + as many more demonstrations",
     "all_data": "all data, no indicator",
     "filtered_bc": "filtered BC",
     "awr": "AWR",

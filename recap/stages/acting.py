@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recap.rollout.collect import journals
-from recap.rollout.config import Prompt
+from recap.rollout.config import CorrectionsConfig, Prompt
 from recap.stages.base import Say, Stage
 from recap.utils.ranks import WHOLE, Share
 
@@ -38,11 +38,12 @@ class Rollout(Acting):
 
     iteration: int
     tasks: list[str] | None = None
+    corrections: CorrectionsConfig | None = None
 
     def run(self, say: Say, share: Share = WHOLE) -> None:
         from recap.stages.simulate import rollout  # imports torch
 
-        own = {"iteration": self.iteration, "tasks": self.tasks, **self.how}
+        own = {"iteration": self.iteration, "tasks": self.tasks, "corrections": self.corrections, **self.how}
         rollout(self.cfg, self.read, self.out, say, share=share, **own)
 
     def progress(self) -> tuple[int, int]:

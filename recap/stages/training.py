@@ -67,6 +67,14 @@ class TrainPolicy(Training):
         found: PolicyTrainConfig = getattr(self.cfg.policy, self.training.name)
         return found
 
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        used = super().refined(used, values)
+        own = used["policy"][self.training.name]
+        if not self.reads_corrections:
+            del own["correction_fraction"]
+            return used
+        return {**used, "advantage": {"correction_prefix": values["advantage"]["correction_prefix"]}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainValue(Training):
@@ -82,5 +90,6 @@ class TrainValue(Training):
         return self.member or 0
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
+        keys = ("normalization", "normalizer", "c_fail", *(("correction_prefix",) if self.reads_corrections else ()))
+        returns = {key: values["advantage"][key] for key in keys}
         return {**super().refined(used, values), "advantage": returns}

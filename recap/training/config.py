@@ -82,6 +82,7 @@ class PolicyTrainConfig(TrainConfig):
     episode_filter: EpisodeFilter
     awr_temperature: Positive | None = None
     labels: LabelsOf = LabelsOf.iteration
+    correction_fraction: Fraction | None = None  # None: as many as there are
 
     def problems(self, key: str) -> Iterator[str]:
         yield from TrainConfig.problems(self, key)
