@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_run import make_run, outcomes
+from report_run import finish, make_run, outcomes
 
 from recap.report import build_summary
 from recap.report.verdict import verdict
 
 CONFIG = "policy: {{sft: {{indicator: ignore}}, finetune: {{indicator: {}, labels: {}}}}}\n"
+OFF = "rollout: {corrections: {share: 0.0, when: watchdog, noise: 0.05}}\n"
 CHANGED = {  # name -> its policy's indicator and labels
     "continued_sft": ("ignore", "iteration"),
     "no_experience": ("use", "pretraining"),
     "labels_on_demonstrations": ("use", "iteration"),
 }
+TAKEN_OVER = {"corrections": "random", "as_many_demonstrations": "start"}
 
 
 def rate(won: int) -> list[bool]:
@@ -25,10 +27,16 @@ def rate(won: int) -> list[bool]:
 def run(root: Path, recap: int, **ablations: int) -> Path:
     """Successes of 40 after one iteration; SFT has 10."""
     run_dir = make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
-    (run_dir / "config.yaml").write_text("name: demo\nseed: 3\n" + CONFIG.format("use", "iteration"))
+    (run_dir / "config.yaml").write_text("name: demo\nseed: 3\n" + OFF + CONFIG.format("use", "iteration"))
     (run_dir / "iter_01/policy/config.yaml").write_text(CONFIG.format("use", "iteration"))
     for name in ablations:
-        (run_dir / f"ablations/{name}/iter_01/policy/config.yaml").write_text(CONFIG.format(*CHANGED[name]))
+        changed = CONFIG.format(*CHANGED.get(name, ("use", "iteration")))
+        (run_dir / f"ablations/{name}/iter_01/policy/config.yaml").write_text(changed)
+        if name in TAKEN_OVER:
+            stage = run_dir / f"ablations/{name}/iter_01/rollout"
+            finish(stage, 1.0)
+            (stage / "config.yaml").write_text(f"corrections: {{share: 0.5, when: {TAKEN_OVER[name]}, noise: 0.05}}\n")
+            (run_dir / "iter_01/rollout/config.yaml").write_text("iteration: 1\n")
     return run_dir
 
 
@@ -40,6 +48,23 @@ def test_each_rung_is_compared_with_the_one_before(tmp_path: Path) -> None:
     assert [rung["comparison"] and rung["comparison"]["fixed"] for rung in rungs] == [None, 3, 2, 18]
     assert rungs[-1]["adds"] == "experience as data"
     assert any("most of it is experience as data" in sentence for sentence in verdict(summary))
+
+
+def test_corrections_are_the_rung_after_recap(tmp_path: Path) -> None:
+    """Beside them as many more demonstrations."""
+    ablations = {"labels_on_demonstrations": 16, "corrections": 30, "as_many_demonstrations": 24}
+    summary = build_summary(run(tmp_path / "run", 17, **ablations))
+    changes = next(a["changes"] for a in summary["ablations"] if a["name"] == "corrections")
+    assert changes == {"rollout.corrections.share": 0.5, "rollout.corrections.when": "random"}, "noise is the run's"
+    rungs = summary["ladder"]
+    assert [(rung["name"], rung["adds"]) for rung in rungs[1:]] == [
+        (None, "experience as data"),
+        ("corrections", "corrections"),
+    ]
+    assert rungs[-1]["comparison"]["fixed"] == 13
+    assert (rungs[-1]["beside"]["name"], rungs[-1]["beside"]["comparison"]["fixed"]) == ("as_many_demonstrations", 6)
+    (said,) = [sentence for sentence in verdict(summary) if sentence.startswith("Step by step")]
+    assert "most of it is corrections. Corrections against as many more demonstrations: +15" in said
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def _acting(cfg: Config) -> Iterator[str]:
         yield "rollout.tasks=[]: must name at least one. Fix: null takes all of env.tasks"
     if (share := cfg.rollout.corrections.share) > 0 and not has_demonstrator(cfg.env.type):
         yield (
-            f"rollout.corrections.share={share:g}: env={cfg.env.type} has no scripted demonstrator that could take over. "
-            "Fix: rollout.corrections.share=0, and corrections that people recorded: +data.sources.mine.interventions=auto"
+            f"rollout.corrections.share={share:g}: env={cfg.env.type} has no scripted demonstrator that takes over. "
+            "Fix: rollout.corrections.share=0; corrections that people record are data: +data.sources.mine.root=…"
         )
     yield from _guided("rollout", cfg.rollout, cfg)
     yield from _guided("eval", cfg.eval, cfg)

@@ -65,7 +65,7 @@ def labelled_without_experience(summary: Summary, iteration: int) -> dict[str, A
 def rungs(summary: Summary, iteration: int) -> list[tuple[dict[str, Any], str]]:
     """From plain imitation to RECAP one step at a time, as far as ablations show it: (ablation, what its step adds).
 
-    RECAP itself, the last rung, is left out; its step adds experience as data.
+    RECAP itself, the rung after these, is left out; its step adds experience as data.
     """
     found = [
         (continued_sft(summary, iteration), "more training"),
@@ -75,6 +75,12 @@ def rungs(summary: Summary, iteration: int) -> list[tuple[dict[str, Any], str]]:
     before, labels, values = (ablation["name"] if ablation else None for ablation, _ in found)
     apart = values not in (before, labels)  # it answers for the nearest there is
     return [(a, adds) for a, adds in found if a is not None and (apart or adds != found[2][1])]
+
+
+def with_operator(summary: Summary, iteration: int, *, from_start: bool) -> dict[str, Any] | None:
+    """The ablation in whose rollouts an operator took over, or demonstrated instead from the start."""
+    found = (a for a in ablations_of(summary, iteration) if a["changes"].get("rollout.corrections.share"))
+    return next((a for a in found if (a["changes"].get("rollout.corrections.when") == "start") == from_start), None)
 
 
 def prompted_negative(summary: Summary, iteration: int) -> dict[str, Any] | None:

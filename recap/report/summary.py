@@ -15,7 +15,7 @@ import numpy as np
 from recap.data.labels import read_thresholds
 from recap.method.success import summarize
 from recap.report.advice import advise, best_policy, got_worse
-from recap.report.paired import paired, rungs
+from recap.report.paired import paired, rungs, with_operator
 from recap.report.words import ABLATION_NAMES
 from recap.storage import readers as files
 from recap.storage.manifest import refuse_earlier
@@ -194,8 +194,10 @@ def _changes(run_dir: Path, own: list[str], head: str) -> dict[str, Any]:
     for node in own:
         stage = node.removeprefix(f"{head}/")
         theirs, mine = (files.flat(files.read_config(run_dir / path)) for path in (stage, node))
-        for key, _, value in files.config_changes(theirs, mine) if theirs else ():
-            changes[files.run_key(key, stage, known)] = value
+        for key, before, value in files.config_changes(theirs, mine) if theirs else ():
+            name = files.run_key(key, stage, known)
+            if before != files.ABSENT or known.get(name, files.ABSENT) != value:  # not what only never mattered before
+                changes[name] = value
     return changes
 
 
@@ -213,21 +215,41 @@ def _comparisons(
 
 
 def _ladder(run_dir: Path, results: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """RECAP's last policy and the baselines below it: each rung with the paired test against the one before.
+    """RECAP's last policy between its baselines and corrections: each rung with the paired test against the one before.
 
     [{"name" (of an ablation; None: RECAP), "adds" (what the step does), "success_rate", "comparison"}]; [] below three.
+    Corrections have "beside" too: {"name", "success_rate", "comparison"} of as many more demonstrations, or None.
     """
     ran = [policy for policy in summary["policies"] if policy["eval"]]
-    found = rungs(summary, ran[-1]["iteration"]) if ran else []
-    if len(found) < 2:
+    if not ran:
         return []
-    steps = [(a["name"], adds, a["eval"]) for a, adds in found] + [(None, "experience as data", ran[-1]["eval"])]
-    nodes = [evaluation["outcomes"].rpartition("/")[0] for _, _, evaluation in steps]
+    last = ran[-1]["iteration"]
+    steps = [(a["name"], adds, a["eval"]) for a, adds in rungs(summary, last)]
+    steps.append((None, "experience as data", ran[-1]["eval"]))
+    corrected, demonstrated = (with_operator(summary, last, from_start=start) for start in (False, True))
+    if corrected:
+        steps.append((corrected["name"], "corrections", corrected["eval"]))
+    if len(steps) < 3:
+        return []
+    nodes = [_node(evaluation) for _, _, evaluation in steps]
     pairs = [None, *(_paired(run_dir, results, *pair) for pair in pairwise(nodes))]
-    return [
+    found: list[dict[str, Any]] = [
         {"name": name, "adds": adds, "success_rate": evaluation["success_rate"], "comparison": pair}
         for (name, adds, evaluation), pair in zip(steps, pairs, strict=True)
     ]
+    if corrected:
+        found[-1]["beside"] = demonstrated and {
+            "name": demonstrated["name"],
+            "success_rate": demonstrated["eval"]["success_rate"],
+            "comparison": _paired(run_dir, results, _node(demonstrated["eval"]), nodes[-1]),
+        }
+    return found
+
+
+def _node(evaluation: dict[str, Any]) -> str:
+    """Where the outcomes of an evaluation lie."""
+    node: str = evaluation["outcomes"].rpartition("/")[0]
+    return node
 
 
 def _paired(run_dir: Path, results: dict[str, Any], *nodes: str) -> dict[str, Any]:

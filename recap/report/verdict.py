@@ -81,7 +81,10 @@ def _ladder(summary: dict[str, Any]) -> str | None:
     )
     best = max(steps, key=lambda rung: rung["comparison"]["lead"])
     did = f"most of it is {best['adds']}" if direction(best["comparison"]) > 0 else "no step is beyond chance"
-    return f"Step by step, in points: {shown}; {did}."
+    beside = steps[-1].get("beside")
+    lead = beside and f"{lead_text(beside['comparison']['lead'])} ({p_text(beside['comparison']['mcnemar_p'])})"
+    instead = f" Corrections against as many more demonstrations: {lead} points." if lead else ""
+    return f"Step by step, in points: {shown}; {did}.{instead}"
 
 
 def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | None:
