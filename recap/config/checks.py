@@ -54,7 +54,8 @@ def _demonstrations(cfg: Config) -> Iterator[str]:
 
 def _normalization(cfg: Config) -> Iterator[str]:
     advantage, demonstrator = cfg.advantage, cfg.data.demonstrator
-    longest = max(cfg.env.max_steps, demonstrator.max_steps if demonstrator else 0)
+    operated = 2 if cfg.rollout.corrections.share > 0 else 1  # an operator has as much time again
+    longest = max(operated * cfg.env.max_steps, demonstrator.max_steps if demonstrator else 0)
     lowest = longest + advantage.c_fail
     if advantage.normalization is Normalization.per_task:
         return

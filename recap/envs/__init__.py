@@ -27,6 +27,7 @@ class Env(Protocol):
     Observations: one uint8 (H, W, 3) array for each of `cameras`, and `observation.state` float32 (state_dim,).
     `action_range`: (lowest, highest), numbers or float32 (action_dim,); actions are clipped to it.
     An environment with several ways to succeed has `choice`: which one the episode took, None before it took any.
+    One whose time-out depends on the task has `max_steps(task)`, in control steps.
     """
 
     tasks: tuple[str, ...]
