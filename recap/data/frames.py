@@ -22,9 +22,9 @@ import pyarrow as pa
 from recap.data import resample
 from recap.data.cameras import image_shapes
 from recap.data.config import Resample, SourceConfig
-from recap.data.episodes import ACTION, STATE
+from recap.data.episodes import ACTION, INTERVENTION, STATE
 from recap.data.images import decode_images
-from recap.data.interventions import AUTO, NOT, corrected, marked_by
+from recap.data.interventions import NOT, corrected, marked_by
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
 from recap.data.video import TOLERANCE, VideoFrames, nearest_pictures, read_video
@@ -263,7 +263,7 @@ def load_frames(
         del _loaded[old]
     if key not in _loaded:
         files = DataSetFiles(root, name, None if source is None else f"data.sources.{name}")
-        settings = source or SourceConfig(interventions=AUTO)
+        settings = source or SourceConfig(interventions=INTERVENTION if INTERVENTION in files.features else None)
         _loaded[key] = (changed, _load(files, kind, settings, action_freq, vectors))
     return _loaded[key][1]
 
