@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recap.config import Config
 from recap.data.cameras import choice
-from recap.data.interventions import AUTO, marked_by
+from recap.data.interventions import AUTO, COLUMNS, marked_by
 from recap.data.mixture import Mixture
 from recap.data.sources import load_source
 from recap.envs import Env, instructions, make_env, registry
@@ -248,6 +248,8 @@ def _corrections(cfg: Config) -> Iterator[str]:
             )
         elif source.interventions is None and (mark := marked_by(frames.files, AUTO)):
             yield f"{key}: its column {mark!r} of interventions is not read. Fix: ++{key}.interventions=auto"
+        elif source.interventions == AUTO and not marked_by(frames.files, AUTO):
+            yield f"{key}.interventions=auto: finds none of {', '.join(COLUMNS)}. Fix: name the column"
 
 
 def _world(cfg: Config) -> Env | None:
