@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 LONGER = [
     *TINY,
     *["data.demonstrator.episodes=6", "rollout.episodes=12", "eval.episodes=12"],
+    *["rollout.corrections.share=0.5", "rollout.corrections.when=random", "advantage.force_positive=[correction]"],
     *[f"{model}.{stage}.steps=24" for model in ("policy", "value") for stage in ("sft", "finetune")],
 ]
 LOOP = [sys.executable, str(ROOT / "loop.py"), *LONGER, "+iterations=1"]
@@ -139,6 +140,7 @@ def test_killed_everywhere(uninterrupted: Path, tmp_path: Path, mark: str) -> No
     for recording, count in {"demonstrations": 6, "iter_01/rollout": 12}.items():
         listed = read(run_dir / recording / "dataset/meta/recap.json")["episodes"]
         assert [episode["episode_index"] for episode in listed] == list(range(count))
+        assert any("corrected_from" in episode for episode in listed) == (recording == "iter_01/rollout")
     for evaluation in ("sft/eval", "iter_01/eval"):
         listed = read(run_dir / evaluation / "result.json")["episodes"]
         assert [episode["index"] for episode in listed] == list(range(12))

@@ -17,7 +17,8 @@ from gymnasium.utils.env_checker import check_env
 from recap.envs import make_env
 from recap.envs.config import DemonstratorConfig, EnvConfig, Images
 from recap.envs.moka.demonstrator import Demonstrator
-from recap.envs.moka.env import TASKS, MokaEnv, initial_rng
+from recap.envs.moka.env import MokaEnv
+from recap.envs.moka.tasks import TASKS, initial_rng
 from recap.utils.errors import RecapError
 
 ONE, BOTH, TRIVET, LIGHT, *_ = TASKS

@@ -12,7 +12,7 @@ from recap.data.lerobot_writer import assemble
 from recap.envs import EpisodeSpec, make_env
 from recap.envs.config import DemonstratorConfig, MokaConfig
 from recap.envs.moka.demonstrator import Demonstrator
-from recap.envs.moka.env import TASKS
+from recap.envs.moka.tasks import TASKS
 from recap.rollout import collect
 from recap.rollout.pool import Pool
 

@@ -54,7 +54,8 @@ def _demonstrations(cfg: Config) -> Iterator[str]:
 
 def _normalization(cfg: Config) -> Iterator[str]:
     advantage, demonstrator = cfg.advantage, cfg.data.demonstrator
-    longest = max(cfg.env.max_steps, demonstrator.max_steps if demonstrator else 0)
+    operated = 2 if cfg.rollout.corrections.share > 0 else 1  # an operator has as much time again
+    longest = max(operated * cfg.env.max_steps, demonstrator.max_steps if demonstrator else 0)
     lowest = longest + advantage.c_fail
     if advantage.normalization is Normalization.per_task:
         return
@@ -80,6 +81,11 @@ def _acting(cfg: Config) -> Iterator[str]:
         yield (
             "advantage.within=initial_state: rollout.tries=1 collects one episode from each, which has none to be "
             "compared with. Fix: rollout.tries=4, or advantage.within=null"
+        )
+    if (share := cfg.rollout.corrections.share) > 0 and not has_demonstrator(cfg.env.type):
+        yield (
+            f"rollout.corrections.share={share:g}: env={cfg.env.type} has no scripted demonstrator that takes over. "
+            "Fix: rollout.corrections.share=0; corrections that people record are data: +data.sources.mine.root=…"
         )
     yield from _guided("rollout", cfg.rollout, cfg)
     yield from _guided("eval", cfg.eval, cfg)

@@ -44,7 +44,7 @@ class SourceConfig:
     weight: Positive = 1.0
     kind: SourceKind = SourceKind.demonstration
     all_succeed: bool = False
-    interventions: str | None = None  # the column that is true where a human corrected the policy
+    interventions: str | None = None  # the column that is true where an operator acted: see recap.data.interventions
     fps: Count | None = None
 
     def problems(self, key: str) -> Iterator[str]:

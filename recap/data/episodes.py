@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recap.envs import EpisodeSpec
 
 STATE, ACTION = "observation.state", "action"
+INTERVENTION = "intervention"  # lerobot's name for it
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face calls the Image feature
 
 
@@ -37,7 +38,9 @@ class Episode:
     images: {key: uint8 [T, H, W, 3]}, keys as in lerobot ("observation.images.image"); state: float32 [T, Ds];
     action: float32 [T, Da], as executed. source: demonstration | rollout | correction.
     A time-out is an episode with success=False like any other. choice, choice_frame: which of several ways was taken,
-    and where it began (see `Env`).
+    and where it began (see `Env`). corrected_from: the control step from which on an operator acted, None where none
+    did; watched: whether one might have: then every frame says who acted, as lerobot's recordings with interventions
+    do.
     """
 
     spec: EpisodeSpec
@@ -49,6 +52,8 @@ class Episode:
     action: np.ndarray
     choice: str | None = None
     choice_frame: int | None = None
+    corrected_from: int | None = None
+    watched: bool = False
 
 
 def write_episode(folder: Path, episode: Episode, video_fps: float | None = None) -> Path:
@@ -68,6 +73,9 @@ def write_episode(folder: Path, episode: Episode, video_fps: float | None = None
         "initial_state": np.full(steps, spec.initial_state, np.int64),
         "episode_seed": np.full(steps, spec.seed, np.int64),
     }
+    if episode.watched:
+        taken_over = steps if episode.corrected_from is None else episode.corrected_from
+        arrays[INTERVENTION] = np.arange(steps) >= taken_over
     stats = {key: image_stats(images) for key, images in episode.images.items()}
     stats |= {key: feature_stats(array) for key, array in arrays.items()}
     facts = {
@@ -82,8 +90,12 @@ def write_episode(folder: Path, episode: Episode, video_fps: float | None = None
         "image_shapes": {key: list(images.shape[1:]) for key, images in episode.images.items()},
         "video_fps": video_fps,
     }
-    ways = {"choice": episode.choice, "choice_frame": episode.choice_frame}
-    facts |= {key: way for key, way in ways.items() if way is not None}
+    known = {
+        "choice": episode.choice,
+        "choice_frame": episode.choice_frame,
+        "corrected_from": episode.corrected_from,
+    }
+    facts |= {key: value for key, value in known.items() if value is not None}
     columns = {k: _column(a) for k, a in arrays.items()}
     if video_fps is None:
         columns = {key: _image_column(images) for key, images in episode.images.items()} | columns
@@ -118,8 +130,8 @@ def finished(folder: Path) -> dict[int, dict[str, Any]]:
     """{episode index: facts} of the complete episode files in `folder`, in index order; reads footers only.
 
     A file without a readable footer (a truncated one) counts as not finished and is removed: its episode is recorded
-    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps, and
-    choice and choice_frame where one was made.
+    anew. Facts: episode_index, task, success, steps, initial_state, seed, split, source, image_shapes, video_fps;
+    choice and choice_frame where one was made, and corrected_from where an operator took over.
     """
     found = {}
     for path in sorted(p for p in Path(folder).glob("*.parquet") if re.fullmatch(r"\d{6,}", p.stem)):

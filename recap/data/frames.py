@@ -22,8 +22,9 @@ import pyarrow as pa
 from recap.data import resample
 from recap.data.cameras import image_shapes
 from recap.data.config import Resample, SourceConfig
-from recap.data.episodes import ACTION, STATE
+from recap.data.episodes import ACTION, INTERVENTION, STATE
 from recap.data.images import decode_images
+from recap.data.interventions import NOT, corrected, marked_by
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
 from recap.data.video import TOLERANCE, VideoFrames, nearest_pictures, read_video
@@ -43,7 +44,8 @@ class Frames:
     Per frame: episode (0 to E - 1), episode_index (the data set's number of it), frame_index (at this frame rate),
     task_index, row (of the frame, or the one nearest in time, in the data set) int64 [N]; state float32 [N, Ds]; action
     float32 [N, Da]. Per episode: start (its first frame here), length, task (index into `tasks`), initial_state, seed
-    int64 [E], the last two -1 where unknown; success bool [E]. corrected bool [N]: a human was in control.
+    int64 [E], the last two -1 where unknown; success bool [E]. corrected bool [N]: an operator acted, not the policy.
+    outcomes: whether it is recorded how its episodes ended; they are corrections that count as successes if not.
     image_shapes: {camera key: (H, W, 3)}; videos: where cameras kept as video have each frame; recording: the episodes'
     frames before resampling. weight: relative to other configured data sets; None for the run's own rollouts.
     """
@@ -57,6 +59,7 @@ class Frames:
     image_shapes: dict[str, tuple[int, ...]]
     videos: dict[str, VideoFrames]
     recording: resample.Recording
+    outcomes: bool
     episode: np.ndarray
     episode_index: np.ndarray
     frame_index: np.ndarray
@@ -87,7 +90,7 @@ class Frames:
         return len(self.episode_index)
 
     def source_of_frame(self) -> np.ndarray:
-        """Names of SourceKind, object [N]: frames that a human corrected are corrections in any data set."""
+        """Names of SourceKind, object [N]: frames in which an operator acted are corrections in any data set."""
         return np.where(self.corrected, SourceKind.correction.name, self.kind.name).astype(object)
 
     def pixels(self, camera: str, rows: np.ndarray) -> np.ndarray:
@@ -260,7 +263,8 @@ def load_frames(
         del _loaded[old]
     if key not in _loaded:
         files = DataSetFiles(root, name, None if source is None else f"data.sources.{name}")
-        _loaded[key] = (changed, _load(files, kind, source or SourceConfig(), action_freq, vectors))
+        settings = source or SourceConfig(interventions=INTERVENTION if INTERVENTION in files.features else None)
+        _loaded[key] = (changed, _load(files, kind, settings, action_freq, vectors))
     return _loaded[key][1]
 
 
@@ -271,14 +275,8 @@ def _load(
     missing = [key for key in (STATE, ACTION) if key not in files.features]
     if missing:
         raise files.error(f"it has no {missing}", f"π0 needs both; its features are {list(files.features)}")
-    flags = ["next.success"] if "next.success" in files.features else []
-    human = source.interventions
-    if human is not None:
-        if human not in files.features:
-            raise files.error(
-                f"it has no column {human!r} of interventions", f"its features are {list(files.features)}"
-            )
-        flags.append(human)
+    mark = marked_by(files, source.interventions)
+    flags = [key for key in ("next.success", mark and mark.removeprefix(NOT)) if key in files.features]
     table = files.table(files.data_files, [*COUNTERS, STATE, ACTION, *flags])
     if table.num_rows == 0:
         raise files.error(
@@ -295,7 +293,8 @@ def _load(
     recorded = [
         episode for episode in files.recorded_episodes(listing.count) if episode["episode_index"] in rows.episode
     ]
-    corrected = np.zeros(len(rows.row), bool) if human is None else files.numbers(table, human) > 0
+    operated = corrected(files, table, mark) | (kind is SourceKind.correction)
+    outcomes = bool(recorded) or source.all_succeed or "next.success" in files.features
     videos = {key: listing.videos(key, rows) for key in shapes if files.features[key]["dtype"] == "video"}
 
     fps = source.fps or files.info["fps"]
@@ -317,12 +316,12 @@ def _load(
         "frame_index": np.arange(len(nearest)) - np.repeat(new_start, new_length),
         "task_index": rows.task_index[nearest],
         "row": rows.row[nearest],
-        "corrected": corrected[nearest],
+        "corrected": operated[nearest],
         "state": state,
         "action": action,
         "start": new_start,
         "length": new_length,
-        "success": _success(files, recorded, table, rows.start, source.all_succeed),
+        "success": _success(files, recorded, table, rows.start, source.all_succeed, operated),
         "task": task,
         "initial_state": np.array([e["initial_state"] for e in recorded] or unknown, np.int64),
         "seed": np.array([e["seed"] for e in recorded] or unknown, np.int64),
@@ -332,7 +331,8 @@ def _load(
     videos = {key: frames.of(nearest) for key, frames in videos.items()}
     recording = resample.Recording(rows.episode, rows.timestamp, resample.back(rows.length, ratio, new_length))
     weight = source.weight if files.key is not None or kind is SourceKind.demonstration else None
-    return Frames(files, files.name, kind, weight, action_freq or fps, tasks, shapes, videos, recording, **arrays)
+    fps = action_freq or fps
+    return Frames(files, files.name, kind, weight, fps, tasks, shapes, videos, recording, outcomes, **arrays)
 
 
 def _vectors(files: DataSetFiles, table: pa.Table, key: str, rows: Rows) -> np.ndarray:
@@ -356,7 +356,12 @@ def _check_fps(files: DataSetFiles, rows: Rows, fps: float) -> None:
 
 
 def _success(
-    files: DataSetFiles, recorded: list[dict], table: pa.Table, start: np.ndarray, all_succeed: bool
+    files: DataSetFiles,
+    recorded: list[dict],
+    table: pa.Table,
+    start: np.ndarray,
+    all_succeed: bool,
+    operated: np.ndarray,
 ) -> np.ndarray:
     if recorded:
         success = np.array([episode["success"] for episode in recorded], bool)
@@ -368,5 +373,7 @@ def _success(
         return np.ones(len(start), bool)
     if "next.success" in table.column_names:
         return np.logical_or.reduceat(files.numbers(table, "next.success") > 0, start)
+    if operated.all():  # by lerobot's DAgger: windows of corrections, which nobody judged
+        return np.ones(len(start), bool)
     problem = "it does not say which episodes succeeded (no meta/recap.json, no next.success)"
     raise files.error(problem, f"if all of them did: ++data.sources.{files.name}.all_succeed=true")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         ("indicator", pa.bool_()),  # I_t, forced-positive sources included
         ("held_out", pa.bool_()),  # whether the value comes from a function that never trained on the episode
         ("source", pa.string()),  # demonstration | rollout | correction
-        ("success", pa.bool_()),  # of the episode
+        ("success", pa.bool_()),  # of the episode, or of its part that an operator cut off
         ("task", pa.string()),
     ]
 )
@@ -191,6 +191,7 @@ class Thresholds:
     normalizer: dict[str, float]  # per task, in steps
     c_fail: float  # in steps
     percentiles: dict[int, float]  # of the advantages of all data sets together
+    forced: list[str] = field(default_factory=list)  # sources that are positive whatever ε is, and do not decide it
 
     def epsilon_of(self, task: str) -> float:
         """ε of a task. Raises RecapError for a task that was not labelled."""

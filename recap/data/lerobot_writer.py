@@ -37,9 +37,8 @@ from recap.utils.errors import RecapError
 __all__ = ["Episode", "assemble", "finished", "write_episode"]
 
 FILE_SIZE_MB, FILES_PER_CHUNK = 100, 1000  # lerobot's defaults
-EPISODE_KEYS = (
-    *("episode_index", "task", "success", "steps", "initial_state", "seed", "split", "choice", "choice_frame"),
-)
+EPISODE_KEYS = ("episode_index", "task", "success", "steps", "initial_state", "seed", "split")
+FURTHER_KEYS = ("choice", "choice_frame", "corrected_from")  # of some episodes
 AGAIN = "delete {} and run the recording again: only this episode is repeated"
 
 
@@ -65,7 +64,7 @@ def assemble(
     folder, out = Path(folder), Path(out)
     episodes = list(finished(folder).values())
     _check_plan(folder, episodes, source)
-    facts = [{key: episode[key] for key in EPISODE_KEYS if key in episode} for episode in episodes]
+    facts = [{key: episode[key] for key in (*EPISODE_KEYS, *FURTHER_KEYS) if key in episode} for episode in episodes]
     recap = {"source": source, "checkpoint": checkpoint, "env": dict(env or {}), "fps": fps, "episodes": facts}
     if out.exists():
         if _read_json(out / "meta/recap.json") == json.loads(json.dumps(recap)):

@@ -11,6 +11,7 @@ import numpy as np
 from recap.data.cameras import choice
 from recap.data.config import EpisodeFilter, reserved
 from recap.data.frames import Frames
+from recap.data.interventions import attempts
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
@@ -26,6 +27,8 @@ class Picked:
 class Mixture:
     """Data sets that keep fixed shares of the batches; within each of them all frames are equally likely.
 
+    Frames in which an operator acted can have a share of their own, whichever data set they are of.
+
     Shares are exact: after any number of batches each has had its share of the samples to within one.
 
     Args:
@@ -33,6 +36,8 @@ class Mixture:
         demo_fraction: share of the data sets with a `Frames.weight`, divided among them by it, if there are also
             collected ones (no weight), which are pooled.
         episode_filter: `success` leaves out failed episodes that are no demonstrations, `demonstrations` all others.
+        cut: what the policy did before an operator took over had failed, whatever came of the episode.
+        correction_fraction: share of the frames in which an operator acted; None: no share of their own.
         left_out: of each source, the frames that are never drawn: bool [N].
         fps: of the environment; the error about differing frame rates suggests it.
 
@@ -47,17 +52,25 @@ class Mixture:
         episode_filter: EpisodeFilter = EpisodeFilter.all,
         left_out: Sequence[np.ndarray] | None = None,
         fps: float | None = None,
+        *,
+        cut: bool = False,
+        correction_fraction: float | None = None,
     ) -> None:
         self.sources = list(sources)
         _check_together(self.sources, fps)
         groups: list[tuple[float, list[np.ndarray]]] = []  # (weight, rows (source, frame)); the collected ones last
         collected: list[np.ndarray] = []
+        corrections: list[np.ndarray] = []
         for number, source in enumerate(self.sources):
-            keep = np.ones(len(source), dtype=bool)
+            keep: np.ndarray = np.ones(len(source), dtype=bool)
             if source.kind is not SourceKind.demonstration and episode_filter is not EpisodeFilter.all:
-                keep = source.success[source.episode] & (episode_filter is EpisodeFilter.success)
+                keep = attempts(source, cut=cut).of_frames() & (episode_filter is EpisodeFilter.success)
             if left_out is not None:
                 keep = keep & ~left_out[number]
+            if correction_fraction is not None:
+                frames = np.flatnonzero(keep & source.corrected)
+                corrections.append(np.stack([np.full(len(frames), number), frames], axis=1))
+                keep = keep & ~source.corrected
             frames = np.flatnonzero(keep)
             rows = np.stack([np.full(len(frames), number), frames], axis=1)
             if len(frames) and source.weight is None:
@@ -69,6 +82,10 @@ class Mixture:
             groups = [(demo_fraction * weight / total, rows) for weight, rows in groups]
         if collected:
             groups.append((1 - demo_fraction if total else 1.0, collected))
+        if correction_fraction is not None and any(len(rows) for rows in corrections):
+            rest = sum(weight for weight, _ in groups)
+            groups = [((1 - correction_fraction) * weight / rest, rows) for weight, rows in groups]
+            groups.append((correction_fraction if groups else 1.0, corrections))
         if not groups:
             raise RecapError(
                 "there is no frame to train on: the data sets are empty, or episode_filter leaves nothing."

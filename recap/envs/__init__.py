@@ -28,6 +28,7 @@ class Env(Protocol):
     `action_range`: (lowest, highest), numbers or float32 (action_dim,); actions are clipped to it.
     An environment with several ways to succeed has `choice`: which one the episode took, None before it took any; and
     may have `choice_frame`: the frame at which it set out on that way.
+    One whose time-out depends on the task has `max_steps(task)`, in control steps.
     """
 
     tasks: tuple[str, ...]

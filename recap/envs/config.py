@@ -53,13 +53,17 @@ class EnvConfig:
 
 
 @part
-class DemonstratorConfig:
-    """The scripted demonstrator of mixed quality (probabilities per movement, per grasp; risky: per episode)."""
+class Skill:
+    """How well a scripted demonstrator acts (probabilities per movement, per grasp; risky: per episode)."""
 
-    episodes: Count
-    max_steps: Count
     slow: Fraction
     hesitate: Fraction
     miss: Fraction
     noise: Amount
     risky: Fraction = 0.5
+
+
+@part
+class DemonstratorConfig(Skill):
+    episodes: Count
+    max_steps: Count

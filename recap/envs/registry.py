@@ -6,7 +6,8 @@ Its env.py defines `make(config) -> Env`, and where that helps (docs/extending.m
     check(config)          raises RecapError where it cannot run here; by default it is built in a process of its own
     needs()                what it takes from the hub: list of `recap.utils.hub.Need`
 
-demonstrator.py beside it, if there is one, defines `Demonstrator(config, rng)` with `reset(env, task)`, `act(env)`.
+demonstrator.py beside it, if there is one, defines `Demonstrator(config, rng)` with `reset(env, task)`, `act(env)`. As
+an operator it begins in whatever state a policy has reached, and may have `lost(env, task)`: whether to take over now.
 """
 
 from __future__ import annotations

@@ -128,6 +128,17 @@ def thresholds(
     return dict.fromkeys(names, threshold(a, positive_fraction))
 
 
+def unforced(tasks: Sequence[str], source: Sequence[str], force_positive: Collection[str]) -> Bools:
+    """Frames that ε is taken from: those that it can decide, bool [n]; of a task that has none, all.
+
+    tasks, source: [n]. Were forced frames among them, they would use up the positive share.
+    """
+    _, which = _groups(tasks, len(tasks))
+    kinds, kind = _sources(source, len(tasks))
+    free = np.array([name not in force_positive for name in kinds], dtype=bool)[kind]
+    return free | ~np.isin(which, which[free])
+
+
 # ---------------------------------------------------------------------------------------------------- within a task
 def value_bins(values: ArrayLike, tasks: Sequence[str], number: int) -> NDArray[np.int64]:
     """Frames at the same stage of progress: which of `number` quantile bins of its task's values V(o_t) lies in.

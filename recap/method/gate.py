@@ -7,7 +7,7 @@ only when its whole 95 % interval lies beyond the limit. Where there is too litt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recap.method.advantage import indicator, positive_shares
+from recap.method.advantage import indicator, positive_shares, unforced
 from recap.method.config import GateConfig
 from recap.method.ranking import Episodes, excess, outcome_auc, rank_correlation
 from recap.method.returns import Bins, Floats, Ints, c_fail_floor, cost
@@ -45,7 +45,8 @@ class Labelled:
     """All labelled frames [n], the episodes whole and distinct over all data sets, and what the labels were made with.
 
     epsilon, normalizer (steps): by task. wanted: positive share by task, or of ALL where they have one ε.
-    clipped: returns below the lowest bin are meant, as with the paper's normalisation per task.
+    clipped: returns below the lowest bin are meant, as with the paper's normalisation per task. forced: sources that
+    are positive whatever ε is.
     """
 
     value: Floats
@@ -63,6 +64,7 @@ class Labelled:
     c_fail: float  # steps
     bins: int
     clipped: bool
+    forced: Collection[str] = ()
 
     @cached_property
     def episodes(self) -> Episodes:
@@ -231,8 +233,9 @@ def _bin_range(labels: Labelled, limits: GateConfig) -> Check:
 def _positive(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     """The share of A > ε against the wanted one, and against each other those of successes and failures."""
     misses: list[tuple[float, str]] = []
+    free = unforced(labels.task.tolist(), labels.source.tolist(), labels.forced)
     for name, wanted in labels.wanted.items():
-        rows = np.ones(len(labels.task), bool) if name == ALL else labels.task == name
+        rows = free if name == ALL else free & (labels.task == name)
         share = float(labels.above[rows].mean())
         beyond = max(0.0, abs(share - wanted) - 1 / int(rows.sum()))  # a share of whole frames
         misses.append((beyond, f"{share:.1%} of the frames are positive, {wanted:.1%} wanted ({name})"))

@@ -125,6 +125,7 @@ def rollout(cfg: Config, iteration: int) -> Rollout:
         episodes=cfg.rollout.episodes,
         tasks=cfg.rollout.tasks,
         tries=cfg.rollout.tries if cfg.rollout.tries > 1 else None,
+        corrections=cfg.rollout.corrections if cfg.rollout.corrections.share > 0 else None,
         videos=cfg.rollout.videos,
         prompt=prompt,
         beta=1.0 if prompt is Prompt.none else cfg.rollout.beta,

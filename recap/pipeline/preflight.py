@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recap.config import Config
 from recap.data.cameras import choice
+from recap.data.interventions import AUTO, COLUMNS, marked_by
 from recap.data.mixture import Mixture
 from recap.data.sources import load_source
 from recap.envs import Env, instructions, make_env, registry
@@ -61,6 +62,8 @@ def preflight(cfg: Config, stages: Sequence[Stage], jobs: Mapping[str, Resources
         raise RecapError(
             found[0] if len(found) == 1 else "before the first stage:\n" + "\n".join(f"- {text}" for text in found)
         )
+    for text in _corrections(cfg) if any(stage.reads_data for stage in stages) else ():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _problems(
@@ -232,6 +235,21 @@ def _data(cfg: Config) -> None:
     Mixture(data, 1.0, fps=cfg.env.fps)
     for frames in data:
         frames.check_videos()
+
+
+def _corrections(cfg: Config) -> Iterator[str]:
+    """What becomes of corrections that people recorded, where it may not be what they expect."""
+    for name, source in cfg.data.sources.items():
+        frames, key = load_source(cfg.data, name), f"data.sources.{name}"
+        if not frames.outcomes:
+            yield (
+                f"{key}: {len(frames.length)} corrections, and not how they ended: all their frames are positive, and "
+                "the value function is not trained on them"
+            )
+        elif source.interventions is None and (mark := marked_by(frames.files, AUTO)):
+            yield f"{key}: its column {mark!r} of interventions is not read. Fix: ++{key}.interventions=auto"
+        elif source.interventions == AUTO and not marked_by(frames.files, AUTO):
+            yield f"{key}.interventions=auto: finds none of {', '.join(COLUMNS)}. Fix: name the column"
 
 
 def _world(cfg: Config) -> Env | None:

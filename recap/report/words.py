@@ -35,9 +35,6 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
 }
 
 RUNG_NAMES: dict[int | str, str] = {  # in the ladder, which says what each of them changes
-    "continued_sft": "SFT continued",
-    "no_experience": "no experience",
-    "labels_on_demonstrations": "labels on demonstrations",
 }
 
 

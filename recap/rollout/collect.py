@@ -21,6 +21,7 @@ import numpy as np
 
 from recap.envs import EpisodeSpec
 from recap.envs.config import DemonstratorConfig
+from recap.rollout.config import CorrectionsConfig
 from recap.rollout.pool import RESUME, Pool, Worker
 from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
 from recap.utils.errors import RecapError
@@ -53,6 +54,7 @@ def roll(
     videos: Path | None = None,
     video_episodes: int = 0,
     max_steps: int | None = None,
+    corrections: CorrectionsConfig | None = None,
     on_done: Callable[[EpisodeResult], None] | None = None,
     progress: str | None = "rollout",
     share: Share = WHOLE,
@@ -64,7 +66,8 @@ def roll(
     record: folder to which each simulation process writes its episodes, time-outs too; or
     journal: a .jsonl file of results, one durable line an episode. Episodes found in either are not played again.
     videos: folder for mp4 files of the first `video_episodes` of the plan, when they are played.
-    max_steps: an earlier time-out than the environment's. progress: label of the bar, None for silence.
+    max_steps: an earlier time-out than the environment's. corrections: by an operator, in some episodes.
+    progress: label of the bar, None for silence.
     share: of the plan; other processes play the rest into the same folder or beside the journal, and what they have
     finished is returned too.
 
@@ -78,7 +81,7 @@ def roll(
     todo = [spec for spec in mine if spec.index not in results]
     done = [results[spec.index] for spec in mine if spec.index in results]
     film = frozenset(spec.index for spec in plan[:video_episodes]) if videos is not None else frozenset()
-    job = Job(split, record, videos, film, max_steps)
+    job = Job(split, record, videos, film, max_steps, corrections)
     with _closing_on_error(pool), _Journal(journal, share) as lines, _Bar(progress, len(mine), done) as bar:
         for finished in _rounds(pool, job, todo, act, n_action_steps):
             lines.append(finished)
@@ -249,8 +252,9 @@ def _recorded(folder: Path | None) -> list[EpisodeResult]:
         return []
     from recap.data.lerobot_writer import finished
 
-    keys = ("task", "initial_state", "seed", "success", "steps", "choice")
-    recorded = {index: {"choice": None} | facts for index, facts in finished(folder).items()}
+    keys = ("task", "initial_state", "seed", "success", "steps", "choice", "corrected_from")
+    further: dict[str, Any] = dict.fromkeys(keys[-2:])
+    recorded = {index: further | facts for index, facts in finished(folder).items()}
     return [EpisodeResult(index, *(facts[key] for key in keys)) for index, facts in recorded.items()]
 
 
@@ -308,14 +312,14 @@ class _Journal:
 
 
 class _Bar(Progress):
-    """Of episodes: with their success so far, and how fast they go."""
+    """Of episodes: with the share that succeeded without an operator so far, and how fast they go."""
 
     def __init__(self, label: str | None, total: int, done: Collection[EpisodeResult]) -> None:
         super().__init__(label or "", total, len(done), quiet=label is None)
-        self.successes = sum(result.success for result in done)
+        self.successes = sum(result.alone for result in done)
 
     def add(self, result: EpisodeResult) -> None:
-        self.successes += result.success
+        self.successes += result.alone
         done, minutes = self.done + 1, (time.monotonic() - self.began) / 60
         rate = (done - self.start) / max(minutes, 1e-3)
         self.advance(f"success {self.successes / done:.0%} · {rate:.0f} episodes/min")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import field
 from enum import Enum
 
-from recap.utils.typed import Amount, Count, Index, later, part
+from recap.envs.config import Skill
+from recap.utils.typed import Amount, Count, Fraction, Index, later, part
 
 
 class Prompt(Enum):
@@ -17,6 +19,25 @@ class Prompt(Enum):
 class Collector(Enum):
     last = "last"
     best = "best"  # of those evaluated so far
+
+
+class TakeOver(Enum):
+    watchdog = "watchdog"  # when the policy is stuck or its time is up
+    random = "random"  # at a step of the first 60 % of its time
+    start = "start"  # at once: a demonstration instead of a rollout
+
+
+@part
+class CorrectionsConfig(Skill):
+    """In a share of the rollouts an operator takes over from the policy and finishes the episode."""
+
+    share: Fraction = 0.0
+    when: TakeOver = TakeOver.watchdog
+    slow: Fraction = 0.0
+    hesitate: Fraction = 0.0
+    miss: Fraction = 0.0
+    noise: Amount = 0.05
+    risky: Fraction = 0.0
 
 
 @part
@@ -38,6 +59,7 @@ class RolloutConfig(EvalConfig):
     tasks: list[str] | None = None  # None: all of the environment
     policy: Collector
     tries: Count = later(1)
+    corrections: CorrectionsConfig = field(default_factory=CorrectionsConfig)
 
     def problems(self, key: str) -> Iterator[str]:
         yield from EvalConfig.problems(self, key)

@@ -15,6 +15,8 @@ import numpy as np
 
 from recap.envs import Env, EpisodeSpec, make_env, registry
 from recap.envs.config import DemonstratorConfig, EnvConfig, Images
+from recap.rollout.config import CorrectionsConfig
+from recap.rollout.operator import Operator, stands_by
 from recap.utils.errors import RecapError, disk_error
 
 Observation = dict[str, np.ndarray]
@@ -25,7 +27,10 @@ VIDEO_PIXELS = 256  # images are enlarged by a whole factor up to about this hei
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode ended. `steps` = control steps executed; success False = a time-out; choice: see `Env`."""
+    """How one episode ended. `steps` = control steps executed; success False = a time-out; choice: see `Env`.
+
+    corrected_from: the control step from which on an operator acted instead of the policy; None: it acted alone.
+    """
 
     index: int
     task: str
@@ -34,6 +39,12 @@ class EpisodeResult:
     success: bool
     steps: int
     choice: str | None = None
+    corrected_from: int | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the policy succeeded by itself."""
+        return self.success and self.corrected_from is None
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Job:
     """What all episodes of one roll share.
 
     record: folder of finished episodes (data.lerobot_writer). videos: folder of mp4 files, of the indices in `film`.
-    max_steps: an earlier time-out than the environment's own, in control steps.
+    max_steps: an earlier time-out than the environment's own, in control steps. corrections: None for none.
     """
 
     split: str
@@ -49,6 +60,7 @@ class Job:
     videos: Path | None = None
     film: frozenset[int] = frozenset()
     max_steps: int | None = None
+    corrections: CorrectionsConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,10 @@ def _failure(error: Exception, spec: EpisodeSpec | None) -> Failure:
 
 @dataclass
 class Slot:
-    """One environment and the episode in it; `frames` and `actions` grow only while recording or filming."""
+    """One environment and the episode in it; `frames` and `actions` grow only while recording or filming.
+
+    operator: who may take over, and from which control step on he did.
+    """
 
     env: Env
     spec: EpisodeSpec
@@ -120,6 +135,8 @@ class Slot:
     frames: list[Observation] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     steps: int = 0
+    operator: Operator | None = None
+    corrected_from: int | None = None
 
 
 class Simulation:
@@ -128,6 +145,7 @@ class Simulation:
     def __init__(self, env_config: EnvConfig) -> None:
         self.env_config = env_config
         self.slots: dict[int, Slot] = {}
+        self.envs: dict[tuple[int, bool], Env] = {}  # by slot, and whether an operator needs time in it too
         self.job = Job("")
         self.current: EpisodeSpec | None = None  # the episode being worked on, for error messages
         self.stage: Env | None = None  # where demonstrations are given
@@ -178,21 +196,47 @@ class Simulation:
 
     def _reset(self, number: int, spec: EpisodeSpec) -> Slot:
         self.current = spec
-        if number in self.slots:
-            env = self.slots[number].env
-        else:
-            env, self.spare = self.spare or make_env(self.env_config), None
+        watched = stands_by(self.job.corrections, spec.seed)
+        env = self._env(number, watched)
         self.slots[number] = slot = Slot(env, spec, self._first(env, spec))
+        if watched:
+            assert self.job.corrections is not None
+            slot.operator = Operator(self.job.corrections, self.env_config.type, spec.seed, self._time(env, spec.task))
         return slot
+
+    def _env(self, number: int, watched: bool) -> Env:
+        """Of a slot. An operator has as much time as the policy, after it."""
+        if (number, watched) not in self.envs:
+            if watched:
+                made = make_env(replace(self.env_config, max_steps=2 * self.env_config.max_steps))
+            else:
+                made, self.spare = self.spare or make_env(self.env_config), None
+            self.envs[number, watched] = made
+        return self.envs[number, watched]
+
+    def _time(self, env: Env, task: str) -> int:
+        """Control steps that the policy has in an environment with time for an operator."""
+        own = getattr(env, "max_steps", None)  # where the time-out depends on the task
+        return self.env_config.max_steps if own is None else own(task) // 2
 
     def _advance(self, slot: Slot, actions: np.ndarray) -> EpisodeResult | None:
         self.current = slot.spec
         keep = self.job.record is not None or slot.spec.index in self.job.film
         for i, action in enumerate(actions):
+            if slot.operator is not None and slot.operator.takes_over(slot.env, slot.spec.task, slot.steps):
+                return self._correct(slot, slot.operator, keep)
             success, done = self._step(slot, action, keep, render=keep or i == len(actions) - 1)
             if done or slot.steps == self.job.max_steps:
                 return self._finish(slot, "rollout", success)
         return None
+
+    def _correct(self, slot: Slot, operator: Operator, keep: bool) -> EpisodeResult:
+        """The rest of an episode, by the operator."""
+        slot.corrected_from, done, success = slot.steps, False, False
+        operator.demonstrator.reset(slot.env, slot.spec.task)
+        while not done:
+            success, done = self._step(slot, operator.demonstrator.act(slot.env), keep)
+        return self._finish(slot, "rollout", success)
 
     def _step(self, slot: Slot, action: np.ndarray, keep: bool, render: bool = True) -> tuple[bool, bool]:
         action = np.clip(action, *slot.env.action_range)  # here, so that what is recorded is what was executed
@@ -215,11 +259,16 @@ class Simulation:
             images = {key: np.stack([frame[key] for frame in slot.frames]) for key in env.cameras}
             state = np.stack([frame["observation.state"] for frame in slot.frames])
             film = env.fps if self.env_config.recorded_images is Images.video else None
-            taken = choice, getattr(env, "choice_frame", None)
-            episode = Episode(spec, job.split, source, success, images, state, np.stack(slot.actions), *taken)
+            episode = Episode(
+                *(spec, job.split, source, success, images, state, np.stack(slot.actions), choice),
+                choice_frame=getattr(env, "choice_frame", None),
+                corrected_from=slot.corrected_from,
+                watched=job.corrections is not None,
+            )
             write_episode(job.record, episode, film)
         slot.frames, slot.actions = [], []
-        return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, success, slot.steps, choice)
+        end = success, slot.steps, choice, slot.corrected_from
+        return EpisodeResult(spec.index, spec.task, spec.initial_state, spec.seed, *end)
 
 
 def write_film(path: Path, frames: Sequence[Mapping[str, np.ndarray]], cameras: Sequence[str], fps: int) -> None:

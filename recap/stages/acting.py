@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recap.rollout.collect import journals
-from recap.rollout.config import Prompt
+from recap.rollout.config import CorrectionsConfig, Prompt
 from recap.stages.base import Say, Stage
 from recap.utils.ranks import WHOLE, Share
 
@@ -39,12 +39,13 @@ class Rollout(Acting):
     iteration: int
     tasks: list[str] | None = None
     tries: int | None = None  # None: one from each initial state
+    corrections: CorrectionsConfig | None = None
 
     def run(self, say: Say, share: Share = WHOLE) -> None:
         from recap.stages.simulate import rollout  # imports torch
 
-        own = {"iteration": self.iteration, "tasks": self.tasks, "tries": self.tries or 1, **self.how}
-        rollout(self.cfg, self.read, self.out, say, share=share, **own)
+        own = {"iteration": self.iteration, "tasks": self.tasks, "corrections": self.corrections, **self.how}
+        rollout(self.cfg, self.read, self.out, say, tries=self.tries or 1, share=share, **own)
 
     def progress(self) -> tuple[int, int]:
         return sum(1 for _ in (self.out / "episodes").glob("*.parquet")), self.episodes

@@ -14,11 +14,12 @@ from recap.config import Config, StageKind
 from recap.data.frames import UNKNOWN, Frames
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.method import advantage as equations
-from recap.method.config import Threshold, Within
+from recap.method.config import AdvantageConfig, SourceKind, Threshold, Within
 from recap.method.returns import rewards
 from recap.policies.value.splits import held_out
 from recap.stages.base import Inputs, Say, Stage
 from recap.stages.inputs import (
+    attempts_of,
     episodes_of,
     normalized_returns,
     pooled_episodes,
@@ -42,6 +43,8 @@ class Advantage(Stage):
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         before = used["advantage"].pop("sft")
+        if not self.reads_corrections:
+            del used["advantage"]["correction_prefix"]
         settings = used["advantage"] | (before if self.training is StageKind.sft else {})
         read = ("aggregation", "uncertainty_penalty")
         value = {key: values["value"][key] for key in read if key in values["value"]}
@@ -64,14 +67,15 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
     pooled = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     tasks, kinds = pooled["task"].tolist(), pooled["source"].tolist()
     scope: Literal["per_task", "all"] = "per_task" if settings.threshold is Threshold.per_task else "all"
-    epsilon = equations.thresholds(pooled["advantage"], tasks, fraction, scope, settings.positive_fraction_by_task)
+    forced = sorted(_forced(settings, data))
+    free = equations.unforced(tasks, kinds, forced)
+    named, shares = pooled["task"][free].tolist(), (fraction, settings.positive_fraction_by_task)
+    epsilon = equations.thresholds(pooled["advantage"][free], named, shares[0], scope, shares[1])
     if settings.within is not None:
         binned = settings.within is Within.value_bin
         group = equations.value_bins(pooled["value"], tasks, settings.value_bins) if binned else same_start(data)
-        pooled["advantage"] = equations.group_relative(
-            pooled["advantage"], tasks, group, epsilon, fraction, settings.positive_fraction_by_task
-        )
-    forced = [kind.name for kind in settings.force_positive]
+        relative = equations.group_relative(pooled["advantage"][free], named, group[free], epsilon, *shares)
+        pooled["advantage"][free] = relative
     pooled["indicator"] = equations.indicator(pooled["advantage"], tasks, epsilon, kinds, forced)
     if settings.shuffle:
         pooled["indicator"] = equations.shuffled(pooled["indicator"], pooled["dataset"].tolist(), cfg.seed)
@@ -91,6 +95,7 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
         normalizer=norm,
         c_fail=settings.c_fail,
         percentiles=equations.percentiles(pooled["advantage"]),
+        forced=forced,
     )
     write_thresholds(out, thresholds)
     say(describe(thresholds))
@@ -98,30 +103,38 @@ def advantage(cfg: Config, inputs: Inputs, out: Path, say: Say, *, stage: StageK
         say(f"warning: {text}")
 
 
+def _forced(settings: AdvantageConfig, data: list[Frames]) -> set[str]:
+    """Sources that are positive by definition; corrections of which no outcome is known cannot be anything else."""
+    unjudged = any(not frames.outcomes for frames in data)
+    return {kind.name for kind in settings.force_positive} | ({SourceKind.correction.name} if unjudged else set())
+
+
 def _advantages(
     cfg: Config, frames: Frames, values: np.ndarray, norm: dict[str, float], n_step: int | None
 ) -> dict[str, np.ndarray]:
     """The label columns of one data set, but for the indicator. values: float64 [members, N]."""
-    tasks, lengths, success = episodes_of(frames)
-    c_fail, of_episode = cfg.advantage.c_fail, frames.episode
+    settings, of_episode = cfg.advantage, frames.episode
+    tasks, parts = np.asarray(frames.tasks, dtype=object)[frames.task], attempts_of(frames, settings)
     out_by = np.stack([held_out(frames, cfg.value, cfg.seed, member) for member in range(len(values))])[:, of_episode]
     penalty = cfg.value.uncertainty_penalty
     value, unseen = equations.read_value(values, out_by, cfg.value.aggregation.value, penalty)
     found = [
-        equations.advantages(rewards(length, won, c_fail), value[start : start + length], n_step, norm[task])
-        for start, task, length, won in zip(frames.start, tasks, lengths, success, strict=True)
+        equations.advantages(
+            rewards(int(length), bool(won), settings.c_fail), value[start : start + length], n_step, norm[task]
+        )
+        for start, task, length, won in zip(parts.start, tasks[parts.episode], parts.length, parts.success, strict=True)
     ]
     return {
         "dataset": np.full(len(frames), frames.name, dtype=object),
         "episode_index": frames.episode_index,
         "frame_index": frames.frame_index,
         "value": value,
-        "return": normalized_returns(frames, norm, c_fail),
+        "return": normalized_returns(frames, norm, settings),
         "advantage": np.concatenate(found),
         "held_out": unseen,
         "source": frames.source_of_frame(),
-        "success": frames.success[of_episode],
-        "task": np.asarray(tasks, dtype=object)[of_episode],
+        "success": parts.of_frames(),
+        "task": tasks[of_episode],
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from recap.config import Config, plain
+from recap.method.config import SourceKind
 from recap.rollout.config import Prompt
 from recap.storage.manifest import finished
 from recap.training.config import IndicatorMode, PolicyTrainConfig
@@ -57,6 +58,14 @@ class Stage:
         return {role: Path(self.cfg.output) / path for role, path in self.inputs.items()}
 
     @property
+    def reads_corrections(self) -> bool:
+        """Whether an operator may act in some frames of its data; where not, no key about them decides its result."""
+        sources = self.cfg.data.sources.values()
+        marked = any(one.interventions is not None or one.kind is SourceKind.correction for one in sources)
+        rollouts = any(role.startswith("rollouts_") for role in self.inputs)
+        return marked or (rollouts and self.cfg.rollout.corrections.share > 0)
+
+    @property
     def finished(self) -> bool:
         return finished(self.out)
 
@@ -88,7 +97,7 @@ class Stage:
 
     def _settings(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {f.name for f in fields(Stage)}}
-        return {key: getattr(value, "name", value) for key, value in own.items() if value is not None}
+        return {key: plain(value) for key, value in own.items() if value is not None}
 
 
 def iteration_dir(iteration: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from recap.config import Config
 from recap.data.labels import PARQUET, THRESHOLDS, read_labels, read_thresholds
-from recap.method.config import GateAction, Normalization, Threshold
+from recap.method.config import GateAction, Normalization, SourceKind, Threshold
 from recap.stages.base import Inputs, Say, Stage
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
@@ -29,7 +30,7 @@ class Gate(Stage):
     keys = ("gate", "advantage")
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        del used["gate"]["action"], used["advantage"]["sft"]
+        del used["gate"]["action"], used["advantage"]["sft"], used["advantage"]["correction_prefix"]
         return {**used, "value": {"bins": values["value"]["bins"]}}
 
     def run(self, say: Say, share: Share = WHOLE) -> None:
@@ -75,14 +76,15 @@ def _record(check: Check) -> dict[str, object]:
 
 
 def labelled(cfg: Config, folder: Path) -> Labelled:
-    """All data sets of an advantage stage together."""
+    """All data sets of an advantage stage together, without what an operator did: V has to judge the policy."""
     from recap.method.gate import ALL, Labelled
 
     thresholds, settings = read_thresholds(folder), cfg.advantage
     paths = sorted(folder.glob(f"*/{PARQUET}"))
     if not paths:
         raise RecapError(f"{folder} has {THRESHOLDS} but no labels. Fix: delete {folder}, run advantage.py again.")
-    tables = [read_labels(path.parent).columns for path in paths]
+    tables = [_acted(read_labels(path.parent).columns) for path in paths]
+    tables = [table for table in tables if len(table["source"])]
     column = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     episode, start = [], 0
     for table in tables:
@@ -106,4 +108,11 @@ def labelled(cfg: Config, folder: Path) -> Labelled:
         c_fail=thresholds.c_fail,
         bins=cfg.value.bins,
         clipped=settings.normalization is Normalization.per_task,
+        forced=thresholds.forced,
     )
+
+
+def _acted(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The frames in which no operator acted."""
+    rows = table["source"] != SourceKind.correction.name
+    return {name: column[rows] for name, column in table.items()}

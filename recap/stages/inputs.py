@@ -12,10 +12,11 @@ import numpy as np
 
 from recap.config import Config
 from recap.data.frames import Frames, load_frames
+from recap.data.interventions import Attempts, attempts
 from recap.data.lerobot_writer import assemble
 from recap.data.sources import load_source
 from recap.envs import EpisodeSpec, instructions, make_env
-from recap.method.config import Normalization, SourceKind
+from recap.method.config import AdvantageConfig, Normalization, Prefix, SourceKind
 from recap.method.returns import normalize, normalizers, returns, rewards
 from recap.stages.base import DEMONSTRATIONS, Inputs
 from recap.utils.errors import RecapError
@@ -92,9 +93,18 @@ def pooled_episodes(data: list[Frames]) -> tuple[list[str], list[int], list[bool
     return list(chain(*tasks)), list(chain(*lengths)), list(chain(*success))
 
 
+def attempts_of(frames: Frames, settings: AdvantageConfig) -> Attempts:
+    """What has a return: the episodes, or where the prefix of a correction counts as failed their parts."""
+    return attempts(frames, cut=settings.correction_prefix is Prefix.failure)
+
+
 def task_normalizers(cfg: Config, data: list[Frames]) -> dict[str, float]:
     """Steps by which returns are divided, per task."""
-    tasks, lengths, _ = pooled_episodes(data)
+    tasks, lengths = list[str](), list[int]()
+    for frames in data:
+        parts = attempts_of(frames, cfg.advantage)
+        tasks += [frames.tasks[task] for task in frames.task[parts.episode]]
+        lengths += parts.length.tolist()
     constant = cfg.advantage.normalizer if cfg.advantage.normalization is Normalization.constant else None
     return normalizers(tasks, lengths, constant)
 
@@ -127,9 +137,11 @@ def read_values(folder: Path, frames: Frames) -> np.ndarray:
     return found
 
 
-def normalized_returns(frames: Frames, norm: dict[str, float], c_fail: float) -> np.ndarray:
+def normalized_returns(frames: Frames, norm: dict[str, float], settings: AdvantageConfig) -> np.ndarray:
     """R_t of every frame, in [-1, 0]: float64 [N]."""
-    episodes = zip(*episodes_of(frames), strict=True)
-    return np.concatenate(
-        [normalize(returns(rewards(length, success, c_fail)), norm[task]) for task, length, success in episodes]
-    )
+    parts = attempts_of(frames, settings)
+    steps = [
+        normalize(returns(rewards(int(length), bool(won), settings.c_fail)), norm[frames.tasks[task]])
+        for task, length, won in zip(frames.task[parts.episode], parts.length, parts.success, strict=True)
+    ]
+    return np.concatenate(steps)

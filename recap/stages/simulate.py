@@ -19,7 +19,7 @@ from recap.policies.folder import checkpoint_of
 from recap.policies.processors import indicator_step
 from recap.policies.registry import adapter_of
 from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
-from recap.rollout.config import Prompt
+from recap.rollout.config import CorrectionsConfig, Prompt
 from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
 from recap.stages.base import Inputs, Say, prompt_for
@@ -58,6 +58,7 @@ def rollout(
     beta: float,
     tasks: list[str] | None = None,
     tries: int = 1,
+    corrections: CorrectionsConfig | None = None,
     share: Share = WHOLE,
 ) -> None:
     """Experience: the current policy on seeded placements that are never evaluated, time-outs kept."""
@@ -77,12 +78,16 @@ def rollout(
         record=out / "episodes",
         videos=out / "videos",
         video_episodes=videos,
+        corrections=corrections,
         progress="rollout",
         share=share,
     )
     if not share.whole:
         return
-    say(f"{sum(r.success for r in results)} of {len(results)} rollouts succeeded")
+    alone, corrected = (sum(r.alone for r in results), [r.success for r in results if r.corrected_from is not None])
+    say(f"{alone} of {len(results)} rollouts succeeded" + (" without an operator" if corrections else ""))
+    if corrections:
+        say(f"an operator took over in {len(corrected)}, and {sum(corrected)} of these succeeded")
     publish(cfg, out, SourceKind.rollout, checkpoint_name(cfg, inputs["policy"]))
 
 

@@ -18,6 +18,7 @@ from recap.data.labels import Labels, read_labels, read_thresholds
 from recap.data.mixture import Mixture, merged_stats
 from recap.data.prefetch import prefetch
 from recap.data.statistics import listed
+from recap.method.config import Prefix
 from recap.method.returns import Bins
 from recap.policies.adapter import features
 from recap.policies.batches import policy_batches
@@ -71,7 +72,8 @@ def train_stage(
     share = settings.demo_fraction if len(data) > 1 else 1.0
     if role is Role.policy:
         checkpoint.set_prompt(None if settings.indicator is IndicatorMode.ignore else True)
-        mixture = Mixture(data, share, settings.episode_filter, fps=cfg.env.fps)
+        cut, fraction = cfg.advantage.correction_prefix is Prefix.failure, settings.correction_fraction
+        mixture = Mixture(data, share, settings.episode_filter, fps=cfg.env.fps, cut=cut, correction_fraction=fraction)
         lost = sum(int((~source.success).sum()) for source in data)
         if settings.indicator is IndicatorMode.always_positive and lost:
             say(f"warning: {lost} failed episodes are imitated as 'positive'. Fix: policy.{stage.name}.indicator=use")
@@ -82,7 +84,7 @@ def train_stage(
         if is_main_process():
             write_text(out / NORMALIZERS, json.dumps(norm, indent=2) + "\n")
         bins = Bins(cfg.value.bins)
-        targets = [bins.encode(normalized_returns(source, norm, cfg.advantage.c_fail)) for source in data]
+        targets = [bins.encode(normalized_returns(source, norm, cfg.advantage)) for source in data]
         unseen = [left_out(source, cfg.value, cfg.seed, member) for source in data]
         mixture = Mixture(data, share, left_out=unseen, fps=cfg.env.fps)
         batches = value_batches(mixture, settings, seed, targets)

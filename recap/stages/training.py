@@ -68,6 +68,14 @@ class TrainPolicy(Training):
         found: PolicyTrainConfig = getattr(self.cfg.policy, self.training.name)
         return found
 
+    def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        used = super().refined(used, values)
+        own = used["policy"][self.training.name]
+        if not self.reads_corrections:
+            del own["correction_fraction"]
+            return used
+        return {**used, "advantage": {"correction_prefix": values["advantage"]["correction_prefix"]}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainValue(Training):
@@ -83,8 +91,8 @@ class TrainValue(Training):
         return self.member or 0
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
-        found = {**super().refined(used, values), "advantage": returns}
+        keys = ("normalization", "normalizer", "c_fail", *(("correction_prefix",) if self.reads_corrections else ()))
+        found = {**super().refined(used, values), "advantage": {key: values["advantage"][key] for key in keys}}
         found["value"].pop("uncertainty_penalty", None)
         if self.cfg.value.aggregation is not Aggregation.out_of_fold:
             # Only folds depend on how many there are: other members are the same whoever reads them, and how.

@@ -47,17 +47,20 @@ def evaluation(lib: Any, out: Path, videos: int) -> Row:
 
 
 def recording(lib: Any, out: Path, videos: int) -> Row:
-    """Demonstrations or rollouts."""
+    """Demonstrations or rollouts; what an operator finished is no success of the policy."""
     episodes = files.read_episodes(out / "dataset")
-    won = [episode["success"] for episode in episodes]
+    won = [episode["success"] and "corrected_from" not in episode for episode in episodes]
     row: Row = {
         "data/episodes": len(episodes),
         "data/frames": sum(episode["steps"] for episode in episodes),
         "data/success_rate": float(np.mean(won)),
         "data/mean_steps": float(np.mean([episode["steps"] for episode in episodes])),
     }
-    for task in sorted({episode["task"] for episode in episodes}):
-        row[key("data/success_rate", task)] = float(np.mean([e["success"] for e in episodes if e["task"] == task]))
+    if corrections := [episode["success"] for episode in episodes if "corrected_from" in episode]:
+        row |= {"data/corrections": len(corrections), "data/corrections_success_rate": float(np.mean(corrections))}
+    tasks = np.array([episode["task"] for episode in episodes])
+    for task in sorted(set(tasks.tolist())):
+        row[key("data/success_rate", task)] = float(np.mean(np.array(won)[tasks == task]))
     return {**row, **_videos(lib, out, videos, dict(enumerate(episodes)))}
 
 
@@ -195,7 +198,7 @@ def _value_curves(lib: Any, tables: list[dict[str, np.ndarray]]) -> Row:
     """V and the return over the typical success and failure (the median of the mean value) of the newest rollouts."""
     if not hasattr(lib, "plot"):
         return {}
-    rollouts = [table for table in tables if (table["source"] == "rollout").all()]
+    rollouts = [table for table in tables if (table["source"] != "demonstration").all()]
     table = rollouts[-1] if rollouts else tables[0]
     row: Row = {}
     for outcome, won in (("success", True), ("failure", False)):

@@ -1,13 +1,16 @@
-"""The scripted demonstrator: reads the true state, and shows quality from clean to clumsy as its configuration says."""
+"""The scripted demonstrator: reads the true state, and shows quality from clean to clumsy as its configuration says.
+
+It can begin in any state, so it also corrects a policy: with a pot in the hand, or one that was put down elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 
-from recap.envs.config import DemonstratorConfig
+from recap.envs.config import Skill
 from recap.envs.moka import scene
 from recap.envs.moka.env import SPEED, YAW_SPEED, MokaEnv
 
@@ -17,6 +20,10 @@ ABOVE_BOTTLES = 0.03  # m, a pot is carried this far above them
 CLOSE, OPEN = 1.0, -1.0
 SLOW_SPEED = 0.4  # of the full action
 HESITATE = ("reach", "descend", "carry", "lower")
+BETWEEN = (0.03, 0.045)  # m, distance of the fingers with a pot between them
+LOW = 0.035  # m above the grasp: a lower hand first rises, or it would push the pot away
+PATIENCE = 1.5  # s without progress after which a policy is lost: longer than a demonstrator hesitates
+PROGRESS = 0.005  # m
 
 
 class Demonstrator:
@@ -30,12 +37,14 @@ class Demonstrator:
     The same `rng` state and the same initial state give the same episode.
     """
 
-    def __init__(self, config: DemonstratorConfig, rng: np.random.Generator):
+    def __init__(self, config: Skill, rng: np.random.Generator):
         self.config = config
         self.rng = rng
+        self._nearest: tuple[int, float] | None = None  # to the goal, of a policy that is watched
+        self._waited = 0  # control steps since then
 
     def reset(self, env: Any, task: str) -> None:
-        """Starts the script; call it after `env.reset`. `env` is a `MokaEpisodes` or a `MokaEnv`."""
+        """Starts the script, from whatever state `env`, a `MokaEpisodes` or a `MokaEnv`, is in."""
         self._plan = self._script(env.unwrapped, task)
 
     def act(self, env: Any) -> np.ndarray:
@@ -44,6 +53,28 @@ class Demonstrator:
         if self.config.noise > 0:
             action[[0, 1, 2, 5]] += self.rng.normal(0.0, self.config.noise, 4)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def lost(self, env: Any, task: str) -> bool:
+        """Whether the policy that acts came no nearer to the goal for a while; asked before each of its steps."""
+        pots, way = self._to_go(env.unwrapped, task)
+        if self._nearest is None or (pots, way) < (self._nearest[0], self._nearest[1] - PROGRESS):
+            self._nearest, self._waited = (pots, way), 0
+        self._waited += 1
+        return self._waited > PATIENCE * env.fps
+
+    @staticmethod
+    def _to_go(env: MokaEnv, task: str) -> tuple[int, float]:
+        """(pots that are not where they belong, metres that the hand and the nearest of them have to go)."""
+        if task == "turn on the stove":
+            return 0, float(np.linalg.norm(env.eef - [*(env.stove + scene.BUTTON), scene.BUTTON_TOP]))
+        on_trivet = task == "put the moka pot on the trivet"
+        goals = env.trivet[None] if on_trivet else env.burners
+        waiting = [pot for pot in range(env.sim.pots) if on_trivet or not env.on_stove(pot)]
+        ways = [
+            np.linalg.norm(env.eef - env.pot_position(pot)) + np.hypot(*(goals - env.pot_position(pot)[:2]).T).min()
+            for pot in waiting
+        ]
+        return len(waiting), float(min(ways, default=0.0))
 
     # ------------------------------------------------------------------------------------------------ the script
     def _script(self, env: MokaEnv, task: str) -> Iterator[np.ndarray]:
@@ -77,19 +108,15 @@ class Demonstrator:
         return min(free or env.burners, key=lambda burner: abs(burner[0] - x))
 
     def _put(self, env: MokaEnv, pot: int, goal: np.ndarray, top: float, risky: bool = False) -> Iterator[np.ndarray]:
-        position, yaw = env.pot_position(pot), _nearest_turn(env.pot_yaw(pot), env.yaw)
-        low = position[2] + GRASP
-        missed = self.rng.random() < self.config.miss
-        if missed:  # beside the pot along the fingers' flat side, so that they close on air
-            side = self.rng.choice([-1.0, 1.0]) * self.rng.uniform(0.045, 0.055)
-            position = position + side * np.array([np.cos(yaw), np.sin(yaw), 0.0])
-        yield from self._to(env, [*position[:2], low + 0.075], yaw, OPEN, "reach", tolerance=0.012)
-        yield from self._to(env, [*position[:2], low], yaw, OPEN, "descend", tolerance=0.005)
-        yield from self._hold(env, CLOSE, 3)
-        yield from self._to(env, [*position[:2], low + 0.06], yaw, CLOSE, "lift", tolerance=0.02)
-        if np.hypot(*(env.pot_position(pot)[:2] - env.eef[:2])) > 0.02 or env.pot_position(pot)[2] < position[2] + 0.02:
-            return  # nothing in the hand
-        high, rest = top + scene.POT_HALF_HEIGHT + GRASP + CLEAR, top + scene.POT_HALF_HEIGHT + GRASP + 0.002
+        position, yaw, grip = env.pot_position(pot), _nearest_turn(env.pot_yaw(pot), env.yaw), GRASP
+        if self._holds(env, pot):  # a policy grasped it, perhaps not in the middle
+            beside, position, yaw = env.eef - position, env.eef, env.yaw
+            grip, goal = beside[2], goal + beside[:2]
+            clear = max(position[2], top + scene.POT_HALF_HEIGHT + grip + CLEAR / 2)
+            yield from self._to(env, [*position[:2], clear], yaw, CLOSE, "lift", tolerance=0.01)
+        elif not (yield from self._grasp(env, pot, position, yaw)):
+            return
+        high, rest = top + scene.POT_HALF_HEIGHT + grip + CLEAR, top + scene.POT_HALF_HEIGHT + grip + 0.002
         if len(env.bottles) and risky:  # in line with the burner first, then between them
             yield from self._to(env, [goal[0], env.bottles[0, 1] - 0.06, high], 0.0, CLOSE, "line up", tolerance=0.003)
         elif len(env.bottles):
@@ -99,6 +126,30 @@ class Demonstrator:
         yield from self._to(env, [*goal, rest], 0.0, CLOSE, "lower", tolerance=0.006)
         yield from self._hold(env, OPEN, 2)
         yield from self._to(env, [*goal, rest + 0.08], 0.0, OPEN, "retreat", tolerance=0.02)
+
+    def _grasp(self, env: MokaEnv, pot: int, position: np.ndarray, yaw: float) -> Generator[np.ndarray, None, bool]:
+        """Lifts the pot that stands at `position` (3,); whether it is in the hand then."""
+        low = position[2] + GRASP
+        if env.eef[2] < low + LOW:
+            yield from self._to(env, [*env.eef[:2], low + 0.075], env.yaw, OPEN, "rise", tolerance=0.02)
+            position = env.pot_position(pot)  # it fell out of the hand, or was touched
+        missed = self.rng.random() < self.config.miss
+        if missed:  # beside the pot along the fingers' flat side, so that they close on air
+            side = self.rng.choice([-1.0, 1.0]) * self.rng.uniform(0.045, 0.055)
+            position = position + side * np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        yield from self._to(env, [*position[:2], low + 0.075], yaw, OPEN, "reach", tolerance=0.012)
+        yield from self._to(env, [*position[:2], low], yaw, OPEN, "descend", tolerance=0.005)
+        yield from self._hold(env, CLOSE, 3)
+        yield from self._to(env, [*position[:2], low + 0.06], yaw, CLOSE, "lift", tolerance=0.02)
+        lifted = env.pot_position(pot)
+        return bool(np.hypot(*(lifted[:2] - env.eef[:2])) <= 0.02 and lifted[2] >= position[2] + 0.02)
+
+    @staticmethod
+    def _holds(env: MokaEnv, pot: int) -> bool:
+        """The closed fingers have the pot between them."""
+        beside = env.eef - env.pot_position(pot)
+        between = BETWEEN[0] < env.opening < BETWEEN[1]
+        return bool(env.closed and between and np.hypot(*beside[:2]) < 0.025 and abs(beside[2] - GRASP) < 0.03)
 
     def _press(self, env: MokaEnv) -> Iterator[np.ndarray]:
         goal = env.stove + scene.BUTTON

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -11,12 +10,12 @@ import numpy as np
 from recap.envs import rendering
 from recap.envs.config import EnvConfig, MokaConfig
 from recap.envs.moka import scene
+from recap.envs.moka.tasks import TASKS, find_split, find_task, initial_rng
 from recap.utils.errors import RecapError
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.image2": "wrist"}
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "left_finger", "right_finger")
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
-SPLITS = ("demonstration", "collection", "evaluation")
 
 SPEED = 0.28  # m/s at action 1: 2.8 cm per step at 10 Hz
 YAW_SPEED = 2.5  # rad/s at action 1
@@ -26,28 +25,6 @@ BOTTLE_MOVED = 0.008  # m: a bottle that was moved further has been pushed away
 LIFTED = 0.03  # m: a pot this high above its place on the table is in the hand and on its way
 BOTTLES_MET = scene.POT_HALF_WIDTH + scene.BOTTLE_RADIUS  # how near in y a pot touches them
 WINDUP = 0.05  # how far the commanded position may run ahead of the hand when something blocks it
-
-
-@dataclass(frozen=True)
-class Task:
-    """An instruction. `number` seeds its initial states and never changes; `length` multiplies the time-out.
-
-    `layout`: a name in `scene.layouts`.
-    """
-
-    number: int
-    layout: str
-    length: int = 1
-
-
-TASKS = {
-    "put the moka pot on the stove": Task(0, "one pot"),
-    "put both moka pots on the stove": Task(1, "two pots", length=2),
-    "put the moka pot on the trivet": Task(2, "one pot"),
-    "turn on the stove": Task(3, "one pot"),
-    "put the moka pot on a burner": Task(4, "two burners"),
-    "put the moka pot on the burner": Task(5, "bottles"),
-}
 
 
 class Simulation:
@@ -325,27 +302,6 @@ class MokaEnv(gym.Env):
     def _light(self, *, on: bool) -> None:
         self.stove_on = on
         self.sim.model.geom_rgba[self.sim.burner_geoms] = (0.98, 0.35, 0.05, 1.0) if on else (0.05, 0.05, 0.06, 1.0)
-
-
-def find_task(name: str) -> str:
-    if name not in TASKS:
-        raise RecapError(
-            f"env.tasks: unknown instruction {name!r} for env=moka; choose from {', '.join(repr(t) for t in TASKS)}."
-        )
-    return name
-
-
-def find_split(name: str) -> str:
-    if name not in SPLITS:
-        raise RecapError(f"Unknown split {name!r}; choose from {', '.join(SPLITS)}.")
-    return name
-
-
-def initial_rng(task: str, split: str, initial_state: int) -> np.random.Generator:
-    """The random stream of one initial state: a pure function of its name, so the splits never share a state."""
-    if initial_state < 0:
-        raise RecapError(f"initial_state={initial_state}: an id is 0 or larger.")
-    return np.random.default_rng([SPLITS.index(split), TASKS[task].number, initial_state])
 
 
 class MokaEpisodes:

@@ -28,6 +28,6 @@ def held_out(frames: Frames, config: ValueConfig, seed: int, member: int = 0) ->
 
 
 def left_out(frames: Frames, config: ValueConfig, seed: int, member: int) -> np.ndarray:
-    """Frames that the member does not train on: bool [N]."""
-    out = held_out(frames, config, seed, member)[frames.episode]
+    """Frames that the member does not train on: bool [N]. Nothing can be learned where no outcome is known."""
+    out = held_out(frames, config, seed, member)[frames.episode] | (not frames.outcomes)
     return out if config.interventions else out | frames.corrected
