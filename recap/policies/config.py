@@ -13,6 +13,7 @@ from pydantic import AfterValidator, TypeAdapter, WrapValidator
 
 from recap.policies import registry
 from recap.policies.memory import FULL, HALF
+from recap.policies.words import prompt
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.typed import Count, Number, must, part, wrong
 
@@ -85,6 +86,10 @@ class ReadsText(NetworkConfig):
     tokenizer: str
     tokenizer_max_length: Count
 
+    def longest(self, task: str, indicator: bool | None, state: int) -> str:
+        """The longest text that it reads for an instruction; state: how many numbers the robot's state has."""
+        return prompt(task, indicator)
+
 
 @part
 class PolicyConfig(NetworkConfig):
@@ -93,6 +98,7 @@ class PolicyConfig(NetworkConfig):
     readable: ClassVar[str] = "a policy of a run (…/sft or …/policy)"
     named: ClassVar[str] = "the policy"
     has_guidance: ClassVar[bool] = False  # whether beta other than 1 changes what it does
+    shardable: ClassVar[bool] = True  # whether sharding=fsdp can share out its layers
 
     type: Annotated[str, AfterValidator(_known)]
     chunk_size: Count

@@ -9,10 +9,15 @@ from tokenizers import Tokenizer
 BUILTIN = "builtin"  # the name of the tokenizer that needs no download
 
 
-def prompt(task: str, indicator: bool | None) -> str:
-    """The text that the policy reads; `indicator` None gives the unconditional prompt, lerobot's own for π0."""
-    text = task if task.endswith("\n") else f"{task}\n"
-    return text if indicator is None else f"{text}Advantage: {'positive' if indicator else 'negative'}\n"
+def prompt(task: str, indicator: bool | None, before: str = "") -> str:
+    """The text that the policy reads; `indicator` None gives the unconditional prompt, lerobot's own for π0.
+
+    before: what the indicator stands in front of, where a text ends with more than the instruction (π0.5: "Action: ").
+    """
+    said = "" if indicator is None else f"Advantage: {'positive' if indicator else 'negative'}\n"
+    if before:
+        return task.removesuffix(before) + said + before
+    return (task if task.endswith("\n") else f"{task}\n") + said
 
 
 @lru_cache

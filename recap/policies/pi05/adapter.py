@@ -1,0 +1,72 @@
+"""π0.5 as the rest of the code meets it: lerobot's class, of lerobot's size or a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pi05 import modeling_pi05
+from lerobot.policies.pi05.configuration_pi05 import PI05Config as LerobotPI05Config
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy
+from torch import nn
+
+from recap.policies.adapter import Spec
+from recap.policies.lerobot.adapter import LerobotAdapter
+from recap.policies.lerobot.policy import Steered, instead
+from recap.policies.pi05.config import ACTION, PI05Config
+from recap.policies.pi05.small import STOCK, Sizes, shrunk
+from recap.policies.prompt import BUILTIN, load_tokenizer
+
+
+class Policy(Steered, PI05Policy):
+    pass
+
+
+@PreTrainedConfig.register_subclass("recap_pi05")
+@dataclass
+class SmallPI05Config(LerobotPI05Config):
+    """lerobot's configuration with sizes that it has no words for."""
+
+    sizes: Sizes = field(default_factory=lambda: STOCK)
+
+
+class PI05Adapter(LerobotAdapter):
+    keys = PI05Config
+    model = Policy
+    before = ACTION
+
+    def config(self, keys: PI05Config, spec: Spec) -> LerobotPI05Config:
+        words = len(load_tokenizer(keys.tokenizer)) if keys.tokenizer == BUILTIN else STOCK.vocab_size
+        sizes = Sizes(vision=keys.vision, vlm=keys.vlm, expert=keys.expert, vocab_size=words)
+        made, own = (LerobotPI05Config, {}) if sizes == STOCK else (SmallPI05Config, {"sizes": sizes})
+        image = (keys.image_size, keys.image_size)
+        config = made(**self.common(keys, spec), **own, image_resolution=image)
+        config.tokenizer = keys.tokenizer  # no field of it: the tokenizer travels in the processors
+        return config
+
+    @contextmanager
+    def made(self, config: LerobotPI05Config, folder: Path | None) -> Iterator[None]:
+        """With the sizes of a small one in the place of lerobot's; weights that are on no device yet stay there."""
+        small = shrunk(config.sizes) if isinstance(config, SmallPI05Config) else {}
+        with instead(modeling_pi05, **small), instead(modeling_pi05.PI05Pytorch, to=lambda model, *_: model):
+            yield
+
+    def unread(self, policy: Policy) -> Iterator[nn.Module]:
+        """No text is written, and of the last prefix layer only keys and values are used."""
+        both = policy.model.paligemma_with_expert
+        yield from (both.paligemma.lm_head, both.gemma_expert.lm_head, both.paligemma.model.language_model.norm)
+        last = both.paligemma.model.language_model.layers[-1]
+        yield from (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, last.post_attention_layernorm)
+
+    def stock(self, config: LerobotPI05Config) -> LerobotPI05Config:
+        return LerobotPI05Config(**{f.name: getattr(config, f.name) for f in fields(LerobotPI05Config)})
+
+    def plain(self, config: LerobotPI05Config, folder: str) -> LerobotPI05Config | None:
+        return config if type(config) is LerobotPI05Config else None
+
+    def prepare_training(self, policy: Policy, keys: PI05Config) -> None:
+        if keys.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable()
