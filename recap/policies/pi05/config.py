@@ -45,6 +45,6 @@ class PI05Config(LerobotConfig):
                 )
 
     def longest(self, task: str, indicator: bool | None, state: int) -> str:
-        """As lerobot's Pi05PrepareStateTokenizerProcessorStep writes it: each number of the state is one of 256 bins."""
+        """As lerobot's Pi05PrepareStateTokenizerProcessorStep writes it: each number of the state as one of 256."""
         clean = task.strip().replace("_", " ").replace("\n", " ")
         return prompt(f"Task: {clean}, State: {' '.join(['255'] * state)};\n{ACTION}", indicator, ACTION)

@@ -1,4 +1,4 @@
-"""SmolVLA as the rest of the code meets it: lerobot's class, and the folder of its VLM beside a checkpoint's weights."""
+"""SmolVLA as the rest of the code sees it: lerobot's class, and the folder of its VLM beside the weights."""
 
 from __future__ import annotations
 
