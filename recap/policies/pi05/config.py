@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from recap.policies.lerobot.keys import LerobotConfig
-from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
+from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
 from recap.policies.words import prompt
 from recap.utils.typed import part
 
@@ -23,6 +23,11 @@ class PI05Config(LerobotConfig):
     named: ClassVar[str] = "π0.5"
     extra_steps: ClassVar[tuple[str, ...]] = ("pi05_prepare_state_tokenizer_processor_step",)
     smaller: ClassVar[str] = "policy.trainable=expert, size=tiny"
+    counted: ClassVar[dict[Trained, tuple[int, int]]] = {
+        Trained.all: (3_244_377_872, 899_026_944),
+        Trained.frozen_vision: (2_831_935_520, 1_311_469_296),
+        Trained.expert: (430_098_464, 3_713_306_352),
+    }
 
     vision: SiglipSize
     vlm: GemmaSize

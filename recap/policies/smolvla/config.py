@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from recap.policies.lerobot.keys import LerobotConfig
-from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
+from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
 from recap.policies.words import BUILTIN
 from recap.utils.typed import Count, Positive, part
 
@@ -23,7 +23,12 @@ class SmolVLAConfig(LerobotConfig):
     readable: ClassVar[str] = "a policy of a run (…/sft or …/policy), or a SmolVLA of lerobot"
     named: ClassVar[str] = "SmolVLA"
     extra_steps: ClassVar[tuple[str, ...]] = ("smolvla_new_line_processor",)
-    smaller: ClassVar[str] = "policy.trainable=expert, size=tiny"
+    smaller: ClassVar[str] = "size=tiny"
+    counted: ClassVar[dict[Trained, tuple[int, int]]] = {
+        Trained.all: (392_904_096, 57_142_080),
+        Trained.frozen_vision: (306_471_072, 143_575_104),
+        Trained.expert: (99_880_992, 350_165_184),
+    }
 
     num_vlm_layers: Count
     self_attn_every_n_layers: Count
