@@ -148,6 +148,18 @@ def test_full_size_is_read_strictly(policy: str, tmp_path: Path) -> None:
         load_weights(model, file)
 
 
+def pusht(policy: str) -> Checkpoint:
+    """A small policy for the environment that comes with lerobot."""
+    keys = replace(demo_of(policy).policy, **{**EVERY, **SMALL[policy], "max_state_dim": 4, "max_action_dim": 4})
+    adapter = adapter_of(keys)
+    torch.manual_seed(3)
+    numbers = {"mean": [1.0, -2.0], "std": [3.0, 0.5], "q01": [-4.0, -3.0], "q99": [4.0, 2.0]}
+    stats = {key: {name: np.array(value) for name, value in numbers.items()} for key in ("observation.state", "action")}
+    made = Checkpoint.new(adapter, adapter.build(keys, features(**PUSHT), "cpu").eval(), stats)
+    made.set_prompt(True)
+    return made
+
+
 @needs_pusht
 @each_policy
 @pytest.mark.slow
@@ -155,13 +167,7 @@ def test_stock_lerobot_eval_runs_an_export(
     policy: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process that cannot import recap: the same tokens and actions, and lerobot-eval in an environment."""
-    keys = replace(demo_of(policy).policy, **{**EVERY, **SMALL[policy], "max_state_dim": 4, "max_action_dim": 4})
-    adapter = adapter_of(keys)
-    torch.manual_seed(3)
-    numbers = {"mean": [1.0, -2.0], "std": [3.0, 0.5], "q01": [-4.0, -3.0], "q99": [4.0, 2.0]}
-    stats = {key: {name: np.array(value) for name, value in numbers.items()} for key in ("observation.state", "action")}
-    ours = Checkpoint.new(adapter, adapter.build(keys, features(**PUSHT), "cpu").eval(), stats)
-    ours.set_prompt(True)
+    ours = pusht(policy)
     ours.save(tmp_path / "ours")
     take_for_full_size(monkeypatch)
     out = export(tmp_path / "ours", tmp_path / "stock")
@@ -182,4 +188,14 @@ def test_stock_lerobot_eval_runs_an_export(
     torch.testing.assert_close(ours.postprocess(act(ours, batch(), noise)), theirs["actions"], atol=1e-4, rtol=0)
     ours.set_prompt(None)
     assert (ours.postprocess(act(ours, batch(), noise)) - theirs["actions"]).abs().max() > 1e-3, "it would be empty"
+    assert json.loads((tmp_path / "eval/eval_info.json").read_text())["overall"]["n_episodes"] == 2
+
+
+@needs_pusht
+@pytest.mark.slow
+def test_lerobot_eval_runs_a_small_pi05_with_this_package_as_the_plugin(repository: Path, tmp_path: Path) -> None:
+    pusht("pi05").save(tmp_path / "ours")
+    arguments = ["--policy.path=ours", "--env.discover_packages_path=recap.policies", *EVALUATE]
+    script = "from lerobot.scripts.lerobot_eval import main; main()"
+    python("-c", script, *arguments, "--output_dir=eval", cwd=tmp_path, PYTHONPATH=str(repository))
     assert json.loads((tmp_path / "eval/eval_info.json").read_text())["overall"]["n_episodes"] == 2

@@ -44,7 +44,8 @@ class LerobotAdapter(Adapter):
 
     def __init__(self) -> None:
         """Raises RecapError for a policy that cannot be told the advantage."""
-        name, lerobots = self.model.name, self.model.__bases__[-1]
+        lerobots: Any = self.model.__bases__[-1]
+        name = self.model.name
         if name in UNUSABLE or "reduction" not in inspect.signature(lerobots.forward).parameters:
             raise RecapError(f"policy.type={name}: {unusable(name) or NO_LOSS}")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi05 import modeling_pi05
@@ -14,6 +15,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from torch import nn
 
 from recap.policies.adapter import Spec
+from recap.policies.folder import held
 from recap.policies.lerobot.adapter import LerobotAdapter
 from recap.policies.lerobot.policy import Steered, instead
 from recap.policies.pi05.config import ACTION, PI05Config
@@ -21,27 +23,46 @@ from recap.policies.pi05.small import STOCK, Sizes, shrunk
 from recap.policies.prompt import BUILTIN, load_tokenizer
 
 
-class Policy(Steered, PI05Policy):
-    pass
-
-
 @PreTrainedConfig.register_subclass("recap_pi05")
 @dataclass
-class SmallPI05Config(LerobotPI05Config):
+class RecapPI05Config(LerobotPI05Config):
     """lerobot's configuration with sizes that it has no words for."""
 
     sizes: Sizes = field(default_factory=lambda: STOCK)
 
 
+class RecapPI05Policy(Steered, PI05Policy):
+    """lerobot's π0.5, of its own configuration or of one with sizes."""
+
+    config_class = RecapPI05Config
+    name = "recap_pi05"
+
+    def __init__(self, config: LerobotPI05Config, **_: Any) -> None:
+        with instead(modeling_pi05, **shrunk(getattr(config, "sizes", STOCK))):
+            super().__init__(config)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any
+    ) -> RecapPI05Policy:
+        """As for any lerobot policy, and strict: lerobot's override for π0.5 swallows loading errors.
+
+        A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
+        """
+        if (folder := Path(pretrained_name_or_path)).is_dir():
+            held(folder, PI05Config, str(folder))
+        return super(PI05Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
+
+
 class PI05Adapter(LerobotAdapter):
     keys = PI05Config
-    model = Policy
+    model = RecapPI05Policy
     before = ACTION
 
     def config(self, keys: PI05Config, spec: Spec) -> LerobotPI05Config:
         words = len(load_tokenizer(keys.tokenizer)) if keys.tokenizer == BUILTIN else STOCK.vocab_size
         sizes = Sizes(vision=keys.vision, vlm=keys.vlm, expert=keys.expert, vocab_size=words)
-        made, own = (LerobotPI05Config, {}) if sizes == STOCK else (SmallPI05Config, {"sizes": sizes})
+        made, own = (LerobotPI05Config, {}) if sizes == STOCK else (RecapPI05Config, {"sizes": sizes})
         image = (keys.image_size, keys.image_size)
         config = made(**self.common(keys, spec), **own, image_resolution=image)
         config.tokenizer = keys.tokenizer  # no field of it: the tokenizer travels in the processors
@@ -49,12 +70,11 @@ class PI05Adapter(LerobotAdapter):
 
     @contextmanager
     def made(self, config: LerobotPI05Config, folder: Path | None) -> Iterator[None]:
-        """With the sizes of a small one in the place of lerobot's; weights that are on no device yet stay there."""
-        small = shrunk(config.sizes) if isinstance(config, SmallPI05Config) else {}
-        with instead(modeling_pi05, **small), instead(modeling_pi05.PI05Pytorch, to=lambda model, *_: model):
+        """lerobot moves the model to its device at once; weights that are yet to be read have no device."""
+        with instead(modeling_pi05.PI05Pytorch, to=lambda model, *_: model):
             yield
 
-    def unread(self, policy: Policy) -> Iterator[nn.Module]:
+    def unread(self, policy: RecapPI05Policy) -> Iterator[nn.Module]:
         """No text is written, and of the last prefix layer only keys and values are used."""
         both = policy.model.paligemma_with_expert
         yield from (both.paligemma.lm_head, both.gemma_expert.lm_head, both.paligemma.model.language_model.norm)
@@ -67,6 +87,6 @@ class PI05Adapter(LerobotAdapter):
     def plain(self, config: LerobotPI05Config, folder: str) -> LerobotPI05Config | None:
         return config if type(config) is LerobotPI05Config else None
 
-    def prepare_training(self, policy: Policy, keys: PI05Config) -> None:
+    def prepare_training(self, policy: RecapPI05Policy, keys: PI05Config) -> None:
         if keys.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable()
