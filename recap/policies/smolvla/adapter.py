@@ -15,7 +15,8 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
 from recap.policies.adapter import Spec
-from recap.policies.folder import HUB_ID, VLM
+from recap.policies.checkpoint import read_config
+from recap.policies.folder import HUB_ID, VLM, check_tokenizer
 from recap.policies.lerobot.adapter import LerobotAdapter
 from recap.policies.lerobot.policy import Steered
 from recap.policies.prompt import BUILTIN
@@ -56,7 +57,8 @@ class SmolVLAAdapter(LerobotAdapter):
             elif name == BUILTIN and hasattr(config, "small"):
                 config.vlm_model_name = str(write_small(Path(small), config.small))
             elif HUB_ID.fullmatch(name) or hasattr(config, "small"):
-                config.vlm_model_name = str(folder_of(name, "policy.tokenizer"))
+                config.vlm_model_name = str(found := folder_of(name, "policy.tokenizer"))
+                check_tokenizer(found)
             else:
                 raise RecapError(
                     f"{folder}: its VLM is {name}, outside the folder. Fix: copy that folder to {folder}/{VLM}"
@@ -75,9 +77,15 @@ class SmolVLAAdapter(LerobotAdapter):
                 part.weight.mul_(model.config.text_config.hidden_size**-0.5)
         return policy
 
-    def plain(self, config: LerobotSmolVLAConfig, folder: str) -> LerobotSmolVLAConfig:
-        config.vlm_model_name = f"{folder}/{VLM}"
-        return config
+    def plain(self, config: LerobotSmolVLAConfig, folder: str) -> LerobotSmolVLAConfig | None:
+        """lerobot finds the VLM in a folder of this machine, or in a repository of its own."""
+        if Path(folder).is_absolute():
+            config.vlm_model_name = f"{folder}/{VLM}"
+        return config if Path(folder).is_absolute() or HUB_ID.fullmatch(config.vlm_model_name) else None
+
+    def exports(self, source: Path) -> bool:
+        """To the hub."""
+        return HUB_ID.fullmatch(read_config(source, self).vlm_model_name) is not None
 
     def export(self, source: Path, out: Path, indicator: bool | None, name: str) -> None:
         super().export(source, out, indicator, name)
