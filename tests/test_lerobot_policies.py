@@ -13,6 +13,7 @@ from data_helpers import CAMERAS, TASKS
 from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot_helpers import POLICIES, STATS, by_hand, demo_of, numbers_of, small
 from policy_helpers import ACTION, CHUNK, STATE, act, chunk_noise, observation
+from safetensors.torch import load_file, save_file
 from tiny_run import run
 
 from recap.export import main as export
@@ -22,6 +23,7 @@ from recap.policies.folder import held
 from recap.policies.lerobot.adapter import LerobotAdapter
 from recap.policies.lerobot.keys import UNUSABLE
 from recap.policies.lerobot.policy import Steered
+from recap.policies.pi05 import adapter as pi05
 from recap.policies.processors import indicator_step
 from recap.policies.registry import adapter_of
 from recap.policies.sizes import Precision
@@ -82,6 +84,43 @@ def test_same_loss_and_actions_as_lerobots_class(
     ours.set_prompt(None if indicator is not None else True)
     other = ours.postprocess(act(ours, observation(6, image=(20, 28)), acting))
     assert (other - actions).abs().max() > 1e-3, "the comparison would be empty"
+
+
+@each_policy
+@pytest.mark.parametrize("told", Prompt)
+def test_a_checkpoint_of_lerobots_is_read(
+    policy: str, told: Prompt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its type, with its processors; what its tokenizer says by itself is said, and only once."""
+    ours, indicator = small(policy), {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}[told]
+    by_hand(ours, told, tmp_path, monkeypatch)
+    monkeypatch.setattr(pi05, "STOCK", getattr(ours.policy.config, "sizes", None))
+    again = Checkpoint.load((tmp_path / "stock").rename(tmp_path / "moved"), ours.adapter, "cpu")
+    assert again.policy.config.type == policy
+    noise = chunk_noise(3)
+    ours.set_prompt(indicator)
+    assert torch.equal(act(again, observation(3), noise), act(ours, observation(3), noise))
+    for checkpoint in (again, ours):
+        checkpoint.set_prompt(True)
+    assert torch.equal(act(again, observation(3), noise), act(ours, observation(3), noise))
+
+
+def test_a_pi05_with_openpis_names_is_read(tmp_path: Path) -> None:
+    ours = small("pi05")
+    ours.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name.removeprefix("model."): value for name, value in load_file(file).items()}
+    prefix = "paligemma_with_expert.paligemma."
+    weights[f"{prefix}lm_head.weight"] = weights.pop(f"{prefix}model.language_model.embed_tokens.weight")
+    assert "time_mlp_in.weight" in weights
+    save_file(weights, file)
+    again = Checkpoint.load(tmp_path, ours.adapter, "cpu")
+    again.set_prompt(True)
+    assert torch.equal(act(again, observation(3), chunk_noise(3)), act(ours, observation(3), chunk_noise(3)))
+    weights.pop("time_mlp_in.weight")
+    save_file(weights, file)
+    with pytest.raises(RecapError, match=r"missing model\.time_mlp_in\.weight"):
+        Checkpoint.load(tmp_path, ours.adapter, "cpu")
 
 
 @each_policy
