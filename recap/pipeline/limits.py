@@ -20,7 +20,7 @@ from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.value.splits import left_out
-from recap.policies.words import BUILTIN, builtin_words
+from recap.policies.words import BUILTIN
 from recap.rollout.config import Prompt
 from recap.stages.acting import Acting
 from recap.stages.advantage import Advantage, no_success
@@ -268,7 +268,7 @@ def _counts(
 ) -> dict[str, int]:
     """Tokens of each text, by the tokenizer that will be used."""
     if given is None and keys.pretrained is None and keys.tokenizer == BUILTIN:
-        return {text: len(builtin_words().encode(text).ids) for text in texts}
+        return {text: len(keys.builtin().encode(text).ids) for text in texts}
     from recap.policies.checkpoint import tokenizer_of
 
     robot = (data[0].cameras, data[0].state.shape[1], data[0].action.shape[1]) if data else None

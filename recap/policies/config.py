@@ -10,10 +10,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, TypeAdapter, WrapValidator
+from tokenizers import Tokenizer
 
 from recap.policies import registry
 from recap.policies.memory import FULL, HALF
-from recap.policies.words import prompt
+from recap.policies.words import builtin_words, prompt
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.typed import Count, Number, must, part, wrong
 
@@ -89,6 +90,10 @@ class ReadsText(NetworkConfig):
     def longest(self, task: str, indicator: bool | None, state: int) -> str:
         """The longest text that it reads for an instruction; state: how many numbers the robot's state has."""
         return prompt(task, indicator)
+
+    def builtin(self) -> Tokenizer:
+        """Its built-in tokenizer."""
+        return builtin_words()
 
 
 @part

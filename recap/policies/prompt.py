@@ -30,9 +30,9 @@ UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
 
 
 @lru_cache
-def builtin_tokenizer() -> PreTrainedTokenizerFast:
+def builtin_tokenizer(*, numbers: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=builtin_words(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        tokenizer_object=builtin_words(numbers=numbers), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
 
 

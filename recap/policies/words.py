@@ -20,15 +20,18 @@ def prompt(task: str, indicator: bool | None, before: str = "") -> str:
     return (task if task.endswith("\n") else f"{task}\n") + said
 
 
+NUMBERS = range(-1, 256)  # that the numbers of a state become in a prompt
+
+
 @lru_cache
-def builtin_words() -> Tokenizer:
+def builtin_words(*, numbers: bool = False) -> Tokenizer:
     """A byte-level BPE made on the spot, so that the tiny sizes fetch nothing.
 
     It is trained on words of instructions only: common words are one token, everything else falls back to bytes. The
     words of the indicator are left out on purpose: a small model from scratch overlooks one token, and reads an
-    indicator that is spelt out.
+    indicator that is spelt out. numbers: each of NUMBERS is a token too, for prompts that hold the state.
     """
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
     words = (
         "put the moka pot on the stove\nput both moka pots on the stove\n "
@@ -44,4 +47,6 @@ def builtin_words() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator([words] * 8, trainer)
+    if numbers:
+        tokenizer.add_tokens([AddedToken(f" {number}", normalized=False) for number in NUMBERS])
     return tokenizer

@@ -110,13 +110,16 @@ class LerobotAdapter(Adapter):
         return policy
 
     # ------------------------------------------------------------------------------------------------ reading
+    def tokenizer(self, name: str) -> Any:
+        return load_tokenizer(name)
+
     def stock(self, config: Any) -> Any:
         """A configuration as one of lerobot's own class, whatever the sizes of its networks."""
         return config
 
     def processors(self, config: Any, stats: dict[str, dict[str, Tensor]]) -> tuple[Any, Any]:
         """lerobot's own for this policy, but with the tokenizer of our configuration (`config.tokenizer`)."""
-        named = SimpleNamespace(from_pretrained=lambda *_, **__: load_tokenizer(config.tokenizer))
+        named = SimpleNamespace(from_pretrained=lambda *_, **__: self.tokenizer(config.tokenizer))
         with instead(tokenizer_processor, AutoTokenizer=named):
             made: tuple[Any, Any] = make_pre_post_processors(self.stock(config), dataset_stats=stats)
         return made

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi05 import modeling_pi05
 from lerobot.policies.pi05.configuration_pi05 import PI05Config as LerobotPI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
-from torch import nn
+from torch import Tensor, nn
 
 from recap.policies.adapter import Spec
 from recap.policies.folder import held
@@ -20,7 +21,8 @@ from recap.policies.lerobot.adapter import LerobotAdapter
 from recap.policies.lerobot.policy import Steered, instead
 from recap.policies.pi05.config import ACTION, PI05Config
 from recap.policies.pi05.small import STOCK, Sizes, shrunk
-from recap.policies.prompt import BUILTIN, load_tokenizer
+from recap.policies.prompt import BUILTIN, builtin_tokenizer, load_tokenizer
+from recap.policies.words import NUMBERS
 
 
 @PreTrainedConfig.register_subclass("recap_pi05")
@@ -60,7 +62,7 @@ class PI05Adapter(LerobotAdapter):
     before = ACTION
 
     def config(self, keys: PI05Config, spec: Spec) -> LerobotPI05Config:
-        words = len(load_tokenizer(keys.tokenizer)) if keys.tokenizer == BUILTIN else STOCK.vocab_size
+        words = len(self.tokenizer(BUILTIN)) if keys.tokenizer == BUILTIN else STOCK.vocab_size
         sizes = Sizes(vision=keys.vision, vlm=keys.vlm, expert=keys.expert, vocab_size=words)
         made, own = (LerobotPI05Config, {}) if sizes == STOCK else (RecapPI05Config, {"sizes": sizes})
         image = (keys.image_size, keys.image_size)
@@ -73,6 +75,18 @@ class PI05Adapter(LerobotAdapter):
         """lerobot moves the model to its device at once; weights that are yet to be read have no device."""
         with instead(modeling_pi05.PI05Pytorch, to=lambda model, *_: model):
             yield
+
+    def tokenizer(self, name: str) -> Any:
+        return builtin_tokenizer(numbers=True) if name == BUILTIN else load_tokenizer(name)
+
+    @torch.no_grad()
+    def new(self, config: Any, keys: Any) -> Any:
+        """A small one starts with neighbouring numbers alike: too few are seen to learn it."""
+        policy = super().new(config, keys)
+        if keys.tokenizer == BUILTIN:
+            words = policy.model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight
+            words[-len(NUMBERS) :] = sines(len(NUMBERS), words.shape[1]) * 2**0.5 * words.std()
+        return policy
 
     def unread(self, policy: RecapPI05Policy) -> Iterator[nn.Module]:
         """No text is written, and of the last prefix layer only keys and values are used."""
@@ -90,3 +104,10 @@ class PI05Adapter(LerobotAdapter):
     def prepare_training(self, policy: RecapPI05Policy, keys: PI05Config) -> None:
         if keys.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable()
+
+
+def sines(count: int, width: int) -> Tensor:
+    """Sines and cosines [count, width] of numbers: neighbours look alike."""
+    waves = torch.linspace(0.5, 16, width // 2) * torch.pi
+    angles = torch.linspace(0, 1, count)[:, None] * waves
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from tokenizers import Tokenizer
+
 from recap.policies.lerobot.keys import LerobotConfig
 from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
-from recap.policies.words import prompt
+from recap.policies.words import builtin_words, prompt
 from recap.utils.typed import part
 
 ACTION = "Action: "  # the end of its prompt, in front of which the indicator stands
@@ -53,3 +55,7 @@ class PI05Config(LerobotConfig):
         """As lerobot's Pi05PrepareStateTokenizerProcessorStep writes it: each number of the state as one of 256."""
         clean = task.strip().replace("_", " ").replace("\n", " ")
         return prompt(f"Task: {clean}, State: {' '.join(['255'] * state)};\n{ACTION}", indicator, ACTION)
+
+    def builtin(self) -> Tokenizer:
+        """Each number of the state is one token."""
+        return builtin_words(numbers=True)
