@@ -1,4 +1,4 @@
-"""lerobot's own π0 with small numbers in the place of those written into its code; also a program that runs it.
+"""lerobot's own π0 and π0.5 with small numbers in the place of those in their code; also a program that runs a policy.
 
 Given a job.json, in a process that cannot import recap, loads a checkpoint strictly, computes the
 actions of a batch, and gives the checkpoint to lerobot-eval. Nothing here may import recap.
@@ -12,15 +12,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 
-def shrink(numbers: dict[str, Any], replace: Callable[[Any, str, Any], None]) -> None:
+def shrink(numbers: dict[str, Any], replace: Callable[[Any, str, Any], None], kind: str = "pi0") -> None:
     """numbers: {vision, vlm, expert: sizes, vocab_size}; replace: how an attribute of a module is set."""
-    from lerobot.policies.pi0 import modeling_pi0
-
+    modeling = import_module(f"lerobot.policies.{kind}.modeling_{kind}")
     variants = {name: SimpleNamespace(**numbers[key]) for name, key in (("gemma_2b", "vlm"), ("gemma_300m", "expert"))}
     vision = numbers["vision"]
 
@@ -36,9 +36,9 @@ def shrink(numbers: dict[str, Any], replace: Callable[[Any, str, Any], None]) ->
 
         return build
 
-    replace(modeling_pi0, "get_gemma_config", variants.__getitem__)
+    replace(modeling, "get_gemma_config", variants.__getitem__)
     for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        replace(modeling_pi0, name, small(getattr(modeling_pi0, name)))
+        replace(modeling, name, small(getattr(modeling, name)))
 
 
 class NoRecap(importlib.abc.MetaPathFinder):
@@ -55,15 +55,17 @@ def run(job: dict[str, Any]) -> None:
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from safetensors import safe_open
 
-    if job["numbers"]:
-        shrink(job["numbers"], setattr)
     path = job["checkpoint"]
     config = PreTrainedConfig.from_pretrained(path)
-    torch.set_default_dtype(getattr(torch, config.dtype))  # at full size there is no memory for float32
+    if job["numbers"]:
+        shrink(job["numbers"], setattr, config.type)
+    torch.set_default_dtype(
+        getattr(torch, getattr(config, "dtype", "float32"))
+    )  # at full size there is no memory for float32
     policy = get_policy_class(config.type)(config)
     torch.set_default_dtype(torch.float32)
     for name, part in policy.model.named_children():
-        if name != "paligemma_with_expert":
+        if not name.endswith("_with_expert"):
             part.float()  # as lerobot has it in either type
     own = policy.state_dict()
     with safe_open(Path(path) / "model.safetensors", "pt") as file:

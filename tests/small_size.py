@@ -16,7 +16,7 @@ SHORT += ["gate.action=warn", "workers.num_workers=1"]
 # π0 at full size on LIBERO becomes a tiny one on the embedded task; data= and env= are changed in the command itself.
 EMBEDDED = ["size=tiny", "env.suite=null", "env.tasks=[put both moka pots on the stove]", "policy.pretrained=null"]
 EMBEDDED += ["env.fps=10", "data.action_freq=null"]
-LIBERO = ("libero_moka", "paper", "libero_small", "")  # experiments; "": none
+LIBERO = ("libero_moka", "libero_pi05", "libero_smolvla", "paper", "libero_small", "")  # experiments; "": none
 FILLED = {  # what a reader puts in
     "<a folder of lerobot's π0>": "moka_pi0",
     "…/sft/checkpoints/last": "outputs/libero_moka/sft/checkpoints/last",

@@ -201,7 +201,7 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     ((*DEMO, "seed"), ["seed", "key=value"]),
     ((*DEMO, "env.tasks=[put the pot, on"), ["cannot be read", "quote"]),
     # choices
-    ((*DEMO, "policy=pi1"), ["policy=pi1", "pi0, value", "Nearest: pi0"]),
+    ((*DEMO, "policy=pi1"), ["policy=pi1", "pi0, pi05, smolvla, value", "Nearest: pi0"]),
     ((*DEMO, "pi0.sft.steps=3"), ["pi0.sft.steps=3: renamed to policy.sft.steps"]),
     ((*DEMO, "resources.pi0.cpus=3"), ["renamed to resources.policy.cpus_per_task"]),
     ((*DEMO, "+value.read=mean"), ["value.read=mean: renamed to value.aggregation"]),

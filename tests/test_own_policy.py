@@ -132,7 +132,7 @@ def test_its_configuration_is_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["policy.type=toy_polcy"], ["policy.type=toy_polcy: choose one of pi0, or a package of yours"]),
+        (["policy.type=toy_polcy"], ["policy.type=toy_polcy: choose one of pi0, pi05, smolvla, or a package of yours"]),
         (["policy.type=pi1", "seed=-1"], ["policy.type=pi1: choose one of pi0", "Nearest: pi0", "seed=-1"]),
         (["policy.type=json"], ["policy.type=json: choose one of pi0"]),
         (["policy.type=broken"], ["policy.type=broken: broken.config cannot be imported", "No module named 'absent'"]),

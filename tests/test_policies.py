@@ -151,11 +151,11 @@ def test_same_losses_and_actions_as_lerobots_pi0(cameras: tuple[str, ...], monke
             theirs.prepare_state(batch),
         )
         losses = theirs.model.forward(*inputs, theirs.prepare_action(batch), batch["noise"][:, 0], batch["time"][:, 0])
-        torch.testing.assert_close(mine, losses[..., :ACTION].mean((1, 2)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(mine, losses[..., :ACTION].mean((1, 2)), atol=1e-5, rtol=0)
         noise = batch["noise"][:, 0]
         expected = theirs.model.sample_actions(*inputs, noise=noise)[..., :ACTION]
     actions = ours.predict_action_chunk({**batch, "noise": noise})
-    torch.testing.assert_close(actions, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(actions, expected, atol=1e-5, rtol=0)
     assert (actions[0] - actions[1]).abs().max() > 1e-2, "the comparison would be empty"
 
 

@@ -24,6 +24,7 @@ from recap import tracking
 from recap.cli.sweep import Run, sweep
 from recap.config import Config, LoopJob, keys, unknown
 from recap.jobs.chain import Chain
+from recap.policies.registry import unusable
 from recap.utils import home
 from recap.utils.console import spell
 from recap.utils.errors import RecapError, console_error, disk_error
@@ -187,6 +188,8 @@ def explain(error: Exception, schema: type[Config]) -> str:
         missing, options = _missing(text)
         if options and "/" in missing:
             group, _, choice = missing.rpartition("/")
+            if group == "policy" and (why := unusable(choice)):
+                return f"policy={choice}: {why}"
             return f"{group}={choice}: no such choice. Choose one of {', '.join(options)}. {nearest(choice, options)}"
         return text.splitlines()[0]
     if found := re.match(r"Could not override '([^']*)'", text):

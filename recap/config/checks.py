@@ -23,6 +23,11 @@ def between(cfg: Config) -> Iterator[str]:
 
 
 def _sharding(cfg: Config) -> Iterator[str]:
+    if cfg.sharding is Sharding.fsdp and not cfg.policy.shardable:
+        yield (
+            f"sharding=fsdp: the layers of policy.type={cfg.policy.type} cannot be shared out. "
+            "Fix: sharding=none or deepspeed"
+        )
     for model in ("policy", "value"):
         for stage in ("sft", "finetune"):
             node, training = f"{model}.{stage}", getattr(getattr(cfg, model), stage)

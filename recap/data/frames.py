@@ -27,6 +27,7 @@ from recap.data.images import decode_images
 from recap.data.interventions import NOT, corrected, marked_by
 from recap.data.lerobot_reader import COPY_AGAIN, DataSetFiles
 from recap.data.listing import COUNTERS, Listing, Rows
+from recap.data.statistics import QUANTILES, SPREAD
 from recap.data.video import TOLERANCE, VideoFrames, nearest_pictures, read_video
 from recap.method.config import SourceKind
 from recap.utils.errors import disk_error
@@ -120,11 +121,13 @@ class Frames:
         return self.image_shapes[camera]
 
     def stats(self) -> dict[str, dict[str, np.ndarray]]:
-        """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}}, float32 [D] each, over all frames."""
+        """Of observation.state and action over all frames: mean, std, and what `SPREAD` names; float32 [D] each."""
         result = {}
         for key, array in ((STATE, self.state), (ACTION, self.action)):
-            mean, std = array.mean(0, dtype=np.float64), array.std(0, dtype=np.float64)
-            result[key] = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+            found = {"mean": array.mean(0, dtype=np.float64), "std": array.std(0, dtype=np.float64)}
+            names = [name for pair in SPREAD.values() for name in pair]
+            found |= dict(zip(names, np.quantile(array, [QUANTILES[name] for name in names], axis=0), strict=True))
+            result[key] = {name: value.astype(np.float32) for name, value in found.items()}
         return result
 
     def chunk_indices(self, i: np.ndarray | int, horizon: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from recap.data.cameras import choice
 from recap.data.config import EpisodeFilter, reserved
 from recap.data.frames import Frames
 from recap.data.interventions import attempts
+from recap.data.statistics import SPREAD
 from recap.method.config import SourceKind
 from recap.utils.errors import RecapError
 
@@ -160,9 +161,9 @@ def _same_cameras(sources: Sequence[Frames]) -> str | None:
 
 
 def merged_stats(sources: Sequence[Frames]) -> dict[str, dict[str, np.ndarray]]:
-    """{"observation.state": {"mean", "std"}, "action": {"mean", "std"}} of several data sets, by their weights.
+    """`Frames.stats` of several data sets, by their weights: mean and std as a batch of them would have.
 
-    float32 [D] each, as a batch of them would have. A collected one (without a weight) counts as 1.
+    A collected one (without a weight) counts as 1. Of quantiles the widest, as lerobot merges them.
     """
     weights = np.array([1.0 if source.weight is None else source.weight for source in sources])
     weights = weights / weights.sum()
@@ -173,4 +174,7 @@ def merged_stats(sources: Sequence[Frames]) -> dict[str, dict[str, np.ndarray]]:
         merged = weights @ mean
         spread = np.sqrt(weights @ (std**2 + (mean - merged) ** 2))
         result[key] = {"mean": merged.astype(np.float32), "std": spread.astype(np.float32)}
+        for names in SPREAD.values():
+            for name, widest in zip(names, (np.min, np.max), strict=True):
+                result[key][name] = widest([stats[key][name] for stats in found], axis=0)
     return result

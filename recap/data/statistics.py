@@ -20,6 +20,7 @@ SPREAD = {  # lerobot's modes of normalisation: (from, to)
     "QUANTILES": ("q01", "q99"),
     "QUANTILE10": ("q10", "q90"),
 }
+QUANTILES = {"min": 0.0, "max": 1.0, "q01": 0.01, "q99": 0.99, "q10": 0.1, "q90": 0.9}
 
 
 def bounded(key: str, stats: dict[str, Any], mode: str = "MEAN_STD") -> tuple[dict[str, Any], Array]:

@@ -20,7 +20,7 @@ from recap.policies.config import NetworkConfig, ReadsText
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
 from recap.policies.value.splits import left_out
-from recap.policies.words import BUILTIN, builtin_words, prompt
+from recap.policies.words import BUILTIN
 from recap.rollout.config import Prompt
 from recap.stages.acting import Acting
 from recap.stages.advantage import Advantage, no_success
@@ -213,17 +213,19 @@ def _prompts(
 ) -> Iterator[str]:
     """Every prompt of every stage fits; the longest of each network is named."""
     texts: dict[str, dict[str, str]] = {"policy": {}, "value": {}}  # {prompt: the first stage that reads it}
+    state = max([one.state.shape[1] for one in data] + ([env.state_dim] if env else []), default=0)
     for stage in stages:
-        if not stage.computes:
-            continue
         policy = "policy" if stage.acts or isinstance(stage, TrainPolicy) else "value"
+        reader = getattr(cfg, policy)
+        if not stage.computes or not isinstance(reader, ReadsText):
+            continue
         for task in sorted(_tasks(cfg, stage, data, env)):
             for indicator in _said(cfg, stage):
-                texts[policy].setdefault(prompt(task, indicator), stage.path)
+                texts[policy].setdefault(reader.longest(task, indicator, state), stage.path)
     for policy, found in texts.items():
-        reader = getattr(cfg, policy)
-        if not isinstance(reader, ReadsText):
+        if not found:
             continue
+        reader = getattr(cfg, policy)
         given = _given(cfg, stages, policy)
         most = _padding(given) if given else reader.tokenizer_max_length
         if all(text.isascii() and len(text) + SPARE <= most for text in found):
@@ -266,7 +268,7 @@ def _counts(
 ) -> dict[str, int]:
     """Tokens of each text, by the tokenizer that will be used."""
     if given is None and keys.pretrained is None and keys.tokenizer == BUILTIN:
-        return {text: len(builtin_words().encode(text).ids) for text in texts}
+        return {text: len(keys.builtin().encode(text).ids) for text in texts}
     from recap.policies.checkpoint import tokenizer_of
 
     robot = (data[0].cameras, data[0].state.shape[1], data[0].action.shape[1]) if data else None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from recap.data.tensors import to_tensor
+from recap.policies.adapter import cameras_of
 from recap.policies.checkpoint import Checkpoint
 from recap.utils.errors import RecapError
 
@@ -36,7 +37,7 @@ class ActionChunks:
         batch = {
             key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
         }
-        missing = [key for key in self.config.image_features if key not in self.checkpoint.sees(batch)]
+        missing = [key for key in cameras_of(self.config) if key not in self.checkpoint.sees(batch)]
         if missing:
             raise RecapError(
                 f"the policy was trained with camera {missing[0]}, which the environment does not have "

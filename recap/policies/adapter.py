@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import init_empty_weights
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from recap.policies.weights import folder_of, load_weights
 from recap.utils.errors import RecapError
 
 Spec = dict[str, Any]  # input_features and output_features of lerobot
+EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"  # lerobot's placeholders for cameras that a robot does not have
 
 
 class Adapter:
@@ -40,6 +41,7 @@ class Adapter:
     keys: ClassVar[type[NetworkConfig]]
     model: ClassVar[type[PreTrainedPolicy]]
     replaced: ClassVar[tuple[type, ...]] = ()  # lerobot's steps that `indicator_step` does the work of
+    before: ClassVar[str] = ""  # where the indicator stands, if not at the end of the text: see `prompt`
 
     # ------------------------------------------------------------------------------------------------ making
     def features(self, spec: Spec) -> Spec:
@@ -124,6 +126,10 @@ class Adapter:
         """The step of a new preprocessor that tells the model I_t; a number, `prompt.INDICATOR_NUMBER` in the batch."""
         return IndicatorNumber()
 
+    def processors(self, config: Any, stats: dict[str, dict[str, Tensor]]) -> tuple[Any, Any] | None:
+        """New processors before and behind it; None: those of any policy."""
+        return None
+
     def guide(self, policy: Any, beta: float) -> None:
         """Sets the guidance β of its actions, if `keys.has_guidance`."""
 
@@ -141,6 +147,11 @@ class Adapter:
     def acting_noise(self, config: Any) -> tuple[int, ...] | None:
         """Shape of the normal noise that one chunk of actions is made from, `noise` in the batch; None: of none."""
         return None
+
+
+def cameras_of(config: Any) -> list[str]:
+    """The cameras that a policy has to be shown."""
+    return [key for key in config.image_features if not key.startswith(EMPTY_CAMERA)]
 
 
 def features(cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int) -> Spec:

@@ -14,7 +14,7 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from recap.policies.adapter import Adapter, features
+from recap.policies.adapter import EMPTY_CAMERA, Adapter, features
 from recap.policies.config import ReadsText
 from recap.policies.folder import CONFIG, held, read_json
 from recap.policies.processors import indicator_step, keep_usable, new_processors, read_processors, seen
@@ -27,12 +27,16 @@ from recap.utils.files import follow_umask
 
 
 def features_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """What a policy sees and does: key -> size; of cameras only the key, because images are resized."""
+    """What a policy sees and does: key -> size; of cameras only the key, because images are resized.
+
+    Without lerobot's placeholders, which a configuration names after a model was made of it.
+    """
     return _sizes({**config.input_features, **(config.output_features or {})})
 
 
 def _sizes(every: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {key: () if one.type is FeatureType.VISUAL else tuple(one.shape) for key, one in every.items()}
+    sizes = {key: () if one.type is FeatureType.VISUAL else tuple(one.shape) for key, one in every.items()}
+    return {key: size for key, size in sizes.items() if not key.startswith(EMPTY_CAMERA)}
 
 
 def tokenizer_of(keys: ReadsText, key: str, given: Path | None, robot: tuple[Sequence[str], int, int] | None) -> Any:

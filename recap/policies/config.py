@@ -10,9 +10,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, TypeAdapter, WrapValidator
+from tokenizers import Tokenizer
 
 from recap.policies import registry
 from recap.policies.memory import FULL, HALF
+from recap.policies.words import builtin_words, prompt
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.typed import Count, Number, must, part, wrong
 
@@ -85,6 +87,14 @@ class ReadsText(NetworkConfig):
     tokenizer: str
     tokenizer_max_length: Count
 
+    def longest(self, task: str, indicator: bool | None, state: int) -> str:
+        """The longest text that it reads for an instruction; state: how many numbers the robot's state has."""
+        return prompt(task, indicator)
+
+    def builtin(self) -> Tokenizer:
+        """Its built-in tokenizer."""
+        return builtin_words()
+
 
 @part
 class PolicyConfig(NetworkConfig):
@@ -93,6 +103,7 @@ class PolicyConfig(NetworkConfig):
     readable: ClassVar[str] = "a policy of a run (…/sft or …/policy)"
     named: ClassVar[str] = "the policy"
     has_guidance: ClassVar[bool] = False  # whether beta other than 1 changes what it does
+    shardable: ClassVar[bool] = True  # whether sharding=fsdp can share out its layers
 
     type: Annotated[str, AfterValidator(_known)]
     chunk_size: Count

@@ -11,6 +11,7 @@ import numpy as np
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from PIL import Image
 
+from recap.policies.adapter import cameras_of
 from recap.policies.backbone import stack_images
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.processors import indicator_step
@@ -26,7 +27,7 @@ def save_first_batch(checkpoint: Checkpoint, batch: dict[str, Any], folder: Path
     samples are kept.
     """
     config = checkpoint.policy.config
-    keys = list(config.image_features)
+    keys = cameras_of(config)
     few = {key: value[:SAMPLES] for key, value in batch.items() if key in keys}
     size = getattr(config, "image_size", None) or max(image.shape[-1] for image in few.values())
     shown = (stack_images(few, keys, size) + 1) / 2 * 255  # [samples, cameras, 3, S, S]

@@ -22,7 +22,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 TOKENIZER = "tokenizer_processor"
+VLM = "vlm"  # the folder of a SmolVLA's VLM without weights: its configuration, its tokenizer
 PRETRAINED = "pretrained_model"  # the folder of a checkpoint in that of a step, as lerobot-train has it
+CODED = ("processor", "preprocessor", "video_preprocessor")  # whose files may name code too
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -34,7 +36,7 @@ STEPS = {
     "rename_observations_processor": {"rename_map"},
     "to_batch_processor": set(),
     TOKENIZER: {"tokenizer_name", *_PROMPT},
-    "recap_prompt": {"default_indicator", "beta", *_PROMPT},
+    "recap_prompt": {"default_indicator", "beta", "before", *_PROMPT},
     "recap_indicator": {"default_indicator", "beta"},
     "device_processor": {"device", "float_dtype"},
     "relative_actions_processor": {"enabled", "exclude_joints", "action_names"},
@@ -208,6 +210,7 @@ def tokenizer_name(path: Path, steps: list[dict[str, Any]]) -> str | None:
         RecapError: they name another folder, or the folder's own tokenizer is one with code.
     """
     check_tokenizer(path)
+    check_tokenizer(path / VLM)
     if (path / "tokenizer.json").is_file():
         return None
     for step in steps:
@@ -223,7 +226,7 @@ def tokenizer_name(path: Path, steps: list[dict[str, Any]]) -> str | None:
 
 def check_tokenizer(folder: Path) -> None:
     """Raises RecapError for a tokenizer that brings code, which transformers would ask for, or run."""
-    for name in ("tokenizer_config.json", CONFIG, "processor_config.json"):
+    for name in ("tokenizer_config.json", CONFIG, *(f"{kind}_config.json" for kind in CODED)):
         if not (folder / name).is_file():
             continue
         content = read_json(folder / name, str(folder))

@@ -22,7 +22,7 @@ from lerobot.processor import (
 from lerobot.processor.factory import make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION
 
-from recap.data.statistics import adopted, bounded
+from recap.data.statistics import SPREAD, adopted, bounded
 from recap.policies.adapter import Adapter
 from recap.policies.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER, processor_steps, tokenizer_name
 from recap.policies.prompt import IndicatorStep, PromptTokenizer, load_tokenizer, own_indicator, with_indicator
@@ -33,9 +33,13 @@ Processors = tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
 
 def new_processors(adapter: Adapter, config: Any, stats: dict[str, dict[str, np.ndarray]]) -> Processors:
     """For a new policy; `stats` as in `Checkpoint.new`."""
+    read = {"mean", "std"}.union(*(SPREAD.get(mode.value, ()) for mode in config.normalization_mapping.values()))
     tensors = {
-        key: {k: torch.as_tensor(v, dtype=torch.float32) for k, v in value.items()} for key, value in stats.items()
+        key: {k: torch.as_tensor(v, dtype=torch.float32) for k, v in value.items() if k in read}
+        for key, value in stats.items()
     }
+    if made := adapter.processors(config, tensors):
+        return _told(adapter, *made)
     features, mapping = {**config.input_features, **(config.output_features or {})}, config.normalization_mapping
     return make_policy_processor_pipelines(
         input_steps=[
@@ -70,7 +74,7 @@ def read_processors(adapter: Adapter, path: Path, config: Any, device: str) -> P
         raise
     except Exception as error:  # lerobot raises many kinds here; all mean that the processor files are bad
         raise RecapError(f"checkpoint {path}: its processors cannot be read ({str(error)[:500]}). {again}") from error
-    before.steps = [_ours(step) for step in before.steps if not isinstance(step, adapter.replaced)]
+    _told(adapter, before, after)
     if not any(isinstance(step, IndicatorStep) for step in before.steps):
         raise RecapError(f"checkpoint {path}: its processors cannot be read (no step makes tokens). {again}")
     return before, after
@@ -85,15 +89,21 @@ def seen(before: PolicyProcessorPipeline, keys: Iterable[str]) -> list[str]:
     return found
 
 
-def _ours(step: Any) -> Any:
-    """lerobot's tokenizer as one that takes indicators; until told otherwise it says what it said before."""
+def _told(adapter: Adapter, before: PolicyProcessorPipeline, after: PolicyProcessorPipeline) -> Processors:
+    """lerobot's processors with a tokenizer that takes indicators; until told otherwise it says what it said before."""
+    before.steps = [_ours(adapter, step) for step in before.steps if not isinstance(step, adapter.replaced)]
+    return before, after
+
+
+def _ours(adapter: Adapter, step: Any) -> Any:
     if type(step) is not TokenizerProcessorStep:
         return step
     tokenizer = step.input_tokenizer
     return PromptTokenizer(
-        tokenizer=with_indicator(tokenizer, None),
+        tokenizer=with_indicator(tokenizer, None, adapter.before),
         max_length=step.max_length,
         default_indicator=own_indicator(tokenizer),
+        before=adapter.before,
     )
 
 

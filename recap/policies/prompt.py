@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,9 +30,9 @@ UNCONDITIONAL_MASK = f"{OBS_LANGUAGE_ATTENTION_MASK}.unconditional"
 
 
 @lru_cache
-def builtin_tokenizer() -> PreTrainedTokenizerFast:
+def builtin_tokenizer(*, numbers: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=builtin_words(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        tokenizer_object=builtin_words(numbers=numbers), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
 
 
@@ -55,25 +56,28 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
-def same_tokenizer(tokenizer: Any, post_processor: Any = None) -> PreTrainedTokenizerFast:
+def same_tokenizer(tokenizer: Any, **parts: Any) -> PreTrainedTokenizerFast:
     """A copy that holds nothing but the tokenizer: no padding and truncation left over from its last use.
 
-    post_processor: in the place of its own, as in tokenizer.json.
+    parts: in the place of its own, as in tokenizer.json: post_processor, normalizer.
     """
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_padding()
     copy.no_truncation()
-    if post_processor is not None:
-        copy = Tokenizer.from_str(json.dumps({**json.loads(copy.to_str()), "post_processor": post_processor}))
+    if parts:
+        copy = Tokenizer.from_str(json.dumps({**json.loads(copy.to_str()), **parts}))
     names = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name) is not None}
     return PreTrainedTokenizerFast(tokenizer_object=copy, **names)
 
 
-def with_indicator(tokenizer: Any, indicator: bool | None) -> PreTrainedTokenizerFast:
+def with_indicator(tokenizer: Any, indicator: bool | None, before: str = "") -> PreTrainedTokenizerFast:
     """A tokenizer that puts the indicator behind every text by itself, or (None) no longer does.
 
     The ids are part of its post-processor, so whoever tokenizes an instruction with it needs to know nothing of RECAP.
+    Where the indicator stands in front of the text's end (`before`), the normalizer puts it there.
     """
+    if before:
+        return _inserting(tokenizer, indicator, before)
     post = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
     parts = post["processors"] if post and post["type"] == "Sequence" else [post] if post else []
     template = next((part for part in parts if part["type"] == "TemplateProcessing"), None)
@@ -87,12 +91,32 @@ def with_indicator(tokenizer: Any, indicator: bool | None) -> PreTrainedTokenize
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         template["single"].append({"SpecialToken": {"id": INDICATOR, "type_id": 0}})
         template["special_tokens"][INDICATOR] = {"id": INDICATOR, "ids": ids, "tokens": [text] * len(ids)}
-    return same_tokenizer(tokenizer, {"type": "Sequence", "processors": parts})
+    return same_tokenizer(tokenizer, post_processor={"type": "Sequence", "processors": parts})
+
+
+def _inserting(tokenizer: Any, indicator: bool | None, before: str) -> PreTrainedTokenizerFast:
+    kept = [part for part in _normalizers(tokenizer) if not _says(part)]
+    if indicator is not None:
+        pattern = {"Regex": rf"{re.escape(before)}\z"}
+        kept = [{"type": "Replace", "pattern": pattern, "content": prompt(before, indicator, before)}, *kept]
+    return same_tokenizer(tokenizer, normalizer={"type": "Sequence", "normalizers": kept} if kept else None)
+
+
+def _normalizers(tokenizer: Any) -> list[dict[str, Any]]:
+    own = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
+    found: list[dict[str, Any]] = own["normalizers"] if own and own["type"] == "Sequence" else [own] if own else []
+    return found
+
+
+def _says(normalizer: dict[str, Any]) -> bool:
+    return str(normalizer.get("content")).startswith("Advantage: ")
 
 
 def own_indicator(tokenizer: Any) -> bool | None:
-    """What a tokenizer says behind every text by itself."""
+    """What a tokenizer says by itself, behind every text or in front of its end."""
     text = tokenizer.backend_tokenizer.to_str()
+    if said := [part["content"] for part in _normalizers(tokenizer) if _says(part)]:
+        return "Advantage: positive" in said[0]
     if f'"{INDICATOR}"' not in text:
         return None
     return "Advantage: positive" in json.dumps(json.loads(text)["post_processor"])
@@ -139,18 +163,21 @@ class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
     """lerobot's tokenizer step, preceded by `prompt`.
 
     With `beta` ≠ 1 the unconditional prompt is tokenized too, for guidance. A prompt that does not fit is refused: the
-    indicator stands at its end and would be cut off unseen.
+    indicator stands at its end and would be cut off unseen. before: see `prompt`.
 
     Raises:
         RecapError: the batch has no `task`, or a prompt is longer than `max_length` tokens.
     """
+
+    before: str = ""
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
             self.input_tokenizer = same_tokenizer(self.tokenizer)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "default_indicator": self.default_indicator, "beta": self.beta}
+        place = {"before": self.before} if self.before else {}
+        return {**super().get_config(), "default_indicator": self.default_indicator, "beta": self.beta, **place}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The tokenizer itself, so that it travels with the checkpoint and nothing is fetched at run time."""
@@ -183,12 +210,12 @@ class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
     def get_task(self, transition: EnvTransition) -> list[str]:
         tasks = self._tasks(transition)
         indicators = self.indicators(transition, len(tasks))
-        return [prompt(task, indicator) for task, indicator in zip(tasks, indicators, strict=True)]
+        return [prompt(task, indicator, self.before) for task, indicator in zip(tasks, indicators, strict=True)]
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         result = super().observation(observation)
         if self.beta != 1.0:
-            plain = self._tokenize_text([prompt(task, None) for task in self._tasks(self.transition)])
+            plain = self._tokenize_text([prompt(task, None, self.before) for task in self._tasks(self.transition)])
             device = result[OBS_LANGUAGE_TOKENS].device
             result[UNCONDITIONAL_TOKENS] = plain["input_ids"].to(device)
             result[UNCONDITIONAL_MASK] = plain["attention_mask"].to(device=device, dtype=torch.bool)

@@ -83,11 +83,22 @@ def _keys(type_: str) -> type[PolicyConfig]:
     return keys
 
 
+def unusable(type_: str) -> str:
+    """Why a policy of lerobot's cannot be used, and which can; "" for any other name."""
+    from recap.policies.lerobot.keys import UNUSABLE
+
+    why = UNUSABLE.get(type_)
+    return (
+        f"lerobot's '{type_}' {why}. Fix: one of {', '.join(_own())}; docs/policies.md says what it takes"
+        if why
+        else ""
+    )
+
+
 def _unknown(type_: str) -> NoPolicyError:
     own = list(_own())
-    return NoPolicyError(
-        f"choose one of {', '.join(own)}, or a package of yours that Python finds (PYTHONPATH). {nearest(type_, own)}"
-    )
+    choose = f"choose one of {', '.join(own)}, or a package of yours that Python finds (PYTHONPATH)"
+    return NoPolicyError(unusable(type_) or f"{choose}. {nearest(type_, own)}")
 
 
 @cache

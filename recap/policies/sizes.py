@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from typing import Any
 
 from recap.utils.typed import Count, Index, part
 
@@ -54,3 +55,16 @@ def image_fits(key: str, image_size: int, vision: SiglipSize) -> Iterator[str]:
     """The image is a whole number of patches."""
     if image_size % vision.patch_size:
         yield f"{key}.image_size={image_size}: must be a multiple of {key}.vision.patch_size={vision.patch_size}"
+
+
+def padded(keys: Any, key: str, found: Sequence[tuple[str, int, int]]) -> Iterator[str]:
+    """States and actions fit into what a policy pads them to, as in `NetworkConfig.too_small`."""
+    for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
+        most = max(found, key=lambda one: one[at], default=None)
+        if most is None or most[at] <= getattr(keys, limit):
+            continue
+        weights = f" and {key}.pretrained=null: {keys.pretrained} is for fewer" if keys.pretrained else ""
+        yield (
+            f"{key}.{limit}={getattr(keys, limit)}: {most[0]} has {what} of dimension {most[at]}. "
+            f"Fix: {key}.{limit}={most[at]}{weights}"
+        )

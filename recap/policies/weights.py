@@ -87,12 +87,14 @@ def stored(policy: Any, name: str, value: Tensor, *, learns: bool) -> torch.dtyp
 
 
 def lerobot_names(keys: Iterable[str], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our name -> the file's. π0 checkpoints also come with openpi's names, and with tied embeddings."""
+    """Our name -> the file's. π0 and π0.5 also come with openpi's names, and with tied embeddings."""
     names = {}
     for key in keys:
         name = key
         if key not in own and not key.startswith("model."):
-            name = f"model.{re.sub('^time_mlp_', 'action_time_mlp_', key)}"
+            name = f"model.{key}"
+            if name not in own:
+                name = f"model.{re.sub('^time_mlp_', 'action_time_mlp_', key)}"
         names[name] = key
     if EMBEDDINGS in own and EMBEDDINGS not in names and HEAD in names:
         names[EMBEDDINGS] = names[HEAD]

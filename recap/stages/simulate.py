@@ -14,6 +14,7 @@ from recap.envs import EpisodeSpec
 from recap.method.config import SourceKind
 from recap.method.success import summarize
 from recap.policies.actor import ActionChunks
+from recap.policies.adapter import cameras_of
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.folder import checkpoint_of
 from recap.policies.processors import indicator_step
@@ -162,7 +163,7 @@ def check_robot(checkpoint: Checkpoint, env: EnvFacts) -> None:
                 f"the policy was trained with {key} of dimension {feature.shape[0]}, the environment has {size}. "
                 "Fix: a checkpoint of this robot, or its environment with env=…"
             )
-    missing = [key for key in config.image_features if key not in checkpoint.sees(env.cameras)]
+    missing = [key for key in cameras_of(config) if key not in checkpoint.sees(env.cameras)]
     if missing:
         raise RecapError(
             f"the policy was trained with camera {missing[0]}, the environment has {', '.join(env.cameras)}. "

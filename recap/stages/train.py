@@ -20,7 +20,7 @@ from recap.data.prefetch import prefetch
 from recap.data.statistics import listed
 from recap.method.config import Prefix
 from recap.method.returns import Bins
-from recap.policies.adapter import features
+from recap.policies.adapter import cameras_of, features
 from recap.policies.batches import policy_batches
 from recap.policies.checkpoint import Checkpoint, features_of, read_config
 from recap.policies.config import NetworkConfig, ReadsText
@@ -150,10 +150,10 @@ def check_fit(checkpoint: Checkpoint, data: Frames) -> None:
                 f"data set '{data.name}' has {key} of dimension {size}, the checkpoint was trained with "
                 f"{wanted[key][0]}. Fix: use data of the same robot, or train from SFT on."
             )
-    missing = [key for key in config.image_features if key not in checkpoint.sees(data.cameras)]
+    missing = [key for key in cameras_of(config) if key not in checkpoint.sees(data.cameras)]
     if missing:
         there = set(missing) <= set(data.files.features)
-        fix = choice(data.name, list(config.image_features)) if there else "data of the same robot"
+        fix = choice(data.name, cameras_of(config)) if there else "data of the same robot"
         raise RecapError(
             f"data set '{data.name}' lacks camera {missing[0]} of the checkpoint; it has {', '.join(data.cameras)}. "
             f"Fix: train from SFT on, or {fix}."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from recap.policies.config import PolicyConfig, ReadsText
 from recap.policies.memory import FULL, UNCHECKED
 from recap.policies.pi0 import memory
-from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
+from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits, padded
 from recap.utils.typed import Count, part
 
 if TYPE_CHECKING:
@@ -75,16 +75,7 @@ class PI0Config(PolicyConfig, ReadsText):
             )
 
     def too_small(self, key: str, found: Sequence[tuple[str, int, int]]) -> Iterator[str]:
-        """States and actions fit into what π0 pads them to."""
-        for what, limit, at in (("observation.state", "max_state_dim", 1), ("action", "max_action_dim", 2)):
-            most = max(found, key=lambda one: one[at], default=None)
-            if most is None or most[at] <= getattr(self, limit):
-                continue
-            weights = f" and {key}.pretrained=null: {self.pretrained} is for fewer" if self.pretrained else ""
-            yield (
-                f"{key}.{limit}={getattr(self, limit)}: {most[0]} has {what} of dimension {most[at]}. "
-                f"Fix: {key}.{limit}={most[at]}{weights}"
-            )
+        yield from padded(self, key, found)
 
     def acting(self) -> dict[str, Any]:
         return {**PolicyConfig.acting(self), "num_inference_steps": self.num_inference_steps}

@@ -1,0 +1,1 @@
+"""π0.5: lerobot's own class."""

@@ -1,0 +1,1 @@
+"""SmolVLA: lerobot's own class."""
