@@ -1,21 +1,23 @@
-"""Full-size π0 and value function on one GPU: memory and seconds of a training step and of a chunk of actions.
+"""Full-size π0 and value function on one GPU, ours and lerobot's: one call of a few minutes, random weights, no disk.
 
-python bench/full_size.py FOLDER          9 GB in FOLDER, a GPU of 80 GB, minutes; the tables of docs/full_size.md
-python bench/full_size.py FOLDER training lerobot value compiled    only these parts of it
-python bench/full_size.py FOLDER small    the same code with small networks, on a processor
+python bench/full_size.py FOLDER                         a GPU of 80 GB; FOLDER/full_size.json and full_size.md
+python bench/full_size.py FOLDER acting training value   only these parts, in this order
+python bench/full_size.py FOLDER small                   the same code with small networks, on a processor
+python bench/full_size.py FOLDER seconds=250             begins nothing new after so many
 
-Random weights, two cameras, batches that start as arrays on the processor as a data set gives them. lerobot's own class
-comes after ours with the same weights and inputs, in bfloat16 with gradient checkpointing as its documentation has it;
-its weights are then bfloat16 too, while ours that learn are float32.
+Each row names its limit: the useful arithmetic, each product once and nothing computed twice, at the rate that this
+card multiplies matrices of 8192 x 8192. A part that fails says so, and the others still run.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -28,104 +30,193 @@ import yaml
 from hydra import compose, initialize_config_dir
 from lerobot.policies.pi0 import PI0Config as TheirConfig
 from lerobot.policies.pi0 import modeling_pi0
-from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
 
 from recap.config import TrainJob, plain, typed
 from recap.data.tensors import tensors
-from recap.policies.adapter import features
+from recap.policies.adapter import Adapter, features
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.pi0 import paligemma
 from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.config import PI0Config
 from recap.policies.prompt import BUILTIN
 from recap.policies.sizes import Precision, Trained
 from recap.policies.value.adapter import ValueAdapter
 from recap.policies.value.config import ValueConfig
-from recap.policies.value.modeling_value import RecapValuePolicy
+from recap.policies.weights import stored
 from recap.training.config import Optimizer, Sharding
 from recap.training.distributed import make_accelerator, prepare
+from recap.training.feed import ahead
 from recap.training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ("observation.images.image", "observation.images.image2")
-WARM, STEPS = 3, 8
-PRECISION = {"cuda": Precision.bfloat16, "cpu": Precision.float32}  # a processor only emulates bfloat16
-TRAININGS = [
-    (Trained.all, Optimizer.adamw, 32),
-    (Trained.all, Optimizer.adamw, 16),
-    (Trained.all, Optimizer.adamw8bit, 32),
-    (Trained.frozen_vision, Optimizer.adamw, 32),
-    (Trained.expert, Optimizer.adamw, 32),
-    (Trained.expert, Optimizer.adamw, 8),
-    (Trained.lora, Optimizer.adamw, 32),
-    (Trained.lora, Optimizer.adamw, 8),
-]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PRECISION = Precision.bfloat16 if DEVICE == "cuda" else Precision.float32  # a processor only emulates bfloat16
+STATS = {key: {"mean": np.zeros(n), "std": np.ones(n)} for key, n in (("observation.state", 8), ("action", 7))}
+GB = 1e9
+SCALE = 1  # turns of a measurement, of those wanted
 
 
-def script(name: str) -> Any:
-    """A program of this repository as a module."""
-    path = ROOT / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+class Table:
+    """What was measured, on the screen and in FOLDER after each row."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.until = folder, time.perf_counter() + seconds
+        self.facts: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.began = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        print(f"{time.perf_counter() - self.began:4.0f} s  {text}", flush=True)
+
+    def add(self, what: str, seconds: list[float], gb: float, flop: float = 0.0, count: int = 1) -> None:
+        """flop: useful arithmetic of one turn. count: samples in it."""
+        median = statistics.median(seconds)
+        limit = flop / self.facts["FLOP/s"] if "FLOP/s" in self.facts else 0.0
+        row = {"what": what, "ms": median * 1e3, "fastest": min(seconds) * 1e3, "slowest": max(seconds) * 1e3}
+        row |= {"samples/s": count / median, "share of the limit": limit / median, "GB": gb}
+        self.rows.append(row)
+        self.say(" ".join(f"{key} {value:.3g}," if key != "what" else f"{value}:" for key, value in row.items()))
+        self.write()
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = json.dumps({"facts": self.facts, "rows": self.rows}, indent=2)
+        (self.folder / "full_size.json").write_text(found + "\n")
+        lines = ["| | ms | from – to | samples/s | of the limit | GB |", "|---|---|---|---|---|---|"]
+        for row in self.rows:
+            share = f"{row['share of the limit']:.0%}" if row["share of the limit"] else ""
+            between = f"{row['fastest']:.1f} – {row['slowest']:.1f}"
+            cells = (row["what"], f"{row['ms']:.1f}", between, f"{row['samples/s']:.1f}", share, f"{row['GB']:.1f}")
+            lines.append(f"| {' | '.join(cells)} |")
+        facts = ", ".join(f"{key} {value}" for key, value in self.facts.items())
+        (self.folder / "full_size.md").write_text(f"{facts}\n\n" + "\n".join(lines) + "\n")
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() > self.until
 
 
-def raw(batch: int, chunk: int) -> dict[str, Any]:
-    """What a data set gives."""
-    rng = np.random.default_rng(0)
-    frames: dict[str, Any] = {key: rng.integers(0, 256, (batch, 256, 256, 3), dtype=np.uint8) for key in CAMERAS}
-    frames |= {
-        "observation.state": np.zeros((batch, 8), np.float32),
-        "task": ["put both moka pots on the stove"] * batch,
-    }
-    frames |= {"action": rng.random((batch, chunk, 7), dtype=np.float32), "indicator": [True] * batch}
-    return frames | {"action_is_pad": np.zeros((batch, chunk), bool), "return_bin": np.zeros(batch, np.int64)}
-
-
-def measured(work: Callable[[], object], device: str) -> str:
-    """Median seconds after a warm-up, and the most memory that tensors took; what failed, if it did."""
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+def timed(work: Callable[[], object], warm: int = 2, turns: int = 6) -> tuple[list[float], float]:
+    """Seconds of each turn after the warm-up, and the most memory that tensors took, in GB."""
+    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     seconds = []
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        for turn in range(WARM + STEPS):
-            synchronise()
-            began = time.perf_counter()
-            work()
-            synchronise()
-            if turn >= WARM:
-                seconds.append(time.perf_counter() - began)
-    except torch.OutOfMemoryError:  # the other rows are still wanted
-        return "does not fit |"
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-    return f"{statistics.median(seconds):.3f} s | {peak:.1f} GB"
+    turns = max(2, turns * SCALE)
+    for turn in range(warm + turns):
+        if turn == warm and DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - began)
+    print(f"        first {seconds[0]:.2f} s", flush=True)
+    return seconds[warm:], torch.cuda.max_memory_allocated() / GB if DEVICE == "cuda" else 0.0
 
 
-def say(*cells: object) -> None:
-    print("|", " | ".join(str(cell) for cell in cells), "|", flush=True)
+def profiled(work: Callable[[], object], file: Path) -> None:
+    """What takes the device's time in one turn, by kernel."""
+    if DEVICE != "cuda":
+        return
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+        torch.cuda.synchronize()
+    kernels = [one for one in found.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda one: -one.self_device_time_total)
+    total = sum(one.self_device_time_total for one in kernels)
+    lines = [f"{total / 1e3:.2f} ms in {sum(one.count for one in kernels)} kernels"]
+    for one in kernels[:70]:
+        spent = one.self_device_time_total
+        lines.append(
+            f"{spent / 1e3:9.3f} ms {spent / total:6.1%} {one.count:5d} x {spent / one.count:9.1f} us  {one.key[:150]}"
+        )
+    file.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines[:16]), flush=True)
 
 
 def free() -> None:
     gc.collect()
-    torch.cuda.empty_cache()
+    torch._dynamo.reset()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
-def training_step(policy: Any, batch: Callable[[], Any], device: str, optimizer: Optimizer) -> Callable[[], None]:
-    """One step as `recap.training.loop.train` takes it."""
+# ---------------------------------------------------------------------------------------------------- arithmetic
+def gemma_flop(size: Any, tokens: int, seen: int, layers: int) -> float:
+    """Forward, of `tokens` that each see `seen` keys."""
+    inner = size.num_heads * size.head_dim
+    weights = size.width * (2 * inner + 2 * size.num_kv_heads * size.head_dim + 3 * size.mlp_dim)
+    return layers * tokens * (2.0 * weights + 4 * seen * inner)
+
+
+def vision_flop(size: Any, image_size: int, out: int) -> float:
+    patches, width = (image_size // size.patch_size) ** 2, size.width
+    layer = 2 * (4 * width**2 + 2 * width * size.mlp_dim) + 4 * patches * width
+    return len(CAMERAS) * patches * (size.depth * layer + 2 * width * (3 * size.patch_size**2 + out))
+
+
+def prefix_flop(size: PI0Config, text: int) -> float:
+    tokens = len(CAMERAS) * (size.image_size // size.vision.patch_size) ** 2 + text
+    last = 4 * tokens * size.vlm.width * size.vlm.num_kv_heads * size.vlm.head_dim
+    prefix = gemma_flop(size.vlm, tokens, tokens, size.vlm.depth - 1) + last
+    return vision_flop(size.vision, size.image_size, size.vlm.width) + prefix
+
+
+def flow_flop(size: PI0Config, text: int) -> float:
+    tokens = len(CAMERAS) * (size.image_size // size.vision.patch_size) ** 2 + text
+    return gemma_flop(size.expert, 1 + size.chunk_size, tokens + 1 + size.chunk_size, size.expert.depth)
+
+
+def value_flop(size: ValueConfig, text: int) -> float:
+    tokens = len(CAMERAS) * (size.image_size // size.vision.patch_size) ** 2 + text + 1
+    # causal: half of what stands there is seen
+    seen = gemma_flop(size.text, tokens, tokens // 2, size.text.depth)
+    return vision_flop(size.vision, size.image_size, size.text.width) + seen
+
+
+# ---------------------------------------------------------------------------------------------------- networks, data
+def raw(batch: int, chunk: int) -> dict[str, Any]:
+    """What a data set gives."""
+    rng = np.random.default_rng(0)
+    frames: dict[str, Any] = {key: rng.integers(0, 256, (batch, 256, 256, 3), dtype=np.uint8) for key in CAMERAS}
+    frames |= {"observation.state": np.zeros((batch, 8), np.float32)}
+    frames |= {"task": ["put both moka pots on the stove"] * batch}
+    frames |= {"action": rng.random((batch, chunk, 7), dtype=np.float32), "indicator": [True] * batch}
+    return frames | {"action_is_pad": np.zeros((batch, chunk), bool), "return_bin": np.zeros(batch, np.int64)}
+
+
+def fresh(adapter: Adapter, size: Any, *, learns: bool) -> Checkpoint:
+    """Random weights, made on the device, in the types that `load_weights` gives them."""
+    torch.manual_seed(0)
+    spec = adapter.features(features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7))
+    config = adapter.on(adapter.config(size, spec), DEVICE, PRECISION)
+    if DEVICE == "cuda":  # as many as the published ones, whose tokenizers are gated
+        config.vocab_size = type(config)().vocab_size
+    config.freeze_vision_encoder = getattr(size, "trainable", None) is Trained.frozen_vision
+    with torch.device(DEVICE):
+        policy: Any = adapter.model(config)
+    if not learns:
+        policy.requires_grad_(requires_grad=False)
+    for name, parameter in policy.named_parameters():
+        parameter.data = parameter.data.to(stored(policy, name, parameter, learns=parameter.requires_grad))
+    return Checkpoint.new(adapter, policy, STATS)
+
+
+def training_step(checkpoint: Checkpoint, size: int, chunk: int, optimizer: Optimizer) -> Callable[[], None]:
+    """One step as `recap.training.loop.train` takes it, from arrays on the processor on."""
     config = replace(full().policy.sft, optimizer=optimizer)
-    policy.run_with(gradient_checkpointing=True)
-    policy.train()
-    accelerator = make_accelerator(Sharding.none, device, config)
+    policy = checkpoint.policy.train()
+    accelerator = make_accelerator(Sharding.none, DEVICE, config)
     model, optimiser = prepare(accelerator, Sharding.none, policy, lambda policy: make_optimizer(policy, config))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    data = raw(size, chunk)
+    feed = ahead(lambda _: (checkpoint.prepare(tensors(data, DEVICE)), 1.0), range(1000), DEVICE)
 
     def step() -> None:
-        loss, _ = model(batch())
-        accelerator.backward(loss)
+        batch, weight = next(feed)
+        loss, _ = model(batch)
+        accelerator.backward(loss * weight)
         accelerator.clip_grad_norm_(learned, config.grad_clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -133,164 +224,207 @@ def training_step(policy: Any, batch: Callable[[], Any], device: str, optimizer:
     return step
 
 
-def lerobots_step(policy: Any, batch: Any, device: str) -> Callable[[], None]:
-    """One step as lerobot-train takes it."""
+def half() -> torch.autocast:
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
+
+
+def text_length(checkpoint: Checkpoint) -> int:
+    """Tokens of the prompt."""
+    batch = checkpoint.prepare(tensors(raw(1, 1)))
+    return int(batch["observation.language.attention_mask"].sum())
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+def machine(table: Table) -> None:
+    table.facts |= {"card": torch.cuda.get_device_name() if DEVICE == "cuda" else "a processor"}
+    table.facts |= {"torch": torch.__version__}
+    n, half_type = (8192, torch.bfloat16) if DEVICE == "cuda" else (512, torch.float32)
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=half_type) for _ in range(2))
+    seconds, _ = timed(lambda: [a @ b for _ in range(20)], 3, 5)
+    table.facts["FLOP/s"] = 20 * 2 * n**3 / statistics.median(seconds)
+    big = torch.empty(n * n * 16, device=DEVICE, dtype=torch.bfloat16)
+    seconds, _ = timed(lambda: big.clone(), 2, 5)
+    table.facts["bytes/s"] = 2 * big.nbytes / statistics.median(seconds)
+    if DEVICE == "cuda":
+        table.facts["GB"] = torch.cuda.mem_get_info()[1] / GB
+    table.say(str(table.facts))
+    table.write()
+
+
+def acting(table: Table, size: PI0Config, cases: Any = ((1.0, 1), (1.5, 1), (1.0, 32)), note: str = "") -> None:
+    """Chunks of actions, from a prepared batch on."""
+    checkpoint = fresh(PI0Adapter(), size, learns=False)
+    checkpoint.policy.eval().run_with(compiled=True)
+    text = text_length(checkpoint)
+    for beta, batch in cases:
+        if table.over:
+            return
+        checkpoint.set_prompt(True, beta)
+        given = checkpoint.prepare(tensors(raw(batch, size.chunk_size), DEVICE))
+        halves = 1 if beta == 1.0 else 2
+        vision = vision_flop(size.vision, size.image_size, size.vlm.width)
+        flop = (
+            halves * (prefix_flop(size, text) + size.num_inference_steps * flow_flop(size, text))
+            - (halves - 1) * vision
+        )
+        act = lambda given=given: checkpoint.policy.predict_action_chunk(given)  # noqa: E731
+        table.add(f"chunk, batch {batch}, β = {beta:g}{note}", *timed(act, 2, 20), batch * flop, batch)
+        profiled(act, table.folder / f"chunk_{batch}_{beta:g}{len(note)}.txt")
+
+
+def training(table: Table, size: PI0Config) -> None:
+    """Steps of training at batch 32, by how much of the activations is kept."""
+    for kept in (0.5, 1.0) if table.facts.get("GB", 0) > 120 else (0.5,):
+        one_training(table, size, kept)
+        free()
+        if table.over:
+            return
+
+
+def one_training(table: Table, size: PI0Config, kept: float, note: str = "") -> None:
+    batch = 32 if DEVICE == "cuda" else 2
+    torch._functorch.config.activation_memory_budget = kept
+    checkpoint = fresh(PI0Adapter(), size, learns=True)
+    checkpoint.policy.run_with(compiled=True)
+    text = text_length(checkpoint)
+    step = training_step(checkpoint, batch, size.chunk_size, Optimizer.adamw)
+    flop = 3 * batch * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
+    try:
+        table.add(f"training, batch {batch}, {kept:g} of the activations kept{note}", *timed(step), flop, batch)
+        profiled(step, table.folder / f"training_{kept:g}{len(note)}.txt")
+    except torch.OutOfMemoryError:
+        table.say(f"training with {kept:g} of the activations: does not fit")
+
+
+def value(table: Table, size: ValueConfig) -> None:
+    """Values of batches that start as arrays on the processor, the next one on its way as this one is computed."""
+    batch = 256 if DEVICE == "cuda" else 2
+    checkpoint = fresh(ValueAdapter(), size, learns=False)
+    checkpoint.policy.eval().run_with(compiled=True)
+    flop = value_flop(size, text_length(checkpoint))
+    data = {key: part for key, part in raw(batch, 10).items() if key not in ("action", "action_is_pad", "indicator")}
+    given = checkpoint.prepare(tensors(data, DEVICE))
+    with torch.no_grad():
+        forward = lambda: checkpoint.policy.value(given)  # noqa: E731
+        table.add(f"values, batch {batch}, prepared", *timed(forward), batch * flop, batch)
+        profiled(forward, table.folder / "value.txt")
+        feed = ahead(lambda _: (checkpoint.prepare(tensors(data, DEVICE)), 1.0), range(1000), DEVICE)
+        table.add(f"values, batch {batch}", *timed(lambda: checkpoint.policy.value(next(feed)[0])), batch * flop, batch)
+
+
+def theirs(size: PI0Config) -> Any:
+    """lerobot's class with random weights, as its documentation trains it."""
+    config = TheirConfig(
+        **features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7),
+        chunk_size=size.chunk_size,
+        n_action_steps=size.n_action_steps,
+        device=DEVICE,
+        dtype="bfloat16" if DEVICE == "cuda" else "float32",
+        gradient_checkpointing=True,
+        push_to_hub=False,
+    )
+    with torch.device(DEVICE):
+        return modeling_pi0.PI0Policy(config).to(DEVICE)
+
+
+def lerobot(table: Table, size: PI0Config) -> None:
+    """On prepared batches."""
+    policy = theirs(size)
+    batches = prepared(size)
+    text = int(batches[1]["observation.language.attention_mask"].sum())
+    flop = prefix_flop(size, text) + size.num_inference_steps * flow_flop(size, text)
+    policy.eval()
+    with half(), torch.no_grad():
+        spent = timed(lambda: policy.predict_action_chunk(batches[1]), 2, 5)
+    table.add("lerobot: chunk, batch 1, β = 1", *spent, flop, 1)
     policy.train()
     optimiser = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    many = max(batches)
 
     def step() -> None:
-        with half(device):
-            loss, _ = policy.forward(batch)
+        with half():
+            loss, _ = policy.forward(batches[many])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
         optimiser.step()
         optimiser.zero_grad()
 
-    return step
+    flop = 3 * many * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
+    table.add(f"lerobot: training, batch {many}", *timed(step, 2, 4), flop, many)
 
 
-def half(device: str) -> torch.autocast:
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-
-
-# ---------------------------------------------------------------------------------------------------- parts
-def training(folder: Path, device: str, size: PI0Config) -> None:
-    """Of every choice, from arrays on the processor on."""
-    print("\n| policy.trainable | optimizer | batch | a step | memory |\n|---|---|---|---|---|")
-    for trainable, optimizer, batch in TRAININGS:
-        one_training(folder, device, size, trainable, optimizer, batch)
-        free()
-
-
-def one_training(
-    folder: Path, device: str, size: PI0Config, trainable: Trained, optimizer: Optimizer, batch: int
-) -> None:
-    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device], replace(size, trainable=trainable))
-    data = raw(batch, size.chunk_size)
-    step = training_step(checkpoint.policy, lambda: checkpoint.prepare(tensors(data)), device, optimizer)
-    say(trainable.name, optimizer.name, batch, measured(step, device))
-
-
-def beside_lerobot(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> None:
-    """On the same batches, which are on the device already."""
-    print("\n| | | a time | memory |\n|---|---|---|---|")
-    noise = torch.randn(1, size.chunk_size, size.max_action_dim, generator=torch.Generator().manual_seed(1)).to(device)
-    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device])
-    checkpoint.set_prompt(indicator=True)
-    batches = {batch: checkpoint.prepare(tensors(raw(batch, size.chunk_size))) for batch in (1, 16, 32)}
-    mine = acting("ours", checkpoint.policy, batches, noise, device)
-    checkpoint.set_prompt(indicator=True, beta=1.5)
-    guided = checkpoint.prepare(tensors(raw(1, size.chunk_size)))
-    spent = measured(lambda: checkpoint.policy.predict_action_chunk(guided), device)
-    say("ours", "a chunk of actions, batch 1, β = 1.5", spent)
-    del checkpoint
-    free()
-    policy = theirs(folder, device, size, numbers)
-    with half(device):
-        other = acting("lerobot", policy, batches, noise, device)
-    difference = (mine - other).abs().float()
-    say("difference of the actions", f"{difference.max():.4f} at most", f"{difference.mean():.5f} on average", "")
-    say("lerobot", "a training step, batch 32", measured(lerobots_step(policy, batches[32], device), device))
-    del policy
-    free()
-    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device], replace(size, trainable=Trained.all))
-    step = training_step(checkpoint.policy, lambda: batches[32], device, Optimizer.adamw)
-    say("ours", "a training step, batch 32", measured(step, device))
-
-
-@torch.no_grad()
-def acting(who: str, policy: Any, batches: dict[int, Any], noise: torch.Tensor, device: str) -> torch.Tensor:
-    """Times it; the actions that it has from `noise`."""
-    policy.eval()
-    for batch in (1, 16):
-        spent = measured(lambda batch=batch: policy.predict_action_chunk(batches[batch]), device)  # type: ignore[misc]
-        say(who, f"a chunk of actions, batch {batch}", spent)
-    given = {"noise": noise}
-    if who == "ours":
-        return policy.predict_action_chunk({**batches[1], **given})
-    return policy.predict_action_chunk(batches[1], **given)
-
-
-def theirs(folder: Path, device: str, size: PI0Config, numbers: dict[str, Any] | None) -> Any:
-    """lerobot's class with the weights of a checkpoint of ours."""
-    if numbers:
-        script("bench/stock_lerobot.py").shrink(numbers, setattr)
-    config = TheirConfig(
-        **features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7),
-        chunk_size=size.chunk_size,
-        n_action_steps=size.n_action_steps,
-        device=device,
-        dtype="bfloat16" if device == "cuda" else "float32",
-        gradient_checkpointing=True,
-        push_to_hub=False,
+def prepared(size: PI0Config) -> dict[int, Any]:
+    """Batches on the device; a network of one layer each makes them."""
+    one = {"depth": 1}
+    small = replace(
+        size, vision=replace(size.vision, **one), vlm=replace(size.vlm, **one), expert=replace(size.expert, **one)
     )
-    with torch.device(device):
-        policy = modeling_pi0.PI0Policy(config)
-    policy.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    return policy.to(device)
+    checkpoint = fresh(PI0Adapter(), small, learns=False)
+    many = 32 if DEVICE == "cuda" else 2
+    return {batch: checkpoint.prepare(tensors(raw(batch, size.chunk_size), DEVICE)) for batch in (1, many)}
 
 
-def compiled(folder: Path, device: str, size: PI0Config) -> None:
-    """What `policy.compile=true` gives."""
-    print("\n| | | a time | memory |\n|---|---|---|---|")
-    checkpoint = Checkpoint.load(folder, PI0Adapter(), device, PRECISION[device])
-    checkpoint.policy.run_with(gradient_checkpointing=False, compiled=True)
-    batches = {batch: checkpoint.prepare(tensors(raw(batch, size.chunk_size))) for batch in (1, 16)}
-    noise = torch.zeros(1, size.chunk_size, size.max_action_dim, device=device)
-    acting("ours", checkpoint.policy, batches, noise, device)
+def eager(table: Table, size: PI0Config) -> None:
+    """Ours without compiling."""
+    checkpoint = fresh(PI0Adapter(), size, learns=True)
+    checkpoint.policy.run_with(compiled=False, memory=0.0)
+    batch = 32 if DEVICE == "cuda" else 2
+    text = text_length(checkpoint)
+    flop = 3 * batch * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
+    step = training_step(checkpoint, batch, size.chunk_size, Optimizer.adamw)
+    table.add(f"training, batch {batch}, eager, gradient checkpointing", *timed(step, 2, 4), flop, batch)
 
 
-def value(device: str, size: ValueConfig) -> None:
-    print("\n| value function | batch | a time | memory |\n|---|---|---|---|")
-    for batch in (16, 32):
-        one_value(device, size, batch)
+def sdpa(table: Table, size: PI0Config) -> None:
+    """With torch's own attention."""
+    ours = paligemma.attend
+
+    def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        heads = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return out.transpose(1, 2).flatten(2)
+
+    paligemma.attend = attend
+    try:
+        one_training(table, size, 0.5, " (torch's attention)")
         free()
+        acting(table, size, ((1.0, 1),), " (torch's attention)")
+    finally:
+        paligemma.attend = ours
 
 
-def one_value(device: str, size: ValueConfig, batch: int) -> None:
-    torch.manual_seed(0)
-    spec = features(dict.fromkeys(CAMERAS, (256, 256)), 8, 7)
-    stats = {"observation.state": {"mean": np.zeros(8), "std": np.ones(8)}}
-    adapter = ValueAdapter()
-    checkpoint = Checkpoint.new(adapter, adapter.build(size, spec, device, PRECISION[device]), stats)
-    data = {key: part for key, part in raw(batch, 10).items() if key not in ("action", "action_is_pad", "indicator")}
-
-    def prepared() -> Any:
-        return checkpoint.prepare(tensors(data))
-
-    say("training step", batch, measured(training_step(checkpoint.policy, prepared, device, Optimizer.adamw), device))
-    policy = checkpoint.policy.eval()
-    assert isinstance(policy, RecapValuePolicy)
-    with torch.no_grad():
-        say("values", batch, measured(lambda: policy.value(prepared()), device))
-
-
-def main(folder: Path, parts: list[str]) -> None:
+def main(folder: Path, arguments: list[str]) -> None:
+    limit = [float(one.removeprefix("seconds=")) for one in arguments if one.startswith("seconds=")]
+    table = Table(folder, limit[0] if limit else 3600.0)
     conf = {"policy": "policy/pi0/full.yaml", "value": "size/full.yaml"}
     numbers = {role: yaml.safe_load((ROOT / "conf" / file).read_text()) for role, file in conf.items()}
     numbers["value"] = numbers["value"]["value"]
-    if small := "small" in parts:
+    if "small" in arguments:
         shrink(numbers)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(torch.cuda.get_device_name() if device == "cuda" else "a processor", "torch", torch.__version__)
     pi0, of_value = sizes(numbers)
-    weights = folder / "ours"
-    if not weights.exists():
-        script("bench/checkpoint_full_size.py").make(weights, numbers["policy"], CAMERAS, device)
-    began = time.perf_counter()
-    vocabulary = Checkpoint.load(weights, PI0Adapter(), device).policy.config.vocab_size
-    print(f"loaded strictly in {time.perf_counter() - began:.1f} s")
-    stock = {key: numbers["policy"][key] for key in ("vision", "vlm", "expert")} | {"vocab_size": vocabulary}
     works: dict[str, Callable[[], None]] = {
-        "training": lambda: training(weights, device, pi0),
-        "lerobot": lambda: beside_lerobot(weights, device, pi0, stock if small else None),
-        "value": lambda: value(device, of_value),
-        "compiled": lambda: compiled(weights, device, pi0),
+        "acting": lambda: acting(table, pi0),
+        "training": lambda: training(table, pi0),
+        "value": lambda: value(table, of_value),
+        "sdpa": lambda: sdpa(table, pi0),
+        "lerobot": lambda: lerobot(table, pi0),
+        "eager": lambda: eager(table, pi0),
     }
-    for name, work in works.items():
-        if name in parts or not set(parts) & set(works):
-            free()
-            work()
+    machine(table)
+    for name in [one for one in arguments if one in works] or works:
+        if table.over:
+            table.say(f"{name}: no time left")
+            continue
+        table.say(name)
+        try:
+            works[name]()
+        except Exception:  # the other parts are still wanted
+            traceback.print_exc()
+            table.facts[name] = f"failed: {traceback.format_exc(limit=-1)}"
+        free()
+    table.write()
+    table.say("done")
 
 
 @cache
@@ -308,11 +442,27 @@ def sizes(numbers: dict[str, Any]) -> tuple[PI0Config, ValueConfig]:
 
 
 def shrink(numbers: dict[str, Any]) -> None:
-    global WARM, STEPS
-    bench = script("bench/pi0.py")
-    numbers["policy"] |= {"vision": bench.VISION, "vlm": bench.VLM, "expert": bench.EXPERT}
-    numbers["value"] |= {"vision": bench.VISION, "text": bench.VLM}
-    WARM, STEPS, TRAININGS[:] = 0, 1, [(trainable, optimizer, 2) for trainable, optimizer, _ in TRAININGS]
+    """Networks of a few thousand weights, and lerobot's class made of them."""
+    global SCALE
+    vlm = {"width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8}
+    vision = {"width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2, "patch_size": 14}
+    small = {"vision": vision, "vlm": vlm, "expert": vlm | {"width": 16}}
+    numbers["policy"] |= small | {"image_size": 28}
+    numbers["value"] |= {"vision": vision, "text": vlm, "image_size": 28}
+    script("bench/stock_lerobot.py").shrink(small | {"vocab_size": 4096}, setattr)
+    SCALE = 0
+
+
+def script(name: str) -> Any:
+    """A program of this repository as a module."""
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

@@ -69,7 +69,13 @@ def stack_images(batch: dict[str, Tensor], keys: list[str], image_size: int) -> 
 
 
 def trim(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Drops the columns [B, L] that are padding for the whole batch. Padding is on the right."""
+    """Drops the columns [B, L] that are padding for the whole batch, on the right.
+
+    Only on a processor: a GPU would have to finish what it does before the length is known, and `PromptTokenizer` has
+    left little.
+    """
+    if tokens.device.type != "cpu":
+        return tokens, mask
     length = int(mask.sum(dim=1).max())
     return tokens[:, :length], mask[:, :length]
 
@@ -94,8 +100,12 @@ def recompute(part: PreTrainedModel) -> None:
 
 
 def autocast(config: Any) -> torch.autocast:
-    """Matrix products in the precision that a policy was trained in (`config.dtype`)."""
-    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    """Matrix products in the precision that a policy was trained in (`config.dtype`).
+
+    Casts of weights are not kept until its end: a CUDA graph would go on reading what is long given back.
+    """
+    half = config.dtype == "bfloat16"
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
 def finish(module: nn.Module, device: str) -> None:

@@ -19,6 +19,7 @@ from recap.tracking.metrics import Tracker
 from recap.training.checkpoints import Trainee, newest, save, tidy
 from recap.training.config import Sharding, TrainConfig
 from recap.training.distributed import Store, make_accelerator, mean, place, prepare, wait_for_all, whole
+from recap.training.feed import ahead
 from recap.training.optim import learning_rate, make_optimizer
 from recap.utils.errors import RecapError
 from recap.utils.notice import NOTICE
@@ -50,7 +51,8 @@ def train(
     Raises RecapError: loss or gradient is NaN, infinite or absurd, naming the step; the newest checkpoint is damaged;
     there are more processes than samples in a batch.
     """
-    accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
+    device = checkpoint.policy.config.device
+    accelerator = make_accelerator(sharding, device, config)
     rank, processes = place()
     if processes > config.batch_size:
         raise RecapError(
@@ -72,6 +74,13 @@ def train(
     if main and start:
         tidy(folder, start, config)
     began, loss = time.perf_counter(), float("nan")
+
+    def share(step: int) -> tuple[Batch, float]:
+        """This process's part of a batch, on its device, and its weight."""
+        rows, weight = _share(batches(step), rank, processes)
+        return checkpoint.prepare(tensors(rows, device)), weight
+
+    feed = ahead(share, range(start, config.steps), device)
     unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
         Tracker(out / "metrics.jsonl" if main else None, start, tensorboard=tensorboard) as tracker,
@@ -82,8 +91,7 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows, weight = _share(batches(step), rank, processes)
-            batch = checkpoint.prepare(tensors(rows))
+            batch, weight = next(feed)
             if main and step == 0 and first_batch:
                 first_batch(batch)
             total, _ = model(batch)
