@@ -30,13 +30,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from lerobot.policies.pi0 import PI0Config as TheirConfig
 from lerobot.policies.pi0 import modeling_pi0
+from torch._inductor.choices import InductorChoices
+from torch._inductor.runtime.hints import ReductionHint
 from torch.profiler import ProfilerActivity, profile
 
 from recap.config import TrainJob, plain, typed
 from recap.data.tensors import tensors
 from recap.policies.adapter import Adapter, features
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.pi0 import paligemma
 from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.pi0.config import PI0Config
 from recap.policies.prompt import BUILTIN
@@ -98,21 +99,28 @@ class Table:
         return time.perf_counter() > self.until
 
 
-def timed(work: Callable[[], object], warm: int = 2, turns: int = 6) -> tuple[list[float], float]:
-    """Seconds of each turn after the warm-up, and the most memory that tensors took, in GB."""
+def timed(work: Callable[[], object], turns: int = 6, together: int = 1) -> tuple[list[float], float]:
+    """Seconds of a call, for each turn of `together` calls, and the most memory that tensors took, in GB.
+
+    The device is not waited for within a turn, as in a training.
+    """
     wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+    began = time.perf_counter()
+    work()
+    wait()
+    print(f"        first {time.perf_counter() - began:.2f} s", flush=True)
+    work()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     seconds = []
-    turns = max(2, turns * SCALE)
-    for turn in range(warm + turns):
-        if turn == warm and DEVICE == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    for _ in range(max(2, turns * SCALE)):
         wait()
         began = time.perf_counter()
-        work()
+        for _ in range(together):
+            work()
         wait()
-        seconds.append(time.perf_counter() - began)
-    print(f"        first {seconds[0]:.2f} s", flush=True)
-    return seconds[warm:], torch.cuda.max_memory_allocated() / GB if DEVICE == "cuda" else 0.0
+        seconds.append((time.perf_counter() - began) / together)
+    return seconds, torch.cuda.max_memory_allocated() / GB if DEVICE == "cuda" else 0.0
 
 
 def profiled(work: Callable[[], object], file: Path) -> None:
@@ -240,10 +248,11 @@ def machine(table: Table) -> None:
     table.facts |= {"torch": torch.__version__}
     n, half_type = (8192, torch.bfloat16) if DEVICE == "cuda" else (512, torch.float32)
     a, b = (torch.randn(n, n, device=DEVICE, dtype=half_type) for _ in range(2))
-    seconds, _ = timed(lambda: [a @ b for _ in range(20)], 3, 5)
-    table.facts["FLOP/s"] = 20 * 2 * n**3 / statistics.median(seconds)
+    for name, products in (("FLOP/s", 10), ("FLOP/s sustained", 400)):  # the card slows down when it gets hot
+        seconds, _ = timed(lambda: a @ b, 2, products if DEVICE == "cuda" else 2)
+        table.facts[name] = 2 * n**3 / min(seconds)
     big = torch.empty(n * n * 16, device=DEVICE, dtype=torch.bfloat16)
-    seconds, _ = timed(lambda: big.clone(), 2, 5)
+    seconds, _ = timed(lambda: big.clone(), 5)
     table.facts["bytes/s"] = 2 * big.nbytes / statistics.median(seconds)
     if DEVICE == "cuda":
         table.facts["GB"] = torch.cuda.mem_get_info()[1] / GB
@@ -251,12 +260,20 @@ def machine(table: Table) -> None:
     table.write()
 
 
-def acting(table: Table, size: PI0Config, cases: Any = ((1.0, 1), (1.5, 1), (1.0, 32)), note: str = "") -> None:
+def acting(table: Table, size: PI0Config) -> None:
     """Chunks of actions, from a prepared batch on."""
     checkpoint = fresh(PI0Adapter(), size, learns=False)
-    checkpoint.policy.eval().run_with(compiled=True)
     text = text_length(checkpoint)
-    for beta, batch in cases:
+    plain = chunks(checkpoint, size)
+    given = checkpoint.prepare(tensors(raw(1, size.chunk_size), DEVICE))
+    flop = prefix_flop(size, text) + size.num_inference_steps * flow_flop(size, text)
+    spent = timed(lambda: checkpoint.policy.predict_action_chunk(given), 3)
+    table.add("chunk, batch 1, β = 1, eager", *spent, flop, 1)
+    checkpoint.policy.run_with(compiled=True)
+    apart = (chunks(checkpoint, size) - plain).abs().float()
+    table.facts["actions, eager and as graphs"] = f"{apart.max():.4f} at most, {apart.mean():.5f} on average apart"
+    table.say(f"{table.facts['actions, eager and as graphs']}, standard deviation {plain.std():.2f}")
+    for beta, batch in ((1.0, 1), (1.5, 1), (1.0, 32)):
         if table.over:
             return
         checkpoint.set_prompt(True, beta)
@@ -268,8 +285,23 @@ def acting(table: Table, size: PI0Config, cases: Any = ((1.0, 1), (1.5, 1), (1.0
             - (halves - 1) * vision
         )
         act = lambda given=given: checkpoint.policy.predict_action_chunk(given)  # noqa: E731
-        table.add(f"chunk, batch {batch}, β = {beta:g}{note}", *timed(act, 2, 20), batch * flop, batch)
-        profiled(act, table.folder / f"chunk_{batch}_{beta:g}{len(note)}.txt")
+        table.add(f"chunk, batch {batch}, β = {beta:g}", *timed(act, 20), batch * flop, batch)
+        if batch == 1:
+            profiled(act, table.folder / f"chunk_{beta:g}.txt")
+
+
+def chunks(checkpoint: Checkpoint, size: PI0Config) -> torch.Tensor:
+    """Actions from two different noises, one after the other, with and without guidance."""
+    found = []
+    for beta in (1.0, 1.5, 1.0, 1.5):
+        checkpoint.set_prompt(True, beta)
+        noise = torch.randn(
+            1, size.chunk_size, size.max_action_dim, generator=torch.Generator().manual_seed(len(found))
+        )
+        batch = raw(1, size.chunk_size) | {"noise": noise}
+        found.append(checkpoint.policy.predict_action_chunk(checkpoint.prepare(tensors(batch, DEVICE))))
+    checkpoint.set_prompt(True)
+    return torch.stack(found)
 
 
 def training(table: Table, size: PI0Config) -> None:
@@ -290,8 +322,8 @@ def one_training(table: Table, size: PI0Config, kept: float, note: str = "") -> 
     step = training_step(checkpoint, batch, size.chunk_size, Optimizer.adamw)
     flop = 3 * batch * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
     try:
-        table.add(f"training, batch {batch}, {kept:g} of the activations kept{note}", *timed(step), flop, batch)
-        profiled(step, table.folder / f"training_{kept:g}{len(note)}.txt")
+        table.add(f"training, batch {batch}, {kept:g} of the activations kept{note}", *timed(step, 3, 5), flop, batch)
+        profiled(step, table.folder / f"training_{kept:g}{'_try' if note else ''}.txt")
     except torch.OutOfMemoryError:
         table.say(f"training with {kept:g} of the activations: does not fit")
 
@@ -306,10 +338,12 @@ def value(table: Table, size: ValueConfig) -> None:
     given = checkpoint.prepare(tensors(data, DEVICE))
     with torch.no_grad():
         forward = lambda: checkpoint.policy.value(given)  # noqa: E731
-        table.add(f"values, batch {batch}, prepared", *timed(forward), batch * flop, batch)
+        table.add(f"values, batch {batch}, prepared", *timed(forward, 3, 4), batch * flop, batch)
         profiled(forward, table.folder / "value.txt")
         feed = ahead(lambda _: (checkpoint.prepare(tensors(data, DEVICE)), 1.0), range(1000), DEVICE)
-        table.add(f"values, batch {batch}", *timed(lambda: checkpoint.policy.value(next(feed)[0])), batch * flop, batch)
+        table.add(
+            f"values, batch {batch}", *timed(lambda: checkpoint.policy.value(next(feed)[0]), 3, 6), batch * flop, batch
+        )
 
 
 def theirs(size: PI0Config) -> Any:
@@ -335,7 +369,7 @@ def lerobot(table: Table, size: PI0Config) -> None:
     flop = prefix_flop(size, text) + size.num_inference_steps * flow_flop(size, text)
     policy.eval()
     with half(), torch.no_grad():
-        spent = timed(lambda: policy.predict_action_chunk(batches[1]), 2, 5)
+        spent = timed(lambda: policy.predict_action_chunk(batches[1]), 5)
     table.add("lerobot: chunk, batch 1, β = 1", *spent, flop, 1)
     policy.train()
     optimiser = policy.config.get_optimizer_preset().build(policy.get_optim_params())
@@ -350,7 +384,7 @@ def lerobot(table: Table, size: PI0Config) -> None:
         optimiser.zero_grad()
 
     flop = 3 * many * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
-    table.add(f"lerobot: training, batch {many}", *timed(step, 2, 4), flop, many)
+    table.add(f"lerobot: training, batch {many}", *timed(step, 2, 2), flop, many)
 
 
 def prepared(size: PI0Config) -> dict[int, Any]:
@@ -372,26 +406,27 @@ def eager(table: Table, size: PI0Config) -> None:
     text = text_length(checkpoint)
     flop = 3 * batch * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
     step = training_step(checkpoint, batch, size.chunk_size, Optimizer.adamw)
-    table.add(f"training, batch {batch}, eager, gradient checkpointing", *timed(step, 2, 4), flop, batch)
+    table.add(f"training, batch {batch}, eager, gradient checkpointing", *timed(step, 2, 2), flop, batch)
 
 
-def sdpa(table: Table, size: PI0Config) -> None:
-    """With torch's own attention."""
-    ours = paligemma.attend
+def cheap(table: Table, size: PI0Config) -> None:
+    """Only what costs next to nothing is computed again."""
+    if table.facts.get("GB", 0) > 100:
+        one_training(table, size, 0.9)
 
-    def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
-        heads = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return out.transpose(1, 2).flatten(2)
 
-    paligemma.attend = attend
-    try:
-        one_training(table, size, 0.5, " (torch's attention)")
-        free()
-        acting(table, size, ((1.0, 1),), " (torch's attention)")
-    finally:
-        paligemma.attend = ours
+def persistent(table: Table, size: PI0Config) -> None:
+    """A try: inductor reduces rows of up to 2048 numbers in one pass, also where there are many rows."""
+    theirs = InductorChoices.should_use_persistent_reduction
+
+    def ours(features: Any, cooperative: bool) -> bool:
+        along = features.get_reduction_hint() in (ReductionHint.INNER, ReductionHint.DEFAULT)
+        short = features.reduction_numel.is_number and int(features.reduction_numel) <= 2048
+        return bool(along and short) or theirs(features, cooperative)
+
+    InductorChoices.should_use_persistent_reduction = staticmethod(ours)
+    torch._inductor.config.fx_graph_cache = torch._functorch.config.enable_autograd_cache = False
+    one_training(table, size, 0.5, " (reductions in one pass)")
 
 
 def main(folder: Path, arguments: list[str]) -> None:
@@ -407,9 +442,10 @@ def main(folder: Path, arguments: list[str]) -> None:
         "acting": lambda: acting(table, pi0),
         "training": lambda: training(table, pi0),
         "value": lambda: value(table, of_value),
-        "sdpa": lambda: sdpa(table, pi0),
         "lerobot": lambda: lerobot(table, pi0),
+        "cheap": lambda: cheap(table, pi0),
         "eager": lambda: eager(table, pi0),
+        "persistent": lambda: persistent(table, pi0),
     }
     machine(table)
     for name in [one for one in arguments if one in works] or works:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipVisionConfig
@@ -48,6 +50,45 @@ def make_stem(size: SiglipSize) -> nn.Module | None:
     )
 
 
+def siglip_layer(self: Any, hidden: Tensor, attention_mask: None = None, **_: Any) -> Tensor:
+    """A layer of SigLIP as Hugging Face computes it; hidden [B, patches, width].
+
+    The last two biases are added with the sum that follows: as part of the products each takes a pass over the memory.
+    """
+    attention, mlp = self.self_attn, self.mlp
+    normed = self.layer_norm1(hidden)
+    q, k, v = (
+        heads(part, attention.head_dim)
+        for part in products(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, scale=attention.scale).transpose(1, 2).flatten(2)
+    hidden = hidden + (F.linear(attended, attention.out_proj.weight) + attention.out_proj.bias)
+    inner = mlp.activation_fn(mlp.fc1(self.layer_norm2(hidden)))
+    return hidden + (F.linear(inner, mlp.fc2.weight) + mlp.fc2.bias)
+
+
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, L, heads · head_dim] -> [B, heads, L, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def products(x: Tensor, *layers: Any) -> Sequence[Tensor]:
+    """What each of some linear layers makes of x; in one matrix product after `join`."""
+    joined = getattr(layers[0], "joined", None)
+    if joined is None:
+        return [layer(x) for layer in layers]
+    return F.linear(x, *joined).split([layer.out_features for layer in layers], dim=-1)
+
+
+def join(*layers: nn.Linear) -> None:
+    """Lays weights that no longer learn side by side, for `products`; the layers keep them as parts of the whole."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
+    layers[0].joined = (weight, bias)  # type: ignore[assignment]
+
+
 def stack_images(batch: dict[str, Tensor], keys: list[str], image_size: int) -> Tensor:
     """Cameras of a batch as SigLIP takes them: each float [B, 3, H, W] in [0, 1] -> [B, cameras, 3, S, S] in [-1, 1].
 
@@ -86,7 +127,7 @@ def sine_positions(size: int, width: int) -> Tensor:
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     waves = torch.pi / 2 * torch.linspace(0.5, size / 2, width // 4)
     parts = [wave(f * axis) for f in waves for axis in (x, y) for wave in (torch.sin, torch.cos)]
-    return torch.nn.functional.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
+    return F.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
 
 
 def recompute(part: PreTrainedModel) -> None:

@@ -36,6 +36,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 # Written into lerobot's code.
 SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
 VOCABULARY = 257152
+ALIGNED = 8  # numbers: rows of other lengths take matrix products three times as long
 EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
@@ -126,7 +127,7 @@ class PI0Model(PI0Pytorch):
         return cache, valid
 
     def around(self, valid: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the suffix: cos and sin of its positions [B, 1 + chunk, head_dim], and what it sees [B, 1, 1 + chunk, keys].
+        """Of the suffix: cos and sin of its positions [B, 1 + chunk, head_dim], what it sees [B, 1, 1 + chunk, keys].
 
         valid: of `encode_prefix`. like: a tensor of the type that cos and sin shall have.
         """
@@ -136,8 +137,8 @@ class PI0Model(PI0Pytorch):
         # the state token sees itself, actions see state and actions; both see the real prefix
         own = torch.ones(length, length, dtype=torch.bool, device=valid.device)
         own[0, 1:] = False
-        mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(len(valid), -1, -1)], dim=2)[:, None]
-        return cos, sin, mask
+        mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(len(valid), -1, -1)], dim=2)
+        return cos, sin, F.pad(mask, (0, -mask.shape[2] % ALIGNED))[:, None]
 
     def embed_times(self, times: Tensor) -> Tensor:
         """Sines and cosines [N, expert width] of flow times [N]."""
@@ -145,6 +146,11 @@ class PI0Model(PI0Pytorch):
         periods = config.min_period, config.max_period
         found = create_sinusoidal_pos_embedding(times, config.expert.width, *periods, times.device)
         return found.to(times.dtype)
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """Its token [B, 1, expert width]; state [B, max_state_dim]."""
+        with torch.autocast(state.device.type, enabled=False):
+            return self.state_proj(state)[:, None]
 
     def velocity(
         self,
@@ -156,14 +162,14 @@ class PI0Model(PI0Pytorch):
     ) -> Tensor:
         """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim].
 
-        state [B, max_state_dim], x_t like the result, time [B or 1, expert width] of `embed_times`.
+        state [B, 1, expert width], x_t like the result, time [B or 1, expert width] of `embed_times`.
         """
         cos, sin, mask = around
         with torch.autocast(x_t.device.type, enabled=False):  # as lerobot: what is not Gemma or SigLIP stays float32
             actions = self.action_in_proj(x_t)
             hidden = torch.cat([actions, time[:, None].expand_as(actions)], dim=2)
             hidden = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(hidden)))
-            hidden = torch.cat([self.state_proj(state)[:, None], hidden], dim=1)
+            hidden = torch.cat([state, hidden], dim=1)
         hidden = hidden.to(cache[0][1].dtype)
         expert = self.paligemma_with_expert.gemma_expert.model
         for layer, before in zip(expert.layers, cache, strict=True):
@@ -189,7 +195,7 @@ class PI0Model(PI0Pytorch):
         t = time[:, :, None, None]
         x_t = t * noise + (1 - t) * actions[:, None]
         v_t = self.velocity(
-            state.repeat_interleave(samples, 0),
+            self.embed_state(state).repeat_interleave(samples, 0),
             x_t.flatten(0, 1),
             self.embed_times(time.flatten()),
             cache,
@@ -215,7 +221,7 @@ class PI0Model(PI0Pytorch):
         """
         halves = len(tokens) // len(images)
         cache, valid = self.encode_prefix(images, tokens, mask)
-        around, state = self.around(valid, cache[0][1]), state.repeat(halves, 1)
+        around, state = self.around(valid, cache[0][1]), self.embed_state(state).repeat(halves, 1, 1)
         times = self.embed_times(1 - torch.arange(steps, dtype=torch.float32, device=noise.device) / steps)
         x = noise
         for time in times.split(1):
@@ -266,6 +272,8 @@ class RecapPI0Policy(PI0Policy):
         """
         model = self.model.paligemma_with_expert
         if compiled:
+            if not any(parameter.requires_grad for parameter in self.parameters()) and not self.config.use_peft:
+                model.join_products()
             model.compile_layers()
             if torch.device(self.config.device).type == "cuda":
                 self._chunk = Graphs(self._chunk)  # type: ignore[method-assign]

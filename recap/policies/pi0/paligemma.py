@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.policies.pi0.modeling_pi0 import PaliGemmaWithExpertModel
 from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
 from torch import Tensor, nn
 from transformers import GemmaConfig, PaliGemmaConfig
 from transformers.models.gemma.modeling_gemma import rotate_half
 
-from recap.policies.backbone import make_stem, siglip_config
+from recap.policies.backbone import heads, join, make_stem, products, siglip_config, siglip_layer
 from recap.policies.compiled import compile_for_shapes
 from recap.policies.sizes import GemmaSize
 
@@ -66,17 +68,24 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
                 layer.forward = MethodType(forward, layer)
 
     def layers(self) -> dict[Callable[..., Any], Sequence[nn.Module]]:
-        """The layers of both Gemmas by what they compute."""
+        """All layers by what they compute."""
+        vision = self.paligemma.model.vision_tower.vision_model.encoder.layers
         prefix, expert = self.paligemma.model.language_model.layers, self.gemma_expert.model.layers
-        return {prefix_layer: prefix[:-1], last_prefix_layer: prefix[-1:], expert_layer: expert}
+        kinds = (prefix_layer, prefix[:-1]), (last_prefix_layer, prefix[-1:]), (expert_layer, expert)
+        return {siglip_layer: vision, **dict(kinds)}
 
     def compile_layers(self) -> None:
         """Every layer becomes a compiled function, its own for each kind: they meet other shapes."""
-        for layer in self.paligemma.model.vision_tower.vision_model.encoder.layers:
+        for layer in chain(*self.layers().values()):
             layer.forward = compile_for_shapes(layer.forward)
-        for forward, layers in self.layers().items():
-            for layer in layers:
-                layer.forward = compile_for_shapes(MethodType(forward, layer))
+
+    def join_products(self) -> None:
+        """Fewer and larger matrix products, where no weight learns."""
+        for layer in chain(*self.layers().values()):
+            attention = layer.self_attn
+            join(attention.q_proj, attention.k_proj, attention.v_proj)
+            if hasattr(layer.mlp, "gate_proj"):
+                join(layer.mlp.gate_proj, layer.mlp.up_proj)
 
     def freeze_unread(self) -> None:
         for module in self.unread():
@@ -113,41 +122,38 @@ def prefix_layer(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tens
     Returns:
         hidden [B, P, D], and keys and values [B, kv heads, P, head_dim].
     """
-    normed, _ = self.input_layernorm(hidden)
-    k, v = keys_values(self.self_attn, normed, cos, sin)
-    return after_attention(self, hidden, attend(queries(self.self_attn, normed, cos, sin), k, v, mask)), k, v
+    q, k, v = queries_keys_values(self, hidden, cos, sin)
+    return after_attention(self, hidden, attend(q, k, v, mask)), k, v
 
 
 def last_prefix_layer(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values of a layer whose output nobody reads."""
+    attention = self.self_attn
     normed, _ = self.input_layernorm(hidden)
-    return keys_values(self.self_attn, normed, cos, sin)
+    k, v = (heads(proj(normed), attention.head_dim) for proj in (attention.k_proj, attention.v_proj))
+    return rotate(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
 
 
 def expert_layer(
     self: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, before: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """One Gemma layer whose queries also see the prefix's keys and values `before` its own; hidden [B, L, D]."""
-    normed, _ = self.input_layernorm(hidden)
-    own = keys_values(self.self_attn, normed, cos, sin)
+    """One Gemma layer whose queries also see the prefix's keys and values `before` its own; hidden [B, L, D].
+
+    mask: as in `prefix_layer`; it may be wider than there are keys.
+    """
+    q, *own = queries_keys_values(self, hidden, cos, sin)
     k, v = (torch.cat(both, dim=2) for both in zip(before, own, strict=True))
-    return after_attention(self, hidden, attend(queries(self.self_attn, normed, cos, sin), k, v, mask))
+    room = (0, 0, 0, mask.shape[-1] - k.shape[2])
+    return after_attention(self, hidden, attend(q, F.pad(k, room), F.pad(v, room), mask))
 
 
-def queries(attention: Any, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[B, heads, L, head_dim], scaled for the product with the keys."""
-    return rotate(split(attention.q_proj(normed), attention.head_dim), cos, sin) * attention.scaling
-
-
-def keys_values(attention: Any, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, kv heads, L, head_dim] each."""
-    k, v = (split(proj(normed), attention.head_dim) for proj in (attention.k_proj, attention.v_proj))
-    return rotate(k, cos, sin), v
-
-
-def split(x: Tensor, head_dim: int) -> Tensor:
-    """[B, L, heads · head_dim] -> [B, heads, L, head_dim]."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+def queries_keys_values(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, heads or kv heads, L, head_dim] each; the queries are scaled for their product with the keys."""
+    attention = self.self_attn
+    normed, _ = self.input_layernorm(hidden)
+    found = products(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    q, k, v = (heads(part, attention.head_dim) for part in found)
+    return rotate(q, cos, sin) * attention.scaling, rotate(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -167,7 +173,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def after_attention(self: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     hidden = hidden + self.self_attn.o_proj(attended)
     normed, _ = self.post_attention_layernorm(hidden)
-    return hidden + self.mlp(normed)
+    gate, up = products(normed, self.mlp.gate_proj, self.mlp.up_proj)
+    return hidden + self.mlp.down_proj(self.mlp.act_fn(gate) * up)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

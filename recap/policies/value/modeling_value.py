@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,7 +16,17 @@ from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
 
 from recap.method.returns import Bins
-from recap.policies.backbone import autocast, finish, make_stem, recompute, siglip_config, stack_images, trim
+from recap.policies.backbone import (
+    autocast,
+    finish,
+    join,
+    make_stem,
+    recompute,
+    siglip_config,
+    siglip_layer,
+    stack_images,
+    trim,
+)
 from recap.policies.compiled import compile_for_shapes
 from recap.policies.sizes import GemmaSize, SiglipSize
 
@@ -69,6 +80,8 @@ class RecapValuePolicy(PreTrainedPolicy):
         size = config.text
         self.stem = make_stem(config.vision)
         self.vision_tower = SiglipVisionModel(siglip_config(config.vision, config.image_size))
+        for layer in self.vision_tower.vision_model.encoder.layers:
+            layer.forward = MethodType(siglip_layer, layer)
         self.projector = nn.Linear(config.vision.width, size.width)
         self.language_model = Gemma3TextModel(
             Gemma3TextConfig(
@@ -97,6 +110,9 @@ class RecapValuePolicy(PreTrainedPolicy):
         memory: of training, see `recap.policies.compiled.Kept`.
         """
         if compiled:
+            if not any(parameter.requires_grad for parameter in self.parameters()):
+                for layer in self.vision_tower.vision_model.encoder.layers:
+                    join(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             for layer in (*self.vision_tower.vision_model.encoder.layers, *self.language_model.layers):
                 layer.forward = compile_for_shapes(layer.forward)
         elif memory == 0:
