@@ -219,12 +219,11 @@ def training_step(checkpoint: Checkpoint, size: int, chunk: int, optimizer: Opti
     model, optimiser = prepare(accelerator, Sharding.none, policy, lambda policy: make_optimizer(policy, config))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     data = raw(size, chunk)
-    feed = ahead(lambda _: (checkpoint.prepare(tensors(data, DEVICE)), 1.0), range(1000), DEVICE)
+    feed = ahead(lambda _: checkpoint.prepare(tensors(data, DEVICE)), range(1000), DEVICE)
 
     def step() -> None:
-        batch, weight = next(feed)
-        loss, _ = model(batch)
-        accelerator.backward(loss * weight)
+        loss, _ = model(next(feed))
+        accelerator.backward(loss)
         accelerator.clip_grad_norm_(learned, config.grad_clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -315,9 +314,8 @@ def training(table: Table, size: PI0Config) -> None:
 
 def one_training(table: Table, size: PI0Config, kept: float, note: str = "") -> None:
     batch = 32 if DEVICE == "cuda" else 2
-    torch._functorch.config.activation_memory_budget = kept
     checkpoint = fresh(PI0Adapter(), size, learns=True)
-    checkpoint.policy.run_with(compiled=True)
+    checkpoint.policy.run_with(compiled=True, memory=kept)
     text = text_length(checkpoint)
     step = training_step(checkpoint, batch, size.chunk_size, Optimizer.adamw)
     flop = 3 * batch * (prefix_flop(size, text) + size.flow_samples * flow_flop(size, text))
@@ -340,9 +338,9 @@ def value(table: Table, size: ValueConfig) -> None:
         forward = lambda: checkpoint.policy.value(given)  # noqa: E731
         table.add(f"values, batch {batch}, prepared", *timed(forward, 3, 4), batch * flop, batch)
         profiled(forward, table.folder / "value.txt")
-        feed = ahead(lambda _: (checkpoint.prepare(tensors(data, DEVICE)), 1.0), range(1000), DEVICE)
+        feed = ahead(lambda _: checkpoint.prepare(tensors(data, DEVICE)), range(1000), DEVICE)
         table.add(
-            f"values, batch {batch}", *timed(lambda: checkpoint.policy.value(next(feed)[0]), 3, 6), batch * flop, batch
+            f"values, batch {batch}", *timed(lambda: checkpoint.policy.value(next(feed)), 3, 6), batch * flop, batch
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHE = "~/.cache/recap/inductor"  # the next stage, and the next run, finds what is compiled
+VOLTA = (7, 0)  # the oldest GPUs that Triton knows
+ROOM = 0.97  # of the memory that is free: allocators leave gaps
+RESERVE = 2e9  # bytes for what libraries take when they are first used
+GAIN = 0.85  # of the activations between least and most, what a share of 1 keeps below "everything"; measured
+RECOMPILE_LIMIT = 64  # shapes of a function: training and acting, batches and prompts of several lengths
 WARM_UP = 3  # calls before a graph is recorded: they compile, choose kernels and fill caches
 GRAPHS = 16  # of one function, for as many shapes
 
 
+def compiles(wanted: bool | str, device: str) -> bool:
+    """Whether networks are compiled; `auto`: on a GPU that Triton knows, where there is a C compiler."""
+    if wanted != "auto":
+        return bool(wanted)
+    compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    return device.startswith("cuda") and compiler and torch.cuda.get_device_capability() >= VOLTA
+
+
+def share_kept(wanted: float | str, free: float, moments: float, least: float, most: float) -> float:
+    """The share of its activations that a training keeps; the rest is computed again in the backward pass.
+
+    Args:
+        wanted: that share, or auto: what fits.
+        free: memory of the device in bytes. moments: what the optimiser will take of it. The gradients need no memory
+            of their own: they come as the activations go.
+        least, most: what the activations take where all is computed again, and where nothing is.
+    """
+    if wanted != "auto":
+        return float(wanted)
+    room = ROOM * free - RESERVE - moments
+    if room >= most:
+        return 1.0
+    return min(0.9, max(0.0, (room - least) / (GAIN * (most - least))))
+
+
+def free_bytes(device: str) -> float:
+    """Memory of a GPU that nothing holds; without end for any other device."""
+    if not device.startswith("cuda"):
+        return float("inf")
+    return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
+
+def keep(share: float) -> None:
+    """Of what is compiled from now on for training."""
+    torch._functorch.config.activation_memory_budget = share  # noqa: SLF001 (how its settings are set)
+
+
 def compile_for_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is compiled for each of the shapes it meets."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(CACHE).expanduser()))
-    torch._dynamo.config.recompile_limit = 64  # training and acting, batches and prompts of several lengths
+    """A function that is compiled for each of the shapes it meets; the next stage and the next run find it compiled."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recap/compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # noqa: SLF001 (how its settings are set)
     return torch.compile(function, dynamic=False)
 
 

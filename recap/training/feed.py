@@ -9,33 +9,34 @@ import torch
 
 from recap.data.tensors import Batch
 
-Fed = tuple[Batch, float]
+AHEAD = 2  # batches that are on the device beside the one it computes on
 
 
-def ahead(make: Callable[[int], Fed], numbers: range, device: str) -> Iterator[Fed]:
-    """`make` of each number: a batch and its weight. On a GPU the next batch is made and copied while the device computes on the last.
+def ahead(make: Callable[[int], Batch], numbers: range, device: str) -> Iterator[Batch]:
+    """`make` of each number.
 
-    That takes a stream and a thread of its own: a copy from ordinary memory waits for all that its stream has to do.
+    On a GPU the next ones are made and copied while the device computes on the last. That takes a thread and a stream
+    of its own: a copy from ordinary memory waits for all that its stream has yet to do.
     """
     if torch.device(device).type != "cuda":
         yield from map(make, numbers)
         return
     stream, pool = torch.cuda.Stream(), ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
-    def made(number: int) -> tuple[Fed, torch.cuda.Event]:
+    def made(number: int) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
             return make(number), stream.record_event()
 
     try:
-        coming = [pool.submit(made, number) for number in numbers[:2]]
-        for number in [*numbers[2:], None, None][: len(numbers)]:
-            (batch, weight), there = coming.pop(0).result()
-            if number is not None:
-                coming.append(pool.submit(made, number))
+        coming = [pool.submit(made, number) for number in numbers[:AHEAD]]
+        for number in numbers:
+            batch, there = coming.pop(0).result()
+            if number + AHEAD in numbers:
+                coming.append(pool.submit(made, number + AHEAD))
             there.wait()
             for value in batch.values():
                 if isinstance(value, torch.Tensor) and value.is_cuda:
                     value.record_stream(torch.cuda.current_stream())
-            yield batch, weight
+            yield batch
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -25,6 +25,7 @@ from recap.utils.errors import RecapError
 from recap.utils.notice import NOTICE
 from recap.utils.progress import Progress
 
+SHARE = "weight of the process's share"  # beside the tensors of its batch
 ABSURD = 1000.0  # a loss that teaches nothing: a network that knows nothing has about 2 (π0) or ln(bins) = 5.3 (V)
 FAR = 100.0  # standard deviations that a number of a batch may lie from the mean before a high loss is its fault
 
@@ -75,12 +76,12 @@ def train(
         tidy(folder, start, config)
     began, loss = time.perf_counter(), float("nan")
 
-    def share(step: int) -> tuple[Batch, float]:
-        """This process's part of a batch, on its device, and its weight."""
+    def mine(step: int) -> Batch:
+        """This process's part of a batch, on its device."""
         rows, weight = _share(batches(step), rank, processes)
-        return checkpoint.prepare(tensors(rows, device)), weight
+        return {**checkpoint.prepare(tensors(rows, device)), SHARE: weight}
 
-    feed = ahead(share, range(start, config.steps), device)
+    feed = ahead(mine, range(start, config.steps), device)
     unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
         Tracker(out / "metrics.jsonl" if main else None, start, tensorboard=tensorboard) as tracker,
@@ -91,7 +92,8 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch, weight = next(feed)
+            batch = next(feed)
+            weight = batch.pop(SHARE)
             if main and step == 0 and first_batch:
                 first_batch(batch)
             total, _ = model(batch)

@@ -8,7 +8,6 @@ flow samples share one prefix, the last prefix layer is only keys and values, an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_M
 from torch import Tensor, nn
 
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
-from recap.policies.compiled import Graphs
+from recap.policies.compiled import Graphs, keep
 from recap.policies.folder import held
 from recap.policies.pi0 import config as keys
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
@@ -250,7 +249,7 @@ class RecapPI0Policy(PI0Policy):
         self.rtc_processor = None
         self.model = PI0Model(config)
         finish(self.model, config.device)
-        self.run_with(compiled=config.compile_model, memory=0.0 if config.gradient_checkpointing else None)
+        self.run_with(compiled=config.compile_model, memory=0.0 if config.gradient_checkpointing else 1.0)
         self.reset()
 
     @classmethod
@@ -265,19 +264,20 @@ class RecapPI0Policy(PI0Policy):
             held(folder, keys.PI0Config, str(folder))
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
-    def run_with(self, *, compiled: bool, memory: float | None = None, to_come: Callable[[], float] = float) -> None:
+    def run_with(self, *, compiled: bool, memory: float = 1.0) -> None:
         """How it is computed; the results are the same but for the last digits.
 
-        memory, to_come: of training, see `recap.policies.compiled.Kept`.
+        memory: the share of a training's activations that is kept. Not compiled, it is all or nothing.
         """
         model = self.model.paligemma_with_expert
         if compiled:
             if not any(parameter.requires_grad for parameter in self.parameters()) and not self.config.use_peft:
                 model.join_products()
+            keep(memory)
             model.compile_layers()
             if torch.device(self.config.device).type == "cuda":
-                self._chunk = Graphs(self._chunk)  # type: ignore[method-assign]
-        elif memory == 0:
+                self._chunk = Graphs(self._chunk)  # type: ignore[assignment, method-assign]
+        elif memory < 1:
             for part in (model.paligemma, model.gemma_expert):
                 recompute(part)
 
@@ -344,8 +344,9 @@ class RecapPI0Policy(PI0Policy):
 
     def _chunk(self, inputs: list[Tensor], beta: float, steps: int) -> Tensor:
         """Padded actions [B, chunk, max_action_dim]; inputs as of `sample_actions`."""
+        images, tokens, mask, state, noise = inputs
         with autocast(self.config):
-            return self.model.sample_actions(*inputs, beta, steps)
+            return self.model.sample_actions(images, tokens, mask, state, noise, beta, steps)
 
     def reset(self) -> None:
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)

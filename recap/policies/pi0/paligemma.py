@@ -67,12 +67,15 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
             for layer in layers:
                 layer.forward = MethodType(forward, layer)
 
-    def layers(self) -> dict[Callable[..., Any], Sequence[nn.Module]]:
+    def layers(self) -> dict[Callable[..., Any], Sequence[Any]]:
         """All layers by what they compute."""
-        vision = self.paligemma.model.vision_tower.vision_model.encoder.layers
-        prefix, expert = self.paligemma.model.language_model.layers, self.gemma_expert.model.layers
-        kinds = (prefix_layer, prefix[:-1]), (last_prefix_layer, prefix[-1:]), (expert_layer, expert)
-        return {siglip_layer: vision, **dict(kinds)}
+        *prefix, last = self.paligemma.model.language_model.layers
+        return {
+            siglip_layer: self.paligemma.model.vision_tower.vision_model.encoder.layers,
+            prefix_layer: prefix,
+            last_prefix_layer: [last],
+            expert_layer: self.gemma_expert.model.layers,
+        }
 
     def compile_layers(self) -> None:
         """Every layer becomes a compiled function, its own for each kind: they meet other shapes."""

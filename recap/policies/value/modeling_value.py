@@ -27,7 +27,7 @@ from recap.policies.backbone import (
     stack_images,
     trim,
 )
-from recap.policies.compiled import compile_for_shapes
+from recap.policies.compiled import compile_for_shapes, keep
 from recap.policies.sizes import GemmaSize, SiglipSize
 
 # google/siglip-so400m-patch14-224 and google/gemma-3-270m
@@ -104,18 +104,19 @@ class RecapValuePolicy(PreTrainedPolicy):
         if config.freeze_vision:
             self.vision_tower.requires_grad_(requires_grad=False)
 
-    def run_with(self, *, compiled: bool, memory: float | None = None) -> None:
+    def run_with(self, *, compiled: bool, memory: float = 1.0) -> None:
         """How it is computed; the results are the same but for the last digits.
 
-        memory: of training, see `recap.policies.compiled.Kept`.
+        memory: the share of a training's activations that is kept. Not compiled, it is all or nothing.
         """
         if compiled:
             if not any(parameter.requires_grad for parameter in self.parameters()):
                 for layer in self.vision_tower.vision_model.encoder.layers:
                     join(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            keep(memory)
             for layer in (*self.vision_tower.vision_model.encoder.layers, *self.language_model.layers):
                 layer.forward = compile_for_shapes(layer.forward)
-        elif memory == 0:
+        elif memory < 1:
             for part in (self.vision_tower, self.language_model):
                 recompute(part)
 
