@@ -53,7 +53,8 @@ def make_stem(size: SiglipSize) -> nn.Module | None:
 def siglip_layer(self: Any, hidden: Tensor, attention_mask: None = None, **_: Any) -> Tensor:
     """A layer of SigLIP as Hugging Face computes it; hidden [B, patches, width].
 
-    The last two biases are added with the sum that follows: as part of the products each takes a pass over the memory.
+    Three biases are added with what follows their products. As part of that of the MLP, cuBLAS first writes the bias
+    out for every row: a twelfth of a value function's time.
     """
     attention, mlp = self.self_attn, self.mlp
     normed = self.layer_norm1(hidden)
@@ -63,7 +64,8 @@ def siglip_layer(self: Any, hidden: Tensor, attention_mask: None = None, **_: An
     )
     attended = F.scaled_dot_product_attention(q, k, v, scale=attention.scale).transpose(1, 2).flatten(2)
     hidden = hidden + (F.linear(attended, attention.out_proj.weight) + attention.out_proj.bias)
-    inner = mlp.activation_fn(mlp.fc1(self.layer_norm2(hidden)))
+    inner = F.linear(self.layer_norm2(hidden), mlp.fc1.weight)
+    inner = mlp.activation_fn(inner + mlp.fc1.bias.type_as(inner))
     return hidden + (F.linear(inner, mlp.fc2.weight) + mlp.fc2.bias)
 
 
