@@ -30,7 +30,7 @@ def _auto_or(good: Callable[[Any], bool], text: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value == "auto" or good(value):
             return value
-        raise wrong(f"must be auto, or {text}")
+        raise wrong(f"must be auto, {text}")
 
     return BeforeValidator(check)
 
@@ -40,7 +40,7 @@ def _share(value: Any) -> bool:
 
 
 Compiled = Annotated[bool | Literal["auto"], _auto_or(lambda value: isinstance(value, bool), "true or false")]
-Memory = Annotated[float | Literal["auto"], _auto_or(_share, "a number between 0 and 1")]
+Memory = Annotated[float | Literal["auto"], _auto_or(_share, "or a number between 0 and 1")]
 
 
 def _known(type_: str) -> str:
