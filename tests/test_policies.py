@@ -43,7 +43,7 @@ from recap.policies.pi0.memory import pi0_weights
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.prompt import builtin_tokenizer, prompt
 from recap.policies.sizes import GemmaSize, SiglipSize, Trained
-from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
+from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy, after_text
 from recap.utils.errors import RecapError
 
 
@@ -255,7 +255,7 @@ def test_guidance(pi0: Checkpoint) -> None:
         assert passes == [-6, *[3] * steps], "β = 1 costs nothing"
         unconditional = guided(1.0, indicator=None)
         zero = guided(0.0, indicator=True)
-        assert passes == [-12, *[6] * steps], "one batched pass for each Euler step"
+        assert passes == [-6, *[6] * steps], "the images once, and one batched pass for each Euler step"
         torch.testing.assert_close(zero, unconditional, atol=1e-5, rtol=0)
         assert (plain - unconditional).abs().max() > 1e-3
         assert torch.equal(guided(3.0, indicator=None), unconditional), "no indicator, no guidance"
@@ -355,10 +355,26 @@ def test_value_is_read_from_a_real_token(value: Checkpoint) -> None:
     batch = value.prepare(observation(2))
     value.policy.value(batch)
     hook.remove()
-    mask, positions = seen[0]["attention_mask"], seen[0]["position_ids"]
-    assert mask[:, -1].tolist() == [1, 1]
-    assert positions[:, -1].tolist() == (mask.sum(1) - 1).tolist(), "it stands right after the last real token"
-    assert torch.equal(seen[0]["inputs_embeds"][0, -1], value.policy.read_out)
+    hidden, lengths = seen[0]["inputs_embeds"], batch[OBS_LANGUAGE_ATTENTION_MASK].sum(1)
+    assert len(set(lengths.tolist())) == 2
+    patches = hidden.shape[1] - int(lengths.max()) - 1
+    for row, length in zip(hidden, lengths.tolist(), strict=True):
+        assert torch.equal(row[patches + length], value.policy.read_out), "it stands right after the last real token"
+
+
+def test_what_stands_behind_a_text_comes_before_its_padding() -> None:
+    text, behind = torch.arange(1, 9).view(2, 4, 1), torch.tensor([[[50], [51]], [[60], [61]]])
+    moved, ends = after_text(text, torch.tensor([4, 1]), behind)
+    assert moved[:, :, 0].tolist() == [[1, 2, 3, 4, 50, 51], [5, 60, 61, 6, 7, 8]]
+    assert ends.tolist() == [6, 3]
+
+
+def test_prompts_have_few_lengths(pi0: Checkpoint) -> None:
+    """Each would be compiled for."""
+    for task in ("a", "put both moka pots on the stove"):
+        batch = pi0.prepare({**observation(1), "task": [task]})
+        length = int(batch[OBS_LANGUAGE_ATTENTION_MASK].sum())
+        assert batch[OBS_LANGUAGE_TOKENS].shape == (1, -(-length // 8) * 8)
 
 
 def test_every_parameter_of_the_value_function_learns() -> None:

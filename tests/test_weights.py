@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient(policy: str) -> None:
     found = []
     for checkpointing in (False, True):
         checkpoint = made()
-        checkpoint.policy.run_with(gradient_checkpointing=checkpointing)
+        checkpoint.policy.run_with(compiled=False, memory=0.0 if checkpointing else 1.0)
         extra = {"return_bin": torch.tensor([0, 5, 20, 7])} if policy == "value" else {}
         found.append(gradients(checkpoint.policy, checkpoint.prepare({**training_batch(4), **extra})))
     assert found[0].keys() == found[1].keys()
@@ -159,26 +159,12 @@ def test_gradient_checkpointing_changes_no_gradient(policy: str) -> None:
 def test_frozen_parts_keep_no_activations(trainable: Trained, base: Path) -> None:
     policy = started(base, trainable=trainable).policy
     assert isinstance(policy, RecapPI0Policy)
-    policy.run_with(gradient_checkpointing=True)
+    policy.run_with(compiled=False, memory=0.0)
     images, tokens, mask, _ = policy.train()._inputs(new_pi0().prepare(training_batch(2)))
     tower = policy.model.paligemma_with_expert.paligemma.model.vision_tower
     assert not tower(images.flatten(0, 1)).last_hidden_state.requires_grad
     (keys, _), *_ = policy.model.encode_prefix(images, tokens, mask)[0]
     assert keys.requires_grad is (trainable is not Trained.expert)
-
-
-@pytest.mark.slow
-def test_compiled_networks_compute_the_same() -> None:
-    plain, compiled = new_pi0(), new_pi0()
-    compiled.policy.run_with(gradient_checkpointing=False, compiled=True)
-    batch = plain.prepare(training_batch(4))
-    a, b = gradients(plain.policy, batch), gradients(compiled.policy, batch)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(
-        act(compiled, observation(3), chunk_noise(3)), act(plain, observation(3), chunk_noise(3)), atol=1e-4, rtol=0
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- adapters

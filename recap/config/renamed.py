@@ -20,6 +20,7 @@ RESOURCES = {
 RENAMED = (  # a pattern of the whole dotted key, and what it is now
     (r"pi0(\..+)?", r"policy\1"),
     (r"policy\.trains", "policy.trainable"),
+    (r"(policy|value)\.gradient_checkpointing", r"\1.memory"),
     *((rf"(\w+)\.(sft|finetune)\.{old}", rf"\1.\2.{new}") for old, new in TRAINING.items()),
     (r"resources\.pi0(\..+)?", r"resources.policy\1"),
     (r"resources\.values(\..+)?", r"resources.value_inference\1"),

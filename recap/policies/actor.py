@@ -35,7 +35,8 @@ class ActionChunks:
             noise_keys: (episode seed, chunk number) per slot.
         """
         batch = {
-            key: to_tensor(value) if isinstance(value, np.ndarray) else value for key, value in observation.items()
+            key: to_tensor(value, self.config.device) if isinstance(value, np.ndarray) else value
+            for key, value in observation.items()
         }
         missing = [key for key in cameras_of(self.config) if key not in self.checkpoint.sees(batch)]
         if missing:

@@ -18,13 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recap.data.tensors import Batch
+from recap.policies.compiled import compiles, free_bytes, share_kept
 from recap.policies.config import NetworkConfig
 from recap.policies.folder import WEIGHTS, held
+from recap.policies.memory import MOMENTS
 from recap.policies.prompt import IndicatorNumber, IndicatorStep
 from recap.policies.roles import Role
 from recap.policies.sizes import Precision
 from recap.policies.weights import folder_of, load_weights
 from recap.utils.errors import RecapError
+from recap.utils.ranks import process
 
 Spec = dict[str, Any]  # input_features and output_features of lerobot
 EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"  # lerobot's placeholders for cameras that a robot does not have
@@ -136,6 +139,16 @@ class Adapter:
     # ------------------------------------------------------------------------------------------------ training, acting
     def prepare_training(self, policy: Any, keys: Any) -> None:
         """How it is computed, such as `compile`; not what."""
+
+    def run_training(self, policy: Any, keys: Any) -> None:
+        """Compiles a policy that has `run_with`, and keeps of its activations what fits its device, as its keys say."""
+        device = policy.config.device
+        stages, samples = (keys.sft, keys.finetune), max(keys.sft.batch_size, keys.finetune.batch_size)
+        learned = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+        moments = learned * max(MOMENTS[stage.optimizer] for stage in stages)
+        sizes = keys.activations(samples / process().count, len(policy.config.image_features))
+        compiled, free = compiles(keys.compile, device), free_bytes(device)
+        policy.run_with(compiled=compiled, memory=share_kept(keys.memory, free, moments, *sizes))
 
     def training_noise(self, keys: Any, rng: np.random.Generator, size: int) -> Batch:
         """What else of a batch is random, by key, [size, …] each."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipVisionConfig
@@ -48,6 +50,47 @@ def make_stem(size: SiglipSize) -> nn.Module | None:
     )
 
 
+def siglip_layer(self: Any, hidden: Tensor, attention_mask: None = None, **_: Any) -> Tensor:
+    """A layer of SigLIP as Hugging Face computes it; hidden [B, patches, width].
+
+    Three biases are added with what follows their products. As part of that of the MLP, cuBLAS first writes the bias
+    out for every row: a twelfth of a value function's time.
+    """
+    attention, mlp = self.self_attn, self.mlp
+    normed = self.layer_norm1(hidden)
+    q, k, v = (
+        heads(part, attention.head_dim)
+        for part in products(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, scale=attention.scale).transpose(1, 2).flatten(2)
+    hidden = hidden + (F.linear(attended, attention.out_proj.weight) + attention.out_proj.bias)
+    inner = F.linear(self.layer_norm2(hidden), mlp.fc1.weight)
+    inner = mlp.activation_fn(inner + mlp.fc1.bias.type_as(inner))
+    return hidden + (F.linear(inner, mlp.fc2.weight) + mlp.fc2.bias)
+
+
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, L, heads · head_dim] -> [B, heads, L, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def products(x: Tensor, *layers: Any) -> Sequence[Tensor]:
+    """What each of some linear layers makes of x; in one matrix product after `join`."""
+    joined = getattr(layers[0], "joined", None)
+    if joined is None:
+        return [layer(x) for layer in layers]
+    return F.linear(x, *joined).split([layer.out_features for layer in layers], dim=-1)
+
+
+def join(*layers: nn.Linear) -> None:
+    """Lays weights that no longer learn side by side, for `products`; the layers keep them as parts of the whole."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
+    layers[0].joined = (weight, bias)  # type: ignore[assignment]
+
+
 def stack_images(batch: dict[str, Tensor], keys: list[str], image_size: int) -> Tensor:
     """Cameras of a batch as SigLIP takes them: each float [B, 3, H, W] in [0, 1] -> [B, cameras, 3, S, S] in [-1, 1].
 
@@ -69,7 +112,13 @@ def stack_images(batch: dict[str, Tensor], keys: list[str], image_size: int) -> 
 
 
 def trim(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Drops the columns [B, L] that are padding for the whole batch. Padding is on the right."""
+    """Drops the columns [B, L] that are padding for the whole batch, on the right.
+
+    Only on a processor: a GPU would have to finish what it does before the length is known, and `PromptTokenizer` has
+    left little.
+    """
+    if tokens.device.type != "cpu":
+        return tokens, mask
     length = int(mask.sum(dim=1).max())
     return tokens[:, :length], mask[:, :length]
 
@@ -80,7 +129,7 @@ def sine_positions(size: int, width: int) -> Tensor:
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     waves = torch.pi / 2 * torch.linspace(0.5, size / 2, width // 4)
     parts = [wave(f * axis) for f in waves for axis in (x, y) for wave in (torch.sin, torch.cos)]
-    return torch.nn.functional.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
+    return F.pad(torch.stack(parts, dim=-1).reshape(size * size, -1), (0, width % 4))
 
 
 def recompute(part: PreTrainedModel) -> None:
@@ -94,8 +143,12 @@ def recompute(part: PreTrainedModel) -> None:
 
 
 def autocast(config: Any) -> torch.autocast:
-    """Matrix products in the precision that a policy was trained in (`config.dtype`)."""
-    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    """Matrix products in the precision that a policy was trained in (`config.dtype`).
+
+    Casts of weights are not kept until its end: a CUDA graph would go on reading what is long given back.
+    """
+    half = config.dtype == "bfloat16"
+    return torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
 def finish(module: nn.Module, device: str) -> None:

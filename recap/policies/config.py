@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, TypeAdapter, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, WrapValidator
 from tokenizers import Tokenizer
 
 from recap.policies import registry
@@ -24,6 +24,25 @@ if TYPE_CHECKING:
 Dropout = Annotated[
     Number, must(lambda x: 0 <= x < 1, "must be at least 0 and below 1 (at 1 no indicator is ever read)")
 ]
+
+
+def _auto_or(good: Callable[[Any], bool], text: str) -> BeforeValidator:
+    """auto, or what is good."""
+
+    def check(value: Any) -> Any:
+        if value == "auto" or good(value):
+            return value
+        raise wrong(f"must be auto, {text}")
+
+    return BeforeValidator(check)
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+Compiled = Annotated[bool | Literal["auto"], _auto_or(lambda value: isinstance(value, bool), "true or false")]
+Memory = Annotated[float | Literal["auto"], _auto_or(_share, "or a number between 0 and 1")]
 
 
 def _known(type_: str) -> str:
@@ -74,6 +93,10 @@ class NetworkConfig:
         """Disk that a checkpoint takes."""
         learned, frozen = self.weights()
         return learned * FULL + frozen * HALF
+
+    def activations(self, batch: float, cameras: int) -> tuple[float, float]:
+        """Memory of a device that a training's activations take, at least and where nothing is computed again."""
+        return 0.0, 0.0
 
     def sample_bytes(self, read: float, cameras: int) -> float:
         """Memory that a sample of a training batch takes without a GPU; read: bytes of its images."""

@@ -38,6 +38,19 @@ def gemma(size: GemmaSize) -> int:
     return attention + 3 * size.width * size.mlp_dim + 2 * size.width
 
 
+def siglip_kept(size: SiglipSize, pixels: float) -> float:
+    """What one layer of a vision tower keeps of `pixels` patches for its backward pass, as it is compiled, in bytes."""
+    inside = size.width * (2 * FULL + 7 * HALF) + 2 * size.mlp_dim * HALF  # residuals; norms, q, k, v, attention; MLP
+    return pixels * inside + HALF * (4 * size.width**2 + 2 * size.width * size.mlp_dim)
+
+
+def gemma_kept(size: GemmaSize, tokens: float, seen: float) -> float:
+    """The same of one Gemma layer, of `tokens` that see so many keys each; and its weights in bfloat16."""
+    heads = size.head_dim * (2 * size.num_heads + 4 * size.num_kv_heads)
+    inside = HALF * (5 * size.width + heads + 3 * size.mlp_dim) + (FULL + HALF) * size.num_heads * seen
+    return tokens * inside + HALF * gemma(size)
+
+
 def words(tokenizer: str, published: int) -> int:
     """How many embeddings there are; the few of the built-in tokenizer are not worth counting."""
     return 0 if tokenizer == "builtin" else published

@@ -21,6 +21,7 @@ from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.utils.errors import RecapError
 from recap.utils.hub import find
 
+LENGTHS = 8  # prompts are padded to a multiple of it: few shapes to compile for, little padding to compute
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 INDICATOR = "<indicator>"  # the name of its ids in the post-processor of a tokenizer
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
@@ -200,7 +201,8 @@ class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
                     f"{key}={self.max_length}: the prompt {text[row]!r} has {length} tokens. "
                     f"Fix: {key}={length} or more, and train from SFT on."
                 )
-        return result
+        length = int(result["attention_mask"].sum(dim=1).max())
+        return {key: value[:, : -(-length // LENGTHS) * LENGTHS] for key, value in result.items()}
 
     def _tasks(self, transition: EnvTransition) -> list[str]:
         if (transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}).get(self.task_key) is None:

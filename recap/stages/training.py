@@ -13,7 +13,7 @@ from recap.stages.base import Say, Stage
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.ranks import WHOLE, Share
 
-EXECUTION = ("gradient_checkpointing", "compile")  # of a network: how it is computed, not what
+EXECUTION = ("memory", "compile")  # of a network: how it is computed, not what
 TAIL_BYTES = 2000  # of metrics.jsonl: enough for its last line
 
 

@@ -79,7 +79,9 @@ def _infer(cfg: Config, value: Path, data: list[Frames], folder: Path, share: Sh
     from recap.stages.train import check_fit
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint.load(checkpoint_of(value), adapter_of(cfg.value), device_name(cfg.device))
+    adapter = adapter_of(cfg.value)
+    checkpoint = Checkpoint.load(checkpoint_of(value), adapter, device_name(cfg.device))
+    adapter.prepare_acting(checkpoint.policy, cfg.value)
     for frames in data:
         check_fit(checkpoint, frames)
     with Progress("values", len(missing)) as bar:
@@ -114,13 +116,15 @@ def values(checkpoint: Checkpoint, frames: Frames, which: range | None = None) -
     import torch
 
     from recap.data.tensors import tensors
+    from recap.training.feed import ahead
 
     which = which or range(len(frames))
-    mixture, found = Mixture([frames], 1.0), []
+    device, mixture = checkpoint.policy.config.device, Mixture([frames], 1.0)
     parts = np.split(np.arange(which.start, which.stop), range(VALUE_BATCH, len(which), VALUE_BATCH))
+    if device != "cpu":  # a shorter batch would be compiled for
+        parts[-1] = np.pad(parts[-1], (0, VALUE_BATCH - len(parts[-1])), mode="edge")
     gather = prefetch(lambda k: mixture.gather(Picked(np.zeros_like(parts[k]), parts[k])), len(parts))
-    for k in range(len(parts)):
-        batch = tensors(gather(k))
-        with torch.no_grad():
-            found.append(checkpoint.policy.value(checkpoint.prepare(batch)).double().cpu().numpy())
-    return np.concatenate(found)
+    feed = ahead(lambda k: checkpoint.prepare(tensors(gather(k), device)), range(len(parts)), device)
+    with torch.no_grad():
+        found = torch.cat([checkpoint.policy.value(batch) for batch in feed])
+    return found.cpu().double().numpy()[: len(which)]

@@ -19,11 +19,13 @@ from recap.tracking.metrics import Tracker
 from recap.training.checkpoints import Trainee, newest, save, tidy
 from recap.training.config import Sharding, TrainConfig
 from recap.training.distributed import Store, make_accelerator, mean, place, prepare, wait_for_all, whole
+from recap.training.feed import ahead
 from recap.training.optim import learning_rate, make_optimizer
 from recap.utils.errors import RecapError
 from recap.utils.notice import NOTICE
 from recap.utils.progress import Progress
 
+SHARE = "weight of the process's share"  # beside the tensors of its batch
 ABSURD = 1000.0  # a loss that teaches nothing: a network that knows nothing has about 2 (π0) or ln(bins) = 5.3 (V)
 FAR = 100.0  # standard deviations that a number of a batch may lie from the mean before a high loss is its fault
 
@@ -50,7 +52,8 @@ def train(
     Raises RecapError: loss or gradient is NaN, infinite or absurd, naming the step; the newest checkpoint is damaged;
     there are more processes than samples in a batch.
     """
-    accelerator = make_accelerator(sharding, checkpoint.policy.config.device, config)
+    device = checkpoint.policy.config.device
+    accelerator = make_accelerator(sharding, device, config)
     rank, processes = place()
     if processes > config.batch_size:
         raise RecapError(
@@ -72,6 +75,13 @@ def train(
     if main and start:
         tidy(folder, start, config)
     began, loss = time.perf_counter(), float("nan")
+
+    def mine(step: int) -> Batch:
+        """This process's part of a batch, on its device."""
+        rows, weight = _share(batches(step), rank, processes)
+        return {**checkpoint.prepare(tensors(rows, device)), SHARE: weight}
+
+    feed = ahead(mine, range(start, config.steps), device)
     unchecked: list[torch.Tensor] = []  # (loss, gradient norm) of steps whose numbers are still on the device
     with (
         Tracker(out / "metrics.jsonl" if main else None, start, tensorboard=tensorboard) as tracker,
@@ -82,8 +92,8 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows, weight = _share(batches(step), rank, processes)
-            batch = checkpoint.prepare(tensors(rows))
+            batch = next(feed)
+            weight = batch.pop(SHARE)
             if main and step == 0 and first_batch:
                 first_batch(batch)
             total, _ = model(batch)

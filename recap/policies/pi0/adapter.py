@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recap.data.tensors import Batch
 from recap.policies.adapter import Adapter, Spec
+from recap.policies.compiled import compiles
 from recap.policies.folder import ADAPTERS, WEIGHTS, has_adapters
 from recap.policies.pi0 import lora
 from recap.policies.pi0.config import PI0Config
@@ -115,7 +116,7 @@ class PI0Adapter(Adapter):
         policy.config.beta = beta
 
     def prepare_training(self, policy: RecapPI0Policy, keys: PI0Config) -> None:
-        policy.run_with(gradient_checkpointing=keys.gradient_checkpointing, compiled=keys.compile)
+        self.run_training(policy, keys)
 
     def training_noise(self, keys: PI0Config, rng: np.random.Generator, size: int) -> Batch:
         """Flow noise and time: [size, samples, chunk, max_action_dim] and [size, samples]."""
@@ -126,6 +127,7 @@ class PI0Adapter(Adapter):
 
     def prepare_acting(self, policy: RecapPI0Policy, keys: PI0Config) -> None:
         policy.config.num_inference_steps = keys.num_inference_steps
+        policy.run_with(compiled=compiles(keys.compile, policy.config.device))
 
     def acting_noise(self, config: RecapPI0Config) -> tuple[int, ...]:
         return (config.chunk_size, config.max_action_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from recap.policies.config import PolicyConfig, ReadsText
+from recap.policies.config import Compiled, Memory, PolicyConfig, ReadsText
 from recap.policies.memory import FULL, UNCHECKED
 from recap.policies.pi0 import memory
 from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits, padded
@@ -48,8 +48,8 @@ class PI0Config(PolicyConfig, ReadsText):
     flow_samples: Count
     trainable: Trained = Trained.all
     lora_rank: Count = 16
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    memory: Memory = "auto"
+    compile: Compiled = "auto"
 
     def problems(self, key: str) -> Iterator[str]:
         yield from image_fits(key, self.image_size, self.vision)
@@ -87,7 +87,11 @@ class PI0Config(PolicyConfig, ReadsText):
         """Adapters are saved alone."""
         return PolicyConfig.saved_bytes(self) if self.trainable is not Trained.lora else self.weights()[0] * FULL
 
+    def activations(self, batch: float, cameras: int) -> tuple[float, float]:
+        least = memory.activations(self, self.trainable, batch, cameras)
+        return least, max(least, memory.all_activations(self, self.trainable, batch, cameras))
+
     def sample_bytes(self, read: float, cameras: int) -> float:
         seen = cameras * 3 * self.image_size**2 * FULL
         kept = memory.activations(self, self.trainable, 1, cameras)
-        return (read + seen + kept) * (1 if self.gradient_checkpointing else UNCHECKED)
+        return (read + seen + kept) * (1 if self.memory == 0 else UNCHECKED)

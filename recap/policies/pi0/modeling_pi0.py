@@ -15,8 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lerobot.configs import PolicyFeature, PreTrainedConfig
-from lerobot.policies.common.flow_matching import euler_integrate
-from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding, pad_vector
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy, PI0Pytorch
@@ -25,6 +24,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_M
 from torch import Tensor, nn
 
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
+from recap.policies.compiled import Graphs, keep
 from recap.policies.folder import held
 from recap.policies.pi0 import config as keys
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
@@ -35,6 +35,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 # Written into lerobot's code.
 SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
 VOCABULARY = 257152
+ALIGNED = 8  # numbers: rows of other lengths take matrix products three times as long
 EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
@@ -104,7 +105,7 @@ class PI0Model(PI0Pytorch):
         """Keys and values of images and prompt for every layer.
 
         Args:
-            images: [B, cameras, 3, S, S] in [-1, 1].
+            images: [B, cameras, 3, S, S] in [-1, 1]; or of the first half, whose images the others see too.
             tokens, mask: int and bool [B, L], padded on the right.
 
         Returns:
@@ -112,37 +113,69 @@ class PI0Model(PI0Pytorch):
         """
         vlm = self.paligemma_with_expert
         image_embs = vlm.embed_images(images)
+        image_embs = image_embs.repeat(len(tokens) // len(images), 1, 1)
         hidden = torch.cat([image_embs, vlm.embed_language_tokens(tokens).to(image_embs.dtype)], dim=1)
         valid = torch.cat([mask.new_ones(image_embs.shape[:2]), mask], dim=1)
         cos, sin = self._rotary(hidden, torch.cumsum(valid, dim=1) - 1)
-        layers = vlm.paligemma.model.language_model.layers
+        *layers, last = vlm.paligemma.model.language_model.layers
         cache: KeysValues = []
-        for i, layer in enumerate(layers):  # nobody reads the prefix's output, only its keys and values
-            hidden, k, v = layer(hidden, cos, sin, valid[:, None, None, :], None, i + 1 == len(layers))
+        for layer in layers:
+            hidden, k, v = layer(hidden, cos, sin, valid[:, None, None, :])
             cache.append((k, v))
+        cache.append(last(hidden, cos, sin))  # nobody reads the prefix's output, only its keys and values
         return cache, valid
 
-    def velocity(self, state: Tensor, x_t: Tensor, time: Tensor, cache: KeysValues, valid: Tensor) -> Tensor:
-        """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim].
+    def around(self, valid: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the suffix: cos and sin of its positions [B, 1 + chunk, head_dim], what it sees [B, 1, 1 + chunk, keys].
 
-        state [B, max_state_dim], x_t like the result, time [B] (1 = noise).
+        valid: of `encode_prefix`. like: a tensor of the type that cos and sin shall have.
         """
-        with torch.autocast(x_t.device.type, enabled=False):  # as lerobot: what is not Gemma or SigLIP stays float32
-            hidden, _, _, _ = self.embed_suffix(state, x_t, time)
-        hidden = hidden.to(cache[0][1].dtype)
-        batch, length = hidden.shape[:2]
+        length = 1 + self.config.chunk_size
         positions = valid.sum(dim=1, keepdim=True) + torch.arange(length, device=valid.device)
-        cos, sin = self._rotary(hidden, positions)
+        cos, sin = self._rotary(like, positions)
         # the state token sees itself, actions see state and actions; both see the real prefix
         own = torch.ones(length, length, dtype=torch.bool, device=valid.device)
         own[0, 1:] = False
-        mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(batch, -1, -1)], dim=2)[:, None]
+        mask = torch.cat([valid[:, None, :].expand(-1, length, -1), own.expand(len(valid), -1, -1)], dim=2)
+        return cos, sin, F.pad(mask, (0, -mask.shape[2] % ALIGNED))[:, None]
+
+    def embed_times(self, times: Tensor) -> Tensor:
+        """Sines and cosines [N, expert width] of flow times [N]."""
+        config = self.config
+        periods = config.min_period, config.max_period
+        found = create_sinusoidal_pos_embedding(times, config.expert.width, *periods, times.device)
+        return found.to(times.dtype)
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """Its token [B, 1, expert width]; state [B, max_state_dim]."""
+        with torch.autocast(state.device.type, enabled=False):
+            return self.state_proj(state)[:, None]
+
+    def velocity(
+        self,
+        state: Tensor,
+        x_t: Tensor,
+        time: Tensor,
+        cache: KeysValues,
+        around: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """v_θ(x_t, t | prefix, state): [B, chunk, max_action_dim].
+
+        state [B, 1, expert width], x_t like the result, time [B or 1, expert width] of `embed_times`.
+        """
+        cos, sin, mask = around
+        with torch.autocast(x_t.device.type, enabled=False):  # as lerobot: what is not Gemma or SigLIP stays float32
+            actions = self.action_in_proj(x_t)
+            hidden = torch.cat([actions, time[:, None].expand_as(actions)], dim=2)
+            hidden = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(hidden)))
+            hidden = torch.cat([state, hidden], dim=1)
+        hidden = hidden.to(cache[0][1].dtype)
         expert = self.paligemma_with_expert.gemma_expert.model
         for layer, before in zip(expert.layers, cache, strict=True):
-            hidden, _, _ = layer(hidden, cos, sin, mask, before)
-        hidden, _ = expert.norm(hidden)
+            hidden = layer(hidden, cos, sin, mask, before)
+        hidden, _ = expert.norm(hidden[:, 1:])
         with torch.autocast(x_t.device.type, enabled=False):
-            return self.action_out_proj(hidden[:, 1:].to(torch.float32))
+            return self.action_out_proj(hidden.to(torch.float32))
 
     def flow_loss(
         self, images: Tensor, tokens: Tensor, mask: Tensor, state: Tensor, actions: Tensor, noise: Tensor, time: Tensor
@@ -161,11 +194,11 @@ class PI0Model(PI0Pytorch):
         t = time[:, :, None, None]
         x_t = t * noise + (1 - t) * actions[:, None]
         v_t = self.velocity(
-            state.repeat_interleave(samples, 0),
+            self.embed_state(state).repeat_interleave(samples, 0),
             x_t.flatten(0, 1),
-            time.flatten(),
+            self.embed_times(time.flatten()),
             cache,
-            valid.repeat_interleave(samples, 0),
+            self.around(valid.repeat_interleave(samples, 0), cache[0][1]),
         )
         return F.mse_loss(v_t.view_as(noise), noise - actions[:, None], reduction="none")
 
@@ -177,33 +210,26 @@ class PI0Model(PI0Pytorch):
         mask: Tensor,
         state: Tensor,
         noise: Tensor,
-        beta: float = 1.0,
-        unconditional: tuple[Tensor, Tensor] | None = None,
+        beta: float,
+        steps: int,
     ) -> Tensor:
-        """Euler steps from `noise` at t = 1 to actions [B, chunk, max_action_dim] at t = 0.
+        """So many Euler steps from `noise` at t = 1 to actions [B, chunk, max_action_dim] at t = 0.
 
-        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; `unconditional` is the prompt
-        (tokens, mask) without the indicator.
+        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch; tokens and mask [2 B, L] then hold
+        the prompts with the indicator and, behind them, those without.
         """
-        if beta == 1.0 or unconditional is None:
-            cache, valid = self.encode_prefix(images, tokens, mask)
-            return euler_integrate(
-                lambda x, t: self.velocity(state, x, t, cache, valid), noise, self.config.num_inference_steps
-            )
-        plain_tokens, plain_mask = unconditional
-        pad = tokens.shape[1] - plain_tokens.shape[1]
-        cache, valid = self.encode_prefix(
-            images.repeat(2, 1, 1, 1, 1),
-            torch.cat([tokens, F.pad(plain_tokens, (0, pad))]),
-            torch.cat([mask, F.pad(plain_mask, (0, pad))]),
-        )
-        state = state.repeat(2, 1)
-
-        def guided(x: Tensor, t: Tensor) -> Tensor:
-            cond, uncond = self.velocity(state, x.repeat(2, 1, 1), t.repeat(2), cache, valid).chunk(2)
-            return uncond + beta * (cond - uncond)
-
-        return euler_integrate(guided, noise, self.config.num_inference_steps)
+        halves = len(tokens) // len(images)
+        cache, valid = self.encode_prefix(images, tokens, mask)
+        around, state = self.around(valid, cache[0][1]), self.embed_state(state).repeat(halves, 1, 1)
+        times = self.embed_times(1 - torch.arange(steps, dtype=torch.float32, device=noise.device) / steps)
+        x = noise
+        for time in times.split(1):
+            v = self.velocity(state, x.repeat(halves, 1, 1), time, cache, around)
+            if halves == 2:
+                cond, uncond = v.chunk(2)
+                v = uncond + beta * (cond - uncond)
+            x = x - v / steps
+        return x
 
 
 class RecapPI0Policy(PI0Policy):
@@ -223,7 +249,7 @@ class RecapPI0Policy(PI0Policy):
         self.rtc_processor = None
         self.model = PI0Model(config)
         finish(self.model, config.device)
-        self.run_with(gradient_checkpointing=config.gradient_checkpointing, compiled=config.compile_model)
+        self.run_with(compiled=config.compile_model, memory=0.0 if config.gradient_checkpointing else 1.0)
         self.reset()
 
     @classmethod
@@ -238,15 +264,22 @@ class RecapPI0Policy(PI0Policy):
             held(folder, keys.PI0Config, str(folder))
         return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
-    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
-        """How it is computed; the results are the same but for the last digits when compiled."""
+    def run_with(self, *, compiled: bool, memory: float = 1.0) -> None:
+        """How it is computed; the results are the same but for the last digits.
+
+        memory: the share of a training's activations that is kept. Not compiled, it is all or nothing.
+        """
         model = self.model.paligemma_with_expert
-        if gradient_checkpointing:
+        if compiled:
+            if not any(parameter.requires_grad for parameter in self.parameters()) and not self.config.use_peft:
+                model.join_products()
+            keep(memory)
+            model.compile_layers()
+            if torch.device(self.config.device).type == "cuda":
+                self._chunk = Graphs(self._chunk)  # type: ignore[assignment, method-assign]
+        elif memory < 1:
             for part in (model.paligemma, model.gemma_expert):
                 recompute(part)
-        if compiled:
-            for name in ("encode_prefix", "velocity"):
-                setattr(self.model, name, torch.compile(getattr(self.model, name)))
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images = stack_images(batch, list(self.config.image_features), self.config.image_size)
@@ -289,7 +322,7 @@ class RecapPI0Policy(PI0Policy):
             return per_sample, {}
         # frames weigh the same wherever they fall in the batch
         loss = (losses * real).sum() / real.sum().clamp(min=1)
-        return loss, {"loss": loss.item()}
+        return loss, {}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
@@ -301,12 +334,19 @@ class RecapPI0Policy(PI0Policy):
         images, tokens, mask, state = self._inputs(batch)
         shape = (state.shape[0], self.config.chunk_size, self.config.max_action_dim)
         noise = batch["noise"] if "noise" in batch else self.model.sample_noise(shape, state.device)
-        unconditional = (
-            (batch[UNCONDITIONAL_TOKENS], batch[UNCONDITIONAL_MASK]) if UNCONDITIONAL_TOKENS in batch else None
-        )
-        with autocast(self.config):
-            actions = self.model.sample_actions(images, tokens, mask, state, noise, self.config.beta, unconditional)
+        beta = self.config.beta if UNCONDITIONAL_TOKENS in batch else 1.0
+        if beta != 1.0:
+            pad = (0, tokens.shape[1] - batch[UNCONDITIONAL_TOKENS].shape[1])
+            tokens = torch.cat([tokens, F.pad(batch[UNCONDITIONAL_TOKENS], pad)])
+            mask = torch.cat([mask, F.pad(batch[UNCONDITIONAL_MASK], pad)])
+        actions = self._chunk([images, tokens, mask, state, noise], beta, self.config.num_inference_steps)
         return actions[:, :, : self.config.output_features[ACTION].shape[0]]
+
+    def _chunk(self, inputs: list[Tensor], beta: float, steps: int) -> Tensor:
+        """Padded actions [B, chunk, max_action_dim]; inputs as of `sample_actions`."""
+        images, tokens, mask, state, noise = inputs
+        with autocast(self.config):
+            return self.model.sample_actions(images, tokens, mask, state, noise, beta, steps)
 
     def reset(self) -> None:
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)

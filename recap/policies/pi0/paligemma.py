@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import chain
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, PaliGemmaConfig
 from transformers.models.gemma.modeling_gemma import rotate_half
 
-from recap.policies.backbone import make_stem, siglip_config
+from recap.policies.backbone import heads, join, make_stem, products, siglip_config, siglip_layer
+from recap.policies.compiled import compile_for_shapes
 from recap.policies.sizes import GemmaSize
 
 if TYPE_CHECKING:
@@ -60,11 +63,32 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.gemma_expert.model.embed_tokens = None
         self._set_requires_grad()
         self.freeze_unread()
-        for layer in self.layers():  # called as modules, so that checkpointing and sharding find them
-            layer.forward = MethodType(joint_layer, layer)
+        for forward, layers in self.layers().items():  # called as modules, so that checkpointing and sharding find them
+            for layer in layers:
+                layer.forward = MethodType(forward, layer)
 
-    def layers(self) -> list[nn.Module]:
-        return [*self.paligemma.model.language_model.layers, *self.gemma_expert.model.layers]
+    def layers(self) -> dict[Callable[..., Any], Sequence[Any]]:
+        """All layers by what they compute."""
+        *prefix, last = self.paligemma.model.language_model.layers
+        return {
+            siglip_layer: self.paligemma.model.vision_tower.vision_model.encoder.layers,
+            prefix_layer: prefix,
+            last_prefix_layer: [last],
+            expert_layer: self.gemma_expert.model.layers,
+        }
+
+    def compile_layers(self) -> None:
+        """Every layer becomes a compiled function, its own for each kind: they meet other shapes."""
+        for layer in chain(*self.layers().values()):
+            layer.forward = compile_for_shapes(layer.forward)
+
+    def join_products(self) -> None:
+        """Fewer and larger matrix products, where no weight learns."""
+        for layer in chain(*self.layers().values()):
+            attention = layer.self_attn
+            join(attention.q_proj, attention.k_proj, attention.v_proj)
+            if hasattr(layer.mlp, "gate_proj"):
+                join(layer.mlp.gate_proj, layer.mlp.up_proj)
 
     def freeze_unread(self) -> None:
         for module in self.unread():
@@ -91,45 +115,69 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         return features.reshape(images.shape[0], -1, features.shape[-1])
 
 
-def joint_layer(
-    self: Any,
-    hidden: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    mask: Tensor,
-    before: tuple[Tensor, Tensor] | None = None,
-    only_keys: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One Gemma layer whose queries also see the keys and values `before` its own tokens.
+def prefix_layer(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One Gemma layer of the prefix.
 
     Args:
-        hidden: [B, L, D]; cos, sin: rotary positions [B, L, head_dim].
-        mask: bool, broadcastable to [B, heads, L, all keys].
-        only_keys: nobody reads the layer's output; `hidden` comes back as it is.
+        hidden: [B, P, D]; cos, sin: rotary positions [B, P, head_dim].
+        mask: bool, broadcastable to [B, heads, P, P].
 
     Returns:
-        hidden [B, L, D], and its own keys and values [B, kv heads, L, head_dim].
+        hidden [B, P, D], and keys and values [B, kv heads, P, head_dim].
     """
+    q, k, v = queries_keys_values(self, hidden, cos, sin)
+    return after_attention(self, hidden, attend(q, k, v, mask)), k, v
+
+
+def last_prefix_layer(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of a layer whose output nobody reads."""
     attention = self.self_attn
     normed, _ = self.input_layernorm(hidden)
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    k, v = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
-    if only_keys:
-        return hidden, rotate(k, cos, sin), v
-    q = rotate(attention.q_proj(normed).view(shape).transpose(1, 2), cos, sin)
-    k = rotate(k, cos, sin)
-    keys, values = (k, v) if before is None else (torch.cat([a, b], dim=2) for a, b in zip(before, (k, v), strict=True))
-    heads = q.shape[1] // k.shape[1]
-    out = F.scaled_dot_product_attention(
-        q,
-        keys.repeat_interleave(heads, 1),
-        values.repeat_interleave(heads, 1),
-        attn_mask=mask,
-        scale=attention.scaling,
-    )
-    hidden = hidden + attention.o_proj(out.transpose(1, 2).flatten(2))
+    k, v = (heads(proj(normed), attention.head_dim) for proj in (attention.k_proj, attention.v_proj))
+    return rotate(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
+
+
+def expert_layer(
+    self: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, before: tuple[Tensor, Tensor]
+) -> Tensor:
+    """One Gemma layer whose queries also see the prefix's keys and values `before` its own; hidden [B, L, D].
+
+    mask: as in `prefix_layer`; it may be wider than there are keys.
+    """
+    q, *own = queries_keys_values(self, hidden, cos, sin)
+    k, v = (torch.cat(both, dim=2) for both in zip(before, own, strict=True))
+    room = (0, 0, 0, mask.shape[-1] - k.shape[2])
+    return after_attention(self, hidden, attend(q, F.pad(k, room), F.pad(v, room), mask))
+
+
+def queries_keys_values(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, heads or kv heads, L, head_dim] each; the queries are scaled for their product with the keys."""
+    attention = self.self_attn
+    normed, _ = self.input_layernorm(hidden)
+    found = products(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    q, k, v = (heads(part, attention.head_dim) for part in found)
+    return rotate(q, cos, sin) * attention.scaling, rotate(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention [B, L, heads · head_dim] of scaled queries.
+
+    Query heads that share keys are rows of one matrix product: with a mask and heads of 256, torch's own kernels reach
+    a tenth of what the products of a GPU do.
+    """
+    batch, heads, length, width = q.shape
+    rows = q.reshape(batch, k.shape[1], -1, width)
+    scores = (rows @ k.transpose(2, 3)).view(batch, heads, length, -1)
+    shares = scores.float().masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype)
+    out = shares.view(batch, k.shape[1], rows.shape[2], -1) @ v
+    return out.view(batch, heads, length, width).transpose(1, 2).flatten(2)
+
+
+def after_attention(self: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = hidden + self.self_attn.o_proj(attended)
     normed, _ = self.post_attention_layernorm(hidden)
-    return hidden + self.mlp(normed), k, v
+    gate, up = products(normed, self.mlp.gate_proj, self.mlp.up_proj)
+    return hidden + self.mlp.down_proj(self.mlp.act_fn(gate) * up)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

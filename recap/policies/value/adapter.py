@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recap.policies.adapter import Adapter, Spec
+from recap.policies.compiled import compiles
 from recap.policies.folder import WEIGHTS
 from recap.policies.prompt import BUILTIN, PromptTokenizer, load_tokenizer
 from recap.policies.roles import Role
@@ -56,4 +57,7 @@ class ValueAdapter(Adapter):
         )
 
     def prepare_training(self, policy: Any, keys: ValueConfig) -> None:
-        policy.run_with(gradient_checkpointing=keys.gradient_checkpointing, compiled=keys.compile)
+        self.run_training(policy, keys)
+
+    def prepare_acting(self, policy: Any, keys: ValueConfig) -> None:
+        policy.run_with(compiled=compiles(keys.compile, policy.config.device))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, ClassVar
 
-from recap.policies.config import ReadsText
-from recap.policies.memory import FULL, UNCHECKED, gemma, siglip, words
+from recap.policies.config import Compiled, Memory, ReadsText
+from recap.policies.memory import FULL, HALF, UNCHECKED, gemma, gemma_kept, siglip, siglip_kept, words
 from recap.policies.sizes import GemmaSize, SiglipSize, image_fits
 from recap.utils.typed import Amount, Count, Number, Whole, later, must, part
 
@@ -45,8 +45,8 @@ class ValueConfig(ReadsText):
     pretrained_vision: str | None = None
     pretrained_text: str | None = None
     freeze_vision: bool = False
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    memory: Memory = "auto"
+    compile: Compiled = "auto"
 
     def problems(self, key: str) -> Iterator[str]:
         yield from image_fits(key, self.image_size, self.vision)
@@ -82,8 +82,18 @@ class ValueConfig(ReadsText):
         around = (self.vision.width + 1 + words(self.tokenizer, VOCABULARY)) * text.width
         return siglip(self.vision, self.image_size) + around + text.depth * gemma(text), 0
 
+    def activations(self, batch: float, cameras: int) -> tuple[float, float]:
+        vision, text = self.vision, self.text
+        patches = cameras * (self.image_size // vision.patch_size) ** 2
+        tokens = patches + self.tokenizer_max_length
+        towers = 0 if self.freeze_vision else vision.depth
+        least = batch * (towers * patches * vision.width * FULL + text.depth * tokens * text.width * HALF)
+        largest = batch * patches * (5 * vision.mlp_dim + 8 * vision.width) * HALF
+        most = towers * siglip_kept(vision, batch * patches) + text.depth * gemma_kept(text, batch * tokens, 0)
+        return least + largest, max(least, most) + largest
+
     def sample_bytes(self, read: float, cameras: int) -> float:
         vision, text = self.vision, self.text
         seen, patches = cameras * 3 * self.image_size**2 * FULL, (self.image_size // vision.patch_size) ** 2
         kept = cameras * patches * (vision.depth * vision.width + text.depth * text.width) * FULL
-        return (read + seen + kept) * (1 if self.gradient_checkpointing else UNCHECKED)
+        return (read + seen + kept) * (1 if self.memory == 0 else UNCHECKED)

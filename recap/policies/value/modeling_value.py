@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,7 +16,18 @@ from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel, SiglipVisionModel
 
 from recap.method.returns import Bins
-from recap.policies.backbone import autocast, finish, make_stem, recompute, siglip_config, stack_images, trim
+from recap.policies.backbone import (
+    autocast,
+    finish,
+    join,
+    make_stem,
+    recompute,
+    siglip_config,
+    siglip_layer,
+    stack_images,
+    trim,
+)
+from recap.policies.compiled import compile_for_shapes, keep
 from recap.policies.sizes import GemmaSize, SiglipSize
 
 # google/siglip-so400m-patch14-224 and google/gemma-3-270m
@@ -68,6 +80,8 @@ class RecapValuePolicy(PreTrainedPolicy):
         size = config.text
         self.stem = make_stem(config.vision)
         self.vision_tower = SiglipVisionModel(siglip_config(config.vision, config.image_size))
+        for layer in self.vision_tower.vision_model.encoder.layers:
+            layer.forward = MethodType(siglip_layer, layer)
         self.projector = nn.Linear(config.vision.width, size.width)
         self.language_model = Gemma3TextModel(
             Gemma3TextConfig(
@@ -90,13 +104,21 @@ class RecapValuePolicy(PreTrainedPolicy):
         if config.freeze_vision:
             self.vision_tower.requires_grad_(requires_grad=False)
 
-    def run_with(self, *, gradient_checkpointing: bool, compiled: bool = False) -> None:
-        """How it is computed; the results are the same but for the last digits when compiled."""
-        if gradient_checkpointing:
+    def run_with(self, *, compiled: bool, memory: float = 1.0) -> None:
+        """How it is computed; the results are the same but for the last digits.
+
+        memory: the share of a training's activations that is kept. Not compiled, it is all or nothing.
+        """
+        if compiled:
+            if not any(parameter.requires_grad for parameter in self.parameters()):
+                for layer in self.vision_tower.vision_model.encoder.layers:
+                    join(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            keep(memory)
+            for layer in (*self.vision_tower.vision_model.encoder.layers, *self.language_model.layers):
+                layer.forward = compile_for_shapes(layer.forward)
+        elif memory < 1:
             for part in (self.vision_tower, self.language_model):
                 recompute(part)
-        if compiled:
-            self._read = torch.compile(self._read)  # type: ignore[method-assign]
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-odds over the return bins, float32 [B, bins]."""
@@ -111,19 +133,17 @@ class RecapValuePolicy(PreTrainedPolicy):
         size = images.shape[0]
         pixels = images.flatten(0, 1) if self.stem is None else self.stem(images.flatten(0, 1))
         features = self.projector(self.vision_tower(pixels).last_hidden_state).reshape(size, -1, self.config.text.width)
-        parts = [features, self.language_model.embed_tokens(tokens).to(features.dtype)]
+        text = self.language_model.embed_tokens(tokens).to(features.dtype)
+        behind = [self.read_out.to(features.dtype).expand(size, 1, -1)]
         if self.state_proj is not None:
-            parts.append(self.state_proj(batch[OBS_STATE])[:, None])
-        # The read-out token stands last, after the padding, and padding is masked: it is a real token in every sample.
-        parts.append(self.read_out.to(features.dtype).expand(size, 1, -1))
-        hidden = torch.cat(parts, dim=1)
-        tail = hidden.shape[1] - features.shape[1] - tokens.shape[1]
-        valid = torch.cat([mask.new_ones(size, features.shape[1]), mask, mask.new_ones(size, tail)], dim=1)
-        positions = (torch.cumsum(valid, dim=1) - 1).clamp(min=0)
-        out = self.language_model(
-            inputs_embeds=hidden, attention_mask=valid.long(), position_ids=positions, use_cache=False
-        )
-        return out.last_hidden_state[:, -1]
+            behind.insert(0, self.state_proj(batch[OBS_STATE])[:, None].to(features.dtype))
+        text, ends = after_text(text, mask.sum(dim=1), torch.cat(behind, dim=1))
+        # Each token sees what stands before it, and the padding stands behind the read-out token: no mask is needed.
+        # All layers see everything: Gemma 3's window is wider than all cameras and the text together.
+        unmasked = {"full_attention": None, "sliding_attention": None}
+        hidden = torch.cat([features, text], dim=1)
+        out = self.language_model(inputs_embeds=hidden, attention_mask=unmasked, use_cache=False).last_hidden_state
+        return out[torch.arange(size, device=out.device), features.shape[1] + ends - 1]
 
     def value(self, batch: dict[str, Tensor]) -> Tensor:
         """V = Σ_b p(b | o, l) · centre_b, float32 [B] in (−1, 0)."""
@@ -145,3 +165,20 @@ class RecapValuePolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Nothing to clear."""
+
+
+def after_text(text: Tensor, lengths: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens put behind the real ones of each text, before its padding.
+
+    Args:
+        text: [B, L, D], padded on the right; lengths: int [B], how much of each is real; behind: [B, T, D].
+
+    Returns:
+        [B, L + T, D], and where what is real ends, int [B].
+    """
+    ends, there = lengths + behind.shape[1], text.shape[1]
+    place = torch.arange(there + behind.shape[1], device=text.device).expand(len(text), -1)
+    moved = torch.where(place < ends[:, None], place - lengths[:, None] + there, place - behind.shape[1])
+    source = torch.where(place < lengths[:, None], place, moved)
+    together = torch.cat([text, behind], dim=1)
+    return together.gather(1, source[:, :, None].expand_as(together)), ends
