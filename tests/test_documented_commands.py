@@ -54,7 +54,6 @@ NAMED = ("", "…")  # values of an override that only names its key
 BESIDE = {  # what an inline override needs beside it
     "env=pusht": ["data.action_freq=10"],
     "env.type=metaworld": ["env.suite=null"],
-    "policy.trainable=lora": ["policy.pretrained=lerobot/pi0_base"],
 }
 APART = {"sharding": "policy.sft.optimizer"}  # keys whose values contradict those of another
 FIRST = {"make", "torchrun", "accelerate", "lerobot-eval", "wandb", "pip", "tensorboard", "pytest", "cp", "eval"}

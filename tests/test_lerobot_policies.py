@@ -75,7 +75,9 @@ def test_same_loss_and_actions_as_lerobots_class(
     acting = theirs.model.sample_noise(noise.shape, "cpu")
 
     mine = ours.prepare({**batch, "indicator": [indicator] * 6, "noise": noise, "time": time})
-    assert torch.equal(mine[TOKENS], inputs[TOKENS])
+    length = mine[TOKENS].shape[1]
+    assert torch.equal(mine[TOKENS], inputs[TOKENS][:, :length])
+    assert not inputs[MASK][:, length:].any()
     with torch.no_grad():
         torch.testing.assert_close(ours.policy(mine)[0], loss, atol=1e-5, rtol=0)
     ours.set_prompt(indicator)

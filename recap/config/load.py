@@ -235,7 +235,8 @@ def _line(error: Any, values: dict[str, Any], path: list[str], schema: type) -> 
         return f"{key}: missing. {HOW_TO_GIVE.get(key, f'Give it on the command line: {key}=…')}"
     if kind == "unexpected_keyword_argument":
         value = "" if isinstance(given, dict) else f"={_shown(given)}"
-        return f"{key}{value}: {_of_another(key, values) or unknown(key, schema)}"
+        elsewhere = "" if renamed(key) else _of_another(key, values)
+        return f"{key}{value}: {elsewhere or unknown(key, schema)}"
     text = f"{key}={_shown(whole)}: "
     hint = _hint(schema, path, values)
     if kind == "dataclass_type":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
@@ -58,17 +59,21 @@ class Steered:
     def predict_action_chunk(self: Any, batch: dict[str, Any]) -> Any:
         """Normalised actions [B, chunk, A], from the batch's `noise` where it brings it.
 
-        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch.
+        With β ≠ 1: v = v_uncond + β (v_cond − v_uncond), both halves in one batch. Prompts are padded to one length
+        whoever else is in the batch, so that the last digits of an action do not depend on them either.
         """
         lerobots: Any = super()
+        texts = {name: self._padded(batch[name]) for name in (*PLAIN, *PLAIN.values()) if name in batch}
         with self._precision():
             if UNCONDITIONAL_TOKENS not in batch:
-                return lerobots.predict_action_chunk(batch, noise=batch.get("noise"))
+                return lerobots.predict_action_chunk(batch | texts, noise=batch.get("noise"))
             both = {name: torch.cat([x, x]) if isinstance(x, Tensor) else x for name, x in batch.items()}
-            for name, plain in PLAIN.items():
-                both[name] = torch.cat([batch[name], batch[plain]])
+            both |= {name: torch.cat([texts[name], texts[plain]]) for name, plain in PLAIN.items()}
             with instead(self.model, denoise_step=_guided(self.model.denoise_step, self.beta)):
                 return lerobots.predict_action_chunk(both, noise=both.get("noise")).chunk(2)[0]
+
+    def _padded(self: Any, tokens: Tensor) -> Tensor:
+        return F.pad(tokens, (0, self.config.tokenizer_max_length - tokens.shape[1]))
 
     def _precision(self: Any) -> torch.autocast:
         """Matrix products in bfloat16 with `use_amp`, as lerobot-eval has it; the weights stay float32."""

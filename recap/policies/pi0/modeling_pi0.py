@@ -221,7 +221,9 @@ class PI0Model(PI0Pytorch):
         halves = len(tokens) // len(images)
         cache, valid = self.encode_prefix(images, tokens, mask)
         around, state = self.around(valid, cache[0][1]), self.embed_state(state).repeat(halves, 1, 1)
-        times = self.embed_times(1 - torch.arange(steps, dtype=torch.float32, device=noise.device) / steps)
+        # as lerobot has them to the last digit: the sines tell a millionth apart
+        times = 1.0 + torch.arange(steps, dtype=torch.float64, device=noise.device) * (-1.0 / steps)
+        times = self.embed_times(times.float())
         x = noise
         for time in times.split(1):
             v = self.velocity(state, x.repeat(halves, 1, 1), time, cache, around)
