@@ -153,8 +153,9 @@ def test_keys_that_came_later_leave_runs_of_before_alone() -> None:
     plain_run = load("loop", "experiment=demo", "iterations=1")
     changed = load("loop", "experiment=demo", "iterations=1", "rollout.tries=2", "advantage.within=value_bin")
     values = plain(plain_run)
-    assert not {"within", "value_bins"} & values["advantage"].keys()
-    assert "tries" not in values["rollout"]
+    assert not {"within", "value_bins", "correction_prefix"} & values["advantage"].keys()
+    assert not {"tries", "corrections"} & values["rollout"].keys()
+    assert "correction_fraction" not in values["policy"]["finetune"]
     assert difference(values, plain(changed)) == [
         "advantage.within: (absent) -> value_bin",
         "rollout.tries: (absent) -> 2",

@@ -176,14 +176,19 @@ def test_without_corrections_no_key_of_theirs_decides_anything() -> None:
     plainly = identities(run_stages(demo(), 1))
     assert not [path for path, identity in plainly.items() if "correction" in json.dumps(identity)]
     cfg = demo()
-    cfg = type(cfg)(**{**vars(cfg), "ablations": {"c": {"rollout.corrections.share": 0.5}}})
+    cfg = type(cfg)(
+        **{
+            **vars(cfg),
+            "ablations": {"c": {"rollout.corrections.share": 0.5, "advantage.correction_prefix": "episode"}},
+        }
+    )
     own = {path for path in identities(run_stages(cfg, 1)) if path.startswith("ablations/c/")}
     stages = ("rollout", "value", "value_inference", "advantage", "policy", "eval")
     assert own == {f"ablations/c/iter_01/{stage}" for stage in stages}
     changed = {stage.path: stage for stage in run_stages(ablated(cfg, "c"), 1)[0]}
     assert changed["sft"].identity == plainly["sft"]
     assert changed["iter_01/rollout"].identity["corrections"]["when"] == "watchdog"
-    assert changed["iter_01/value"].identity["advantage"]["correction_prefix"] == "failure"
+    assert changed["iter_01/value"].identity["advantage"]["correction_prefix"] == "episode"
 
 
 def test_a_run_with_corrections(finished_run: Path, work: Path) -> None:

@@ -66,7 +66,7 @@ class AdvantageConfig:
     normalizer: Positive | None = None
     c_fail: Amount
     force_positive: list[SourceKind]
-    correction_prefix: Prefix = Prefix.failure  # how what the policy did before an operator took over has ended
+    correction_prefix: Prefix = later(Prefix.failure)  # how what the policy did before an operator took over has ended
     shuffle: bool = False  # a baseline: labels at random
     within: Within | None = later(None)
     value_bins: Annotated[Whole, must(lambda x: x >= 2, "must be at least 2")] = later(10)  # of within=value_bin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
 from enum import Enum
 
 from recap.envs.config import Skill
@@ -59,7 +58,7 @@ class RolloutConfig(EvalConfig):
     tasks: list[str] | None = None  # None: all of the environment
     policy: Collector
     tries: Count = later(1)
-    corrections: CorrectionsConfig = field(default_factory=CorrectionsConfig)
+    corrections: CorrectionsConfig = later(CorrectionsConfig)
 
     def problems(self, key: str) -> Iterator[str]:
         yield from EvalConfig.problems(self, key)

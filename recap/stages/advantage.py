@@ -44,7 +44,7 @@ class Advantage(Stage):
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         before = used["advantage"].pop("sft")
         if not self.reads_corrections:
-            del used["advantage"]["correction_prefix"]
+            used["advantage"].pop("correction_prefix", None)
         settings = used["advantage"] | (before if self.training is StageKind.sft else {})
         read = ("aggregation", "uncertainty_penalty")
         value = {key: values["value"][key] for key in read if key in values["value"]}

@@ -65,6 +65,10 @@ class Stage:
         rollouts = any(role.startswith("rollouts_") for role in self.inputs)
         return marked or (rollouts and self.cfg.rollout.corrections.share > 0)
 
+    def prefix(self, values: dict[str, Any]) -> dict[str, Any]:
+        """`advantage.correction_prefix`, where it is set and decides the result. values: as `refined` takes them."""
+        return {k: v for k, v in values["advantage"].items() if k == "correction_prefix" and self.reads_corrections}
+
     @property
     def finished(self) -> bool:
         return finished(self.out)

@@ -30,7 +30,8 @@ class Gate(Stage):
     keys = ("gate", "advantage")
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        del used["gate"]["action"], used["advantage"]["sft"], used["advantage"]["correction_prefix"]
+        del used["gate"]["action"], used["advantage"]["sft"]
+        used["advantage"].pop("correction_prefix", None)
         return {**used, "value": {"bins": values["value"]["bins"]}}
 
     def run(self, say: Say, share: Share = WHOLE) -> None:

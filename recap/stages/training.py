@@ -13,7 +13,7 @@ from recap.stages.base import Say, Stage
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.ranks import WHOLE, Share
 
-EXECUTION = ("memory", "compile")  # of a network: how it is computed, not what
+EXECUTION = ("memory", "compile", "gradient_checkpointing")  # of a network: how it is computed, not what
 TAIL_BYTES = 2000  # of metrics.jsonl: enough for its last line
 
 
@@ -70,11 +70,9 @@ class TrainPolicy(Training):
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         used = super().refined(used, values)
-        own = used["policy"][self.training.name]
         if not self.reads_corrections:
-            del own["correction_fraction"]
-            return used
-        return {**used, "advantage": {"correction_prefix": values["advantage"]["correction_prefix"]}}
+            used["policy"][self.training.name].pop("correction_fraction", None)
+        return {**used, "advantage": prefix} if (prefix := self.prefix(values)) else used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,8 @@ class TrainValue(Training):
         return self.member or 0
 
     def refined(self, used: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        keys = ("normalization", "normalizer", "c_fail", *(("correction_prefix",) if self.reads_corrections else ()))
-        found = {**super().refined(used, values), "advantage": {key: values["advantage"][key] for key in keys}}
+        returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
+        found = {**super().refined(used, values), "advantage": returns | self.prefix(values)}
         found["value"].pop("uncertainty_penalty", None)
         if self.cfg.value.aggregation is not Aggregation.out_of_fold:
             # Only folds depend on how many there are: other members are the same whoever reads them, and how.

@@ -83,7 +83,7 @@ class PolicyTrainConfig(TrainConfig):
     awr_temperature: Positive | None = None
     indicator_temperature: Positive | None = later(None)
     labels: LabelsOf = LabelsOf.iteration
-    correction_fraction: Fraction | None = None  # None: as many as there are
+    correction_fraction: Fraction | None = later(None)  # None: as many as there are
 
     def problems(self, key: str) -> Iterator[str]:
         yield from TrainConfig.problems(self, key)

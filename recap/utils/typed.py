@@ -28,14 +28,16 @@ def part[T](cls: type[T]) -> type[T]:
 def later(default: Any) -> Any:
     """The default of a key that came when runs had been made already: at it, they are what they would be with the key.
 
-    So `recap.config.plain` leaves the key out there, and with it every stage's identity.
+    So `recap.config.plain` leaves the key out there, and with it every stage's identity. default: a value, or a part's
+    class for one with the defaults of all its keys.
     """
-    return field(default=default, metadata={"later": True})
+    make = default if isinstance(default, type) else lambda: default
+    return field(default_factory=make, metadata={"later": make})
 
 
 def unset(key: Field[Any], value: Any) -> bool:
     """Whether a key that came later has its default."""
-    return "later" in key.metadata and bool(value == key.default)
+    return "later" in key.metadata and bool(value == key.metadata["later"]())
 
 
 def wrong(text: str) -> PydanticCustomError:
