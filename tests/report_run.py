@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageDraw
+from rich.console import Console
 
 from recap.data.labels import Thresholds, write_labels, write_thresholds
 from recap.data.lerobot_writer import Episode, assemble, write_episode
@@ -16,6 +18,7 @@ from recap.data.resample import Recording
 from recap.envs import EpisodeSpec
 from recap.method.advantage import indicator, percentiles, positive_shares, positive_shares_per_task
 from recap.method.success import summarize
+from recap.report import print_table
 
 TASKS = ("put the moka pot on the stove", "put both moka pots on the stove")
 FPS = 10
@@ -227,3 +230,13 @@ def record_ways(run: Path) -> None:
             episode["choice"] = WAYS[number % len(WAYS)]
             episode["choice_frame"] = FRAME if episode["choice"] else None
         path.write_text(json.dumps(content))
+
+
+def printed(summary: dict, width: int = 80) -> str:
+    """A summary as a terminal of this width shows it: whole, and no wider."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(summary, console)
+    text = console.export_text().replace("\u00a0", " ")
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    return text

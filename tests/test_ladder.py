@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
 import pytest
-from report_run import ALONE, finish, make_run, outcomes
-from rich.console import Console
+from report_run import ALONE, finish, make_run, outcomes, printed
 
-from recap.report import build_summary, print_table, write_html
+from recap.report import build_summary, write_html
 from recap.report.verdict import verdict
 
 TAKEN_OVER = {"corrections": "random", "as_many_demonstrations": "start"}  # when by an operator
@@ -99,11 +97,7 @@ def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int]
 def test_the_ladder_is_the_first_result(tmp_path: Path, width: int) -> None:
     run_dir = run(tmp_path / "run", 34, continued_sft=11, no_experience=14, labels_on_demonstrations=16, filtered_bc=12)
     summary = build_summary(run_dir)
-    console = Console(width=width, record=True, file=io.StringIO())
-    print_table(summary, console)
-    text = console.export_text().replace("\u00a0", " ")
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
+    text = printed(summary, width)
     assert re.search(r"\+ experience through V +16/40 +40 % +26–55 % .*\+5 +0\.5", text)
     assert re.search(r"filtered BC +12/40 .*\+55 +< 0\.0001", text)
     places = [text.index(words) for words in ("+ more training", "Step by step", "beside it", "steps to")]

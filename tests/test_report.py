@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,11 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from report_run import TASKS, evaluate, gate, make_run, outcomes
-from rich.console import Console
+from report_run import TASKS, evaluate, gate, make_run, outcomes, printed
 from scipy.stats import binomtest
 
-from recap.report import build_summary, print_table, write_html, write_summary
+from recap.report import build_summary, write_html, write_summary
 from recap.report.__main__ import main
 from recap.report.html.compare import config_table, read_runs, rows_of
 from recap.report.verdict import alarm
@@ -115,9 +113,7 @@ def test_worse_and_the_best_to_keep(tmp_path: Path) -> None:
     assert (run / "best").resolve() == (run / "iter_01/policy/checkpoints/last").resolve()
     assert (summary["worse"]["iteration"], summary["worse"]["than"], summary["worse"]["sure"]) == (3, 1, False)
     assert {(c["before"], c["after"]) for c in summary["comparisons"]} == {(0, 1), (1, 2), (2, 3), (0, 3), (1, 3)}
-    console = Console(width=100, record=True, file=io.StringIO())
-    print_table(summary, console)
-    text = console.export_text()
+    text = printed(summary, 100)
     assert text.index("may have got worse") < text.index("95 %")  # first of all
     assert text.index("What to try") > text.index("95 %")
     page = page_of(run)
@@ -199,9 +195,7 @@ def test_an_ablation_of_another_iteration(run_dir: Path, tmp_path: Path) -> None
     pairs = {(pair["before"], pair["after"]): pair for pair in summary["comparisons"]}
     assert (pairs["early", 1]["fixed"], pairs["early", 1]["broke"]) == (1, 5)
     assert (pairs["pretrained", 0]["fixed"], pairs["pretrained", 0]["broke"]) == (2, 6)
-    console = Console(width=80, record=True, file=io.StringIO())
-    print_table(summary, console)
-    assert "early (iteration 1)" in console.export_text()
+    assert "early (iteration 1)" in printed(summary)
     assert "Ablations of SFT" in page_of(copy)
 
 
@@ -261,10 +255,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("width", [80, 120, 160])
 def test_table_fits_the_terminal(run_dir: Path, width: int) -> None:
-    console = Console(width=width, record=True, file=io.StringIO())
-    print_table(build_summary(run_dir), console)
-    text = console.export_text().replace("\u00a0", " ")
-    assert max(map(len, text.splitlines())) <= width
+    text = printed(build_summary(run_dir), width)
     row = next(line for line in text.splitlines() if line.startswith(" iteration 2"))
     assert all(number in row for number in ("7/10", "70 %", "40–89 %", "37.9", "607", "30 %"))
     assert "…" not in text  # nothing was cut
@@ -335,7 +326,7 @@ def test_page_without_the_optional_pieces(tmp_path: Path) -> None:
         shutil.rmtree(bare / folder)
     (bare / "config.yaml").unlink()
     assert "No policy has been evaluated yet" in page_of(bare)
-    print_table(build_summary(bare), Console(file=io.StringIO()))
+    printed(build_summary(bare))
 
 
 def test_page_without_frames_or_thresholds(run_dir: Path, tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_run import FRAME, TASKS, WAYS, make_run, outcomes, picture, record_ways
-from rich.console import Console
+from report_run import FRAME, TASKS, WAYS, make_run, outcomes, picture, printed, record_ways
 
 from recap.data.labels import Labels, read_labels
 from recap.method.success import wilson
-from recap.report import build_summary, print_table, write_html
+from recap.report import build_summary, write_html
 from recap.report.html.rollouts import CHOSEN, last_rollouts, moments_of_choice
 from recap.report.verdict import choice_verdict
 
@@ -160,11 +159,7 @@ def test_pictures_show_the_frame_where_the_ways_part(run_dir: Path) -> None:
 @pytest.mark.parametrize("width", [80, 160])
 def test_terminal_and_page_show_them(run_dir: Path, width: int) -> None:
     summary = build_summary(run_dir)
-    console = Console(width=width, record=True, file=io.StringIO())
-    print_table(summary, console)
-    text = console.export_text().replace("\u00a0", " ")
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
+    text = printed(summary, width)
     assert re.search(r"rollouts of iteration 1 +6 +\d+ % +\d+ % +\d+ % +\d+ % +\d+ %", text)
     assert text.count("Mean advantage where the ways part") == 2
     page = write_html(run_dir, summary).read_text()
@@ -212,6 +207,4 @@ def test_runs_without_a_choice_show_nothing_of_it(run_dir: Path, tmp_path: Path)
     summary = build_summary(copy)
     assert summary["choices"] == []
     assert "Which way" not in write_html(copy, summary).read_text()
-    console = Console(width=80, record=True, file=io.StringIO())
-    print_table(summary, console)
-    assert "which way" not in console.export_text()
+    assert "which way" not in printed(summary)

@@ -68,6 +68,23 @@ def python(*arguments: str, cwd: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+def stock(out: Path, noise: torch.Tensor, numbers: Any, repository: Path, cwd: Path) -> dict[str, Any]:
+    """{"tokens", "actions"} of lerobot with an export, in a process that cannot import recap; and lerobot-eval."""
+    torch.save({**batch(), "noise": noise}, cwd / "batch.pt")
+    job = {
+        "checkpoint": str(out),
+        "batch": str(cwd / "batch.pt"),
+        "actions": str(cwd / "actions.pt"),
+        "numbers": numbers,
+        "evaluate": [*EVALUATE, f"--output_dir={cwd / 'eval'}"],
+    }
+    (cwd / "job.json").write_text(json.dumps(job))
+    python("-I", str(repository / "bench/stock_lerobot.py"), "job.json", cwd=cwd)
+    assert json.loads((cwd / "eval/eval_info.json").read_text())["overall"]["n_episodes"] == 2
+    found: dict[str, Any] = torch.load(cwd / "actions.pt", weights_only=True)
+    return found
+
+
 @needs_pusht
 @pytest.mark.slow
 def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, repository: Path, tmp_path: Path) -> None:
@@ -77,18 +94,7 @@ def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, reposit
     assert json.loads((out / "config.json").read_text())["type"] == "pi0"
     assert os.path.samefile(out / "model.safetensors", tmp_path / "ours/model.safetensors"), "no second copy"
     noise = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1))
-    torch.save({**batch(), "noise": noise}, tmp_path / "batch.pt")
-    job = {
-        "checkpoint": str(out),
-        "batch": str(tmp_path / "batch.pt"),
-        "actions": str(tmp_path / "actions.pt"),
-        "numbers": numbers_of(as_full_size.policy.config),
-        "evaluate": [*EVALUATE, f"--output_dir={tmp_path / 'eval'}"],
-    }
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    python("-I", str(repository / "bench/stock_lerobot.py"), "job.json", cwd=tmp_path)
-
-    theirs = torch.load(tmp_path / "actions.pt", weights_only=True)
+    theirs = stock(out, noise, numbers_of(as_full_size.policy.config), repository, tmp_path)
     inputs = as_full_size.prepare(batch())
     length = inputs["observation.language.tokens"].shape[1]
     assert torch.equal(theirs["tokens"][:, :length], inputs["observation.language.tokens"])
@@ -97,8 +103,6 @@ def test_stock_lerobot_runs_an_exported_policy(as_full_size: Checkpoint, reposit
     as_full_size.set_prompt(None)
     plain = as_full_size.postprocess(act(as_full_size, batch(), noise))
     assert (plain - theirs["actions"]).abs().max() > 1e-2, "the comparison would be empty"
-    overall = json.loads((tmp_path / "eval/eval_info.json").read_text())["overall"]
-    assert overall["n_episodes"] == 2
 
 
 @needs_pusht

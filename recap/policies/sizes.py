@@ -51,6 +51,9 @@ class SiglipSize:
             yield f"{key}.width={self.width}: must be a multiple of {key}.num_heads={self.num_heads}"
 
 
+SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)  # so400m, of PaliGemma too
+
+
 def image_fits(key: str, image_size: int, vision: SiglipSize) -> Iterator[str]:
     """The image is a whole number of patches."""
     if image_size % vision.patch_size:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
 from recap.policies.backbone import trim
+from recap.policies.config import NetworkConfig
+from recap.policies.folder import held
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 
 PLAIN = {OBS_LANGUAGE_TOKENS: UNCONDITIONAL_TOKENS, OBS_LANGUAGE_ATTENTION_MASK: UNCONDITIONAL_MASK}
@@ -30,6 +34,23 @@ def instead(owner: Any, **attributes: Any) -> Iterator[None]:
             delattr(owner, name)
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+class Strict:
+    """Stands before π0 or π0.5 of lerobot's in a class's bases: `from_pretrained` as any other policy has it.
+
+    Theirs swallow errors of loading. `keys` are ours, which say what a folder may hold: lerobot-eval comes here
+    before it builds the processors of it.
+    """
+
+    keys: ClassVar[type[NetworkConfig]]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any) -> Any:
+        if (folder := Path(pretrained_name_or_path)).is_dir():
+            held(folder, cls.keys, str(folder))
+        usual: Any = PreTrainedPolicy.from_pretrained
+        return usual.__func__(cls, pretrained_name_or_path, strict=strict, **options)
 
 
 class Steered:

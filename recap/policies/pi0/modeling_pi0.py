@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +19,21 @@ from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy, PI0Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
+from recap.policies.adapter import EMPTY_CAMERA
 from recap.policies.backbone import autocast, finish, recompute, stack_images, trim
 from recap.policies.compiled import Graphs, keep
-from recap.policies.folder import held
+from recap.policies.lerobot.policy import Strict
 from recap.policies.pi0 import config as keys
+from recap.policies.pi0.memory import VOCABULARY
 from recap.policies.pi0.paligemma import PaliGemmaWithExpert
 from recap.policies.prompt import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
-from recap.policies.sizes import GemmaSize, SiglipSize
+from recap.policies.sizes import SIGLIP, GemmaSize, SiglipSize
 
 KeysValues = list[tuple[Tensor, Tensor]]
-# Written into lerobot's code.
-SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
-VOCABULARY = 257152
 ALIGNED = 8  # numbers: rows of other lengths take matrix products three times as long
-EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
 @PreTrainedConfig.register_subclass("recap_pi0")
@@ -234,7 +231,7 @@ class PI0Model(PI0Pytorch):
         return x
 
 
-class RecapPI0Policy(PI0Policy):
+class RecapPI0Policy(Strict, PI0Policy):
     """π0 of any size behind lerobot's policy interface.
 
     Batches come from the saved preprocessor (`recap.policies.checkpoint`).
@@ -242,6 +239,7 @@ class RecapPI0Policy(PI0Policy):
 
     config_class = RecapPI0Config
     name = "recap_pi0"
+    keys = keys.PI0Config
     float32 = ("model.state_proj", "model.action_")  # weights of products that are never computed in bfloat16
 
     def __init__(self, config: RecapPI0Config, **_: Any) -> None:
@@ -253,18 +251,6 @@ class RecapPI0Policy(PI0Policy):
         finish(self.model, config.device)
         self.run_with(compiled=config.compile_model, memory=0.0 if config.gradient_checkpointing else 1.0)
         self.reset()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any
-    ) -> RecapPI0Policy:
-        """As for any lerobot policy, and strict: lerobot's override for π0 swallows loading errors.
-
-        A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
-        """
-        if (folder := Path(pretrained_name_or_path)).is_dir():
-            held(folder, keys.PI0Config, str(folder))
-        return super(PI0Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
     def run_with(self, *, compiled: bool, memory: float = 1.0) -> None:
         """How it is computed; the results are the same but for the last digits.

@@ -16,9 +16,8 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from torch import Tensor, nn
 
 from recap.policies.adapter import Spec
-from recap.policies.folder import held
 from recap.policies.lerobot.adapter import LerobotAdapter
-from recap.policies.lerobot.policy import Steered, instead
+from recap.policies.lerobot.policy import Steered, Strict, instead
 from recap.policies.pi05.config import ACTION, PI05Config
 from recap.policies.pi05.small import STOCK, Sizes, shrunk
 from recap.policies.prompt import BUILTIN, builtin_tokenizer, load_tokenizer
@@ -33,27 +32,16 @@ class RecapPI05Config(LerobotPI05Config):
     sizes: Sizes = field(default_factory=lambda: STOCK)
 
 
-class RecapPI05Policy(Steered, PI05Policy):
+class RecapPI05Policy(Strict, Steered, PI05Policy):
     """lerobot's π0.5, of its own configuration or of one with sizes."""
 
     config_class = RecapPI05Config
     name = "recap_pi05"
+    keys = PI05Config
 
     def __init__(self, config: LerobotPI05Config, **_: Any) -> None:
         with instead(modeling_pi05, **shrunk(getattr(config, "sizes", STOCK))):
             super().__init__(config)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **options: Any
-    ) -> RecapPI05Policy:
-        """As for any lerobot policy, and strict: lerobot's override for π0.5 swallows loading errors.
-
-        A folder may hold what is not allowed: lerobot-eval calls this before it builds the processors of it.
-        """
-        if (folder := Path(pretrained_name_or_path)).is_dir():
-            held(folder, PI05Config, str(folder))
-        return super(PI05Policy, cls).from_pretrained(pretrained_name_or_path, strict=strict, **options)
 
 
 class PI05Adapter(LerobotAdapter):

@@ -8,7 +8,8 @@ from typing import Any
 
 from lerobot.policies.pi05 import modeling_pi05
 
-from recap.policies.sizes import GemmaSize, SiglipSize
+from recap.policies.pi0.memory import VOCABULARY
+from recap.policies.sizes import SIGLIP, GemmaSize, SiglipSize
 
 VARIANTS = {"gemma_2b": "vlm", "gemma_300m": "expert"}  # lerobot's names
 
@@ -22,10 +23,9 @@ class Sizes:
 
 
 STOCK = Sizes(
-    vision=SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14),
-    vlm=GemmaSize(width=2048, depth=18, mlp_dim=16384, num_heads=8, num_kv_heads=1, head_dim=256),
-    expert=GemmaSize(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256),
-    vocab_size=257152,
+    vision=SIGLIP,
+    **{part: GemmaSize(**vars(modeling_pi05.get_gemma_config(name))) for name, part in VARIANTS.items()},
+    vocab_size=VOCABULARY,
 )
 
 

@@ -28,10 +28,9 @@ from recap.policies.backbone import (
     trim,
 )
 from recap.policies.compiled import compile_for_shapes, keep
-from recap.policies.sizes import GemmaSize, SiglipSize
+from recap.policies.sizes import SIGLIP, GemmaSize, SiglipSize
 
 # google/siglip-so400m-patch14-224 and google/gemma-3-270m
-SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
 GEMMA = GemmaSize(width=640, depth=18, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=256)
 
 
