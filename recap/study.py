@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Study:
     collected: list[str]  # tasks that rollouts were collected of
     fps: float
     runs: dict[str, dict[str, Episodes]]
+    ladder: list[tuple[str, str]]  # policies from SFT upwards, and what each adds to the one before
     commits: list[str]
 
     @property
@@ -138,6 +140,7 @@ def read_study(folder: Path) -> Study:
     if wrong := misfit(config, CONFIG):
         raise RecapError(f"{first / 'config.yaml'} is damaged ({wrong}). Fix: restore it from a copy.")
     tasks = config["env"]["tasks"]
+    ladders = [_ladder(files.read_json(run / "summary.json")) for run in found.values()]
     manifests = (files.read_json(path) for run in found.values() for path in run.rglob("manifest.json"))
     return Study(
         folder.name,
@@ -145,6 +148,7 @@ def read_study(folder: Path) -> Study:
         config["rollout"].get("tasks") or tasks,
         config["env"]["fps"],
         {seed: read_policies(run) for seed, run in found.items()},
+        ladders[0] if all(ladder == ladders[0] for ladder in ladders) else [],
         sorted({(manifest.get("git_commit") or "an unknown commit")[:12] for manifest in manifests}),
     )
 
@@ -152,14 +156,21 @@ def read_study(folder: Path) -> Study:
 def read_policies(run: Path) -> dict[str, Episodes]:
     """Name -> evaluated episodes: SFT, RECAP by iteration, the ablations."""
     summary = files.read_json(run / "summary.json")
-    found = {
-        f"RECAP, iteration {policy['iteration']}" if policy["iteration"] else "SFT": policy["eval"]
-        for policy in summary["policies"]
-    }
-    found |= {ablation_name(ablation["name"]): ablation["eval"] for ablation in summary["ablations"]}
+    found = {policy["iteration"]: policy["eval"] for policy in summary["policies"]}
+    found |= {ablation["name"]: ablation["eval"] for ablation in summary["ablations"]}
     return {
-        name: files.read_evaluation((run / numbers["outcomes"]).parent)["episodes"] for name, numbers in found.items()
+        _name(side): files.read_evaluation((run / numbers["outcomes"]).parent)["episodes"]
+        for side, numbers in found.items()
     }
+
+
+def _name(side: int | str) -> str:
+    """Of an iteration or an ablation."""
+    return ablation_name(side) if isinstance(side, str) else f"RECAP, iteration {side}" if side else "SFT"
+
+
+def _ladder(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(_name(rung["name"]), rung["adds"]) for rung in summary["ladder"]]
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -167,6 +178,10 @@ def render(study: Study) -> str:
     """What the page says of one experiment."""
     figure = f"![Success rates of all policies]({RESULTS}/{study.name}.png)"
     lines = [f"# `experiment={study.name}`", "", _about(study), "", figure, "", *_rates(study), "", *_leads(study)]
+    if study.ladder:
+        lines += ["", *_steps(study)]
+    if any(e.get("choice") for e in study.pooled(study.last)):
+        lines += ["", *_choices(study)]
     if len(study.tasks) > 1:
         lines += ["", *_tasks(study)]
     return "\n".join(lines) + "\n"
@@ -212,6 +227,31 @@ def _leads(study: Study) -> list[str]:
             rows.append([policy, each, mean, test.fixed, test.broke, f"{test.p:.2g}"])
     head = ["against", "lead by seed, points", "mean [95 %, over seeds]", "fixed", "broke", "McNemar p"]
     return [f"## {study.last} against each policy, paired", "", *_table(head, rows)]
+
+
+def _steps(study: Study) -> list[str]:
+    """What each step from imitation to RECAP adds."""
+    rows = []
+    for (below, _), (policy, adds) in pairwise(study.ladder):
+        test, seeds = study.paired(below, policy), study.of(policy)
+        leads = [100 * (rate(of) - rate(study.runs[seed][below])) for seed, of in seeds.items()]
+        each = ", ".join(f"{lead:+.0f}" for lead in leads)
+        rows.append([policy, adds, each, f"{statistics.mean(leads):+.1f}", test.fixed, test.broke, f"{test.p:.2g}"])
+    head = ["rung", "its step adds", "by seed, points", "mean", "fixed", "broke", "McNemar p"]
+    return [f"## Step by step from {study.ladder[0][0]}, paired", "", *_table(head, rows)]
+
+
+def _choices(study: Study) -> list[str]:
+    """How often each policy took each way, and how often it then succeeded."""
+    pooled = {policy: study.pooled(policy) for policy in study.policies}
+    names = sorted({e["choice"] for episodes in pooled.values() for e in episodes if e.get("choice")})
+    rows = []
+    for policy, episodes in pooled.items():
+        taken = [[e for e in episodes if e.get("choice") == name] for name in names]
+        shares = [f"{len(of) / len(episodes):.0%}, {rate(of):.0%}" if of else "0%, –" for of in taken]
+        rows.append([policy, *shares, f"{1 - sum(map(len, taken)) / len(episodes):.0%}"])
+    head = ["policy", *(f"{name}: share, success of these" for name in names), "neither"]
+    return ["## Which way", "", *_table(head, rows)]
 
 
 def _tasks(study: Study) -> list[str]:

@@ -85,6 +85,30 @@ def test_leads_are_paired(page: str) -> None:
     assert "| same labels, demonstrations only | +20, -10 | +5.0 [-10.0, +20.0] | 2 | 1 | 1 |" in page
 
 
+def test_the_steps_of_the_ladder(page: str) -> None:
+    # seed 1: 5 against 3 of 10, 4 fixed and 2 broke; seed 2: 4 against 1, 3 fixed: p = 2 · (1 + 9 + 36) / 512.
+    assert "## Step by step from SFT, paired" in page
+    step = "more training, labels and experience through V"
+    assert f"| same labels, demonstrations only | {step} | +20, +30 | +25.0 | 7 | 2 | 0.18 |" in page
+    assert "| RECAP, iteration 1 | experience as data | +20, -10 | +5.0 | 2 | 1 | 1 |" in page
+
+
+def test_which_way(study: Path, tmp_path: Path) -> None:
+    chose = shutil.copytree(study, tmp_path / "study")
+    for run in chose.iterdir():
+        path = run / "iter_01/eval/result.json"
+        result = json.loads(path.read_text())
+        for n, episode in enumerate(result["episodes"]):
+            episode["choice"] = ("large", "small", None, "large")[n % 4]
+        path.write_text(json.dumps(result))
+    write_results([chose], tmp_path / "docs")
+    page = (tmp_path / "docs/results.md").read_text()
+    # large at 0, 3, 4, 7 and 8: it won 1, 1, 1, 1, 0 and 1, 0, 0, 0, 0; small at 1, 5 and 9: 0, 1, 0 and 1, 0, 0.
+    assert "| policy | large: share, success of these | small: share, success of these | neither |" in page
+    assert "| RECAP, iteration 1 | 50%, 50% | 30%, 33% | 20% |" in page
+    assert "| SFT | 0%, – | 0%, – | 100% |" in page
+
+
 def test_tasks_of_which_nothing_was_collected(page: str) -> None:
     assert "No rollouts were collected of: put both moka pots on the stove." in page
     # At odd positions SFT won 1 of 10 and the last iteration 4, of which 1 and 4 pairs differ: p = 2 · (1 + 5) / 32.
