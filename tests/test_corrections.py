@@ -11,10 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_dir
 from test_moka import CLEAN, config
 from test_moka_choices import Clumsy
-from test_rollout import ENV, PLAN, contents, play
+from test_rollout import ENV, EXECUTED, PLAN, contents, play
+from tiny_run import ROOT
 
+from recap.config import LoopJob, typed
 from recap.data.frames import load_frames
 from recap.data.interventions import attempts
 from recap.data.lerobot_writer import assemble, finished
@@ -23,8 +26,9 @@ from recap.envs.config import DemonstratorConfig
 from recap.envs.moka.demonstrator import Demonstrator
 from recap.envs.moka.tasks import TASKS
 from recap.method.config import SourceKind
+from recap.pipeline.graph import rollout
 from recap.rollout.config import CorrectionsConfig, TakeOver
-from recap.rollout.operator import Operator, stands_by
+from recap.rollout.operator import Operator, ValueWatch, stands_by
 from recap.utils.errors import RecapError
 
 HALF = CorrectionsConfig(share=0.6, when=TakeOver.random)
@@ -217,6 +221,40 @@ play(2, 1, record=pathlib.Path({str(tmp_path)!r}), corrections=HALF, act=slow)
     assert play(3, 1, record=tmp_path, corrections=HALF, on_done=again.append) == results
     assert sorted([*kept, *(result.index for result in again)]) == list(range(len(PLAN)))
     assert contents(tmp_path) == contents(folder)
+
+
+def falling(batch):
+    """A V that falls by 0.01 with every step of a pot's height and stands beside noise: of the state alone."""
+    return -0.1 - 0.5 * np.abs(batch["observation.state"][:, 0])
+
+
+def test_a_drop_of_v_calls_him(tmp_path):
+    """In watched episodes, at the first chunk whose V lies deep enough below the highest; the same in other slots."""
+    often = replace(HALF, when=TakeOver.value_drop, drop=0.01)
+    results = play(4, 1, record=tmp_path / "a", corrections=often, watch=ValueWatch(falling, often))
+    watched = {spec.index for spec in PLAN if stands_by(often, spec.seed)}
+    for result in results:
+        table = pq.read_table(tmp_path / "a" / f"{result.index:06d}.parquet")
+        v = falling({"observation.state": np.array(table["observation.state"].to_pylist())})[::EXECUTED]
+        fell = EXECUTED * np.flatnonzero(v < np.maximum.accumulate(v) - often.drop)
+        due = [step for step in (*fell.tolist(), ENV.max_steps) if step <= ENV.max_steps]
+        if result.index in watched and result.corrected_from is not None:
+            assert result.corrected_from == due[0]
+        else:
+            assert result.corrected_from is None
+            assert result.index not in watched or result.success
+    calls = [result.corrected_from for result in results if result.corrected_from not in (None, ENV.max_steps)]
+    assert calls, "V fell somewhere"
+    assert play(3, 2, record=tmp_path / "b", corrections=often, watch=ValueWatch(falling, often)) == results
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_v_is_that_of_the_policy_who_collects():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["experiment=demo", "iterations=2", "rollout.corrections={share: 0.5, when: value_drop}"]
+        cfg = typed(compose("loop", overrides), LoopJob)
+    assert rollout(cfg, 1).inputs == {"policy": "sft", "value": "value"}
+    assert rollout(cfg, 2).inputs == {"policy": "iter_01/policy", "value": "iter_01/value"}
 
 
 def test_from_the_start_it_is_a_demonstration(tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from recap.config import Config, StageKind, ablated
 from recap.data.config import EpisodeFilter
 from recap.policies.roles import Role
-from recap.rollout.config import Collector, Prompt
+from recap.rollout.config import Collector, Prompt, TakeOver
 from recap.stages.acting import Evaluation, Rollout
 from recap.stages.advantage import Advantage
 from recap.stages.base import DEMONSTRATIONS, Stage, iteration_dir, prompt_for
@@ -116,6 +116,8 @@ def rollout(cfg: Config, iteration: int) -> Rollout:
         for k in range(iteration):
             inputs |= {f"policy_{k}": policy_path(k), f"eval_{k}": evaluation(cfg, k).path}
         del inputs["policy"]
+    if cfg.rollout.corrections.share > 0 and cfg.rollout.corrections.when is TakeOver.value_drop:
+        inputs["value"] = _in(iteration - 1, "value")
     prompt = prompt_for(cfg.rollout.prompt, training)
     return Rollout(
         cfg=cfg,

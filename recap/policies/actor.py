@@ -34,10 +34,7 @@ class ActionChunks:
             observation: images uint8 [slots, H, W, 3], `observation.state` float32 [slots, S], `task` list of str.
             noise_keys: (episode seed, chunk number) per slot.
         """
-        batch = {
-            key: to_tensor(value, self.config.device) if isinstance(value, np.ndarray) else value
-            for key, value in observation.items()
-        }
+        batch = _on(self.config.device, observation)
         missing = [key for key in cameras_of(self.config) if key not in self.checkpoint.sees(batch)]
         if missing:
             raise RecapError(
@@ -50,3 +47,21 @@ class ActionChunks:
         with torch.no_grad():
             actions = self.checkpoint.policy.predict_action_chunk(self.checkpoint.prepare(batch))
             return self.checkpoint.postprocess(actions).float().numpy()
+
+
+class Values:
+    """V(o, l) of observations as `ActionChunks` takes them: float32 [slots] in (−1, 0)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, observation: dict[str, Any]) -> np.ndarray:
+        batch = self.checkpoint.prepare(_on(self.checkpoint.policy.config.device, observation))
+        with torch.no_grad():
+            return self.checkpoint.policy.value(batch).float().cpu().numpy()
+
+
+def _on(device: str, observation: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: to_tensor(value, device) if isinstance(value, np.ndarray) else value for key, value in observation.items()
+    }

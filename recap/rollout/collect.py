@@ -22,6 +22,7 @@ import numpy as np
 from recap.envs import EpisodeSpec
 from recap.envs.config import DemonstratorConfig
 from recap.rollout.config import CorrectionsConfig
+from recap.rollout.operator import ValueWatch
 from recap.rollout.pool import RESUME, Pool, Worker
 from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
 from recap.utils.errors import RecapError
@@ -55,6 +56,7 @@ def roll(
     video_episodes: int = 0,
     max_steps: int | None = None,
     corrections: CorrectionsConfig | None = None,
+    watch: ValueWatch | None = None,
     on_done: Callable[[EpisodeResult], None] | None = None,
     progress: str | None = "rollout",
     share: Share = WHOLE,
@@ -66,7 +68,8 @@ def roll(
     record: folder to which each simulation process writes its episodes, time-outs too; or
     journal: a .jsonl file of results, one durable line an episode. Episodes found in either are not played again.
     videos: folder for mp4 files of the first `video_episodes` of the plan, when they are played.
-    max_steps: an earlier time-out than the environment's. corrections: by an operator, in some episodes.
+    max_steps: an earlier time-out than the environment's. corrections: by an operator, in some episodes; watch: who
+    calls him, where he does not see for himself.
     progress: label of the bar, None for silence.
     share: of the plan; other processes play the rest into the same folder or beside the journal, and what they have
     finished is returned too.
@@ -83,7 +86,7 @@ def roll(
     film = frozenset(spec.index for spec in plan[:video_episodes]) if videos is not None else frozenset()
     job = Job(split, record, videos, film, max_steps, corrections)
     with _closing_on_error(pool), _Journal(journal, share) as lines, _Bar(progress, len(mine), done) as bar:
-        for finished in _rounds(pool, job, todo, act, n_action_steps):
+        for finished in _rounds(pool, job, todo, act, n_action_steps, watch):
             lines.append(finished)
             for result in finished:
                 results[result.index] = result
@@ -135,9 +138,12 @@ def demonstrate(
 
 # ------------------------------------------------------------------------------------------- one round after the other
 def _rounds(
-    pool: Pool, job: Job, todo: Sequence[EpisodeSpec], act: ActFn, n_action_steps: int
+    pool: Pool, job: Job, todo: Sequence[EpisodeSpec], act: ActFn, n_action_steps: int, watch: ValueWatch | None
 ) -> Iterator[list[EpisodeResult]]:
-    """Yields the episodes that ended in each round: refill, one policy call, n_action_steps in every slot."""
+    """Yields the episodes that ended in each round: refill, one policy call, n_action_steps in every slot.
+
+    A slot whose operator is called is his to the end of the episode, within the round.
+    """
     queue = deque(todo)
     playing: dict[int, EpisodeSpec] = {}
     chunks = [0] * pool.slots
@@ -154,11 +160,17 @@ def _rounds(
         for reply in pool.scatter("start", starts):
             observations |= reply
 
-        actions = act(_batch(observations, playing, pool.slots, todo[0].task), _noise_keys(playing, chunks))
+        batch = _batch(observations, playing, pool.slots, todo[0].task)
+        called: list[int] = []
+        if watch is not None:
+            watch.begin(starts)
+            called = watch.calls(batch, playing)
+        actions = act(batch, _noise_keys(playing, chunks))
         actions = _checked(actions, playing, chunks, pool, n_action_steps)
 
         finished: dict[int, EpisodeResult] = {}
-        for ended, going_on in pool.scatter("act", {slot: actions[slot, :n_action_steps] for slot in playing}):
+        orders = {slot: None if slot in called else actions[slot, :n_action_steps] for slot in playing}
+        for ended, going_on in pool.scatter("act", orders):
             finished |= ended
             observations |= going_on
         for slot in finished:

@@ -22,6 +22,7 @@ class Collector(Enum):
 
 class TakeOver(Enum):
     watchdog = "watchdog"  # when the policy is stuck or its time is up
+    value_drop = "value_drop"  # when V falls, or its time is up
     random = "random"  # at a step of the first 60 % of its time
     start = "start"  # at once: a demonstration instead of a rollout
 
@@ -32,6 +33,7 @@ class CorrectionsConfig(Skill):
 
     share: Fraction = 0.0
     when: TakeOver = TakeOver.watchdog
+    drop: Fraction = later(0.15)
     slow: Fraction = 0.0
     hesitate: Fraction = 0.0
     miss: Fraction = 0.0

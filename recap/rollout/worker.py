@@ -164,8 +164,11 @@ class Simulation:
         """Resets slots to new episodes: {slot: first observation}."""
         return {number: self._reset(number, spec).observation for number, spec in specs.items()}
 
-    def act(self, chunks: Mapping[int, np.ndarray]) -> tuple[dict[int, EpisodeResult], dict[int, Observation]]:
-        """Executes {slot: actions [n, A]}. Returns the slots that ended, and the observations of those that go on."""
+    def act(self, chunks: Mapping[int, np.ndarray | None]) -> tuple[dict[int, EpisodeResult], dict[int, Observation]]:
+        """Executes {slot: actions [n, A]}, None: the operator shall finish the episode.
+
+        Returns the slots that ended, and the observations of those that go on.
+        """
         ended = {number: self._advance(self.slots[number], actions) for number, actions in chunks.items()}
         results = {number: result for number, result in ended.items() if result is not None}
         return results, {number: self.slots[number].observation for number in ended if number not in results}
@@ -219,9 +222,12 @@ class Simulation:
         own = getattr(env, "max_steps", None)  # where the time-out depends on the task
         return self.env_config.max_steps if own is None else own(task) // 2
 
-    def _advance(self, slot: Slot, actions: np.ndarray) -> EpisodeResult | None:
+    def _advance(self, slot: Slot, actions: np.ndarray | None) -> EpisodeResult | None:
         self.current = slot.spec
         keep = self.job.record is not None or slot.spec.index in self.job.film
+        if actions is None:
+            assert slot.operator is not None
+            return self._correct(slot, slot.operator, keep)
         for i, action in enumerate(actions):
             if slot.operator is not None and slot.operator.takes_over(slot.env, slot.spec.task, slot.steps):
                 return self._correct(slot, slot.operator, keep)

@@ -13,14 +13,16 @@ from recap.config import Config
 from recap.envs import EpisodeSpec
 from recap.method.config import SourceKind
 from recap.method.success import summarize
-from recap.policies.actor import ActionChunks
+from recap.policies.actor import ActionChunks, Values
 from recap.policies.adapter import cameras_of
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.config import NetworkConfig
 from recap.policies.folder import checkpoint_of
 from recap.policies.processors import indicator_step
 from recap.policies.registry import adapter_of
 from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
 from recap.rollout.config import CorrectionsConfig, Prompt
+from recap.rollout.operator import ValueWatch
 from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
 from recap.stages.base import Inputs, Say, prompt_for
@@ -143,7 +145,7 @@ def _best(cfg: Config, inputs: Inputs, prompt: Prompt, beta: float) -> tuple[Inp
     rates = [json.loads((inputs[f"eval_{k}"] / "result.json").read_text())["success_rate"] for k in rounds]
     best = max(rounds, key=lambda k: (rates[k], k))
     prompt = prompt_for(prompt, cfg.policy.finetune if best else cfg.policy.sft)
-    return {"policy": inputs[f"policy_{best}"]}, prompt, 1.0 if prompt is Prompt.none else beta
+    return {**inputs, "policy": inputs[f"policy_{best}"]}, prompt, 1.0 if prompt is Prompt.none else beta
 
 
 def checkpoint_name(cfg: Config, policy: Path) -> str:
@@ -182,6 +184,13 @@ def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: P
         )
 
 
+def _for_acting(cfg: Config, keys: NetworkConfig, stage: Path) -> Checkpoint:
+    adapter = adapter_of(keys)
+    checkpoint = Checkpoint.load(checkpoint_of(stage), adapter, device_name(cfg.device))
+    adapter.prepare_acting(checkpoint.policy, keys)
+    return checkpoint
+
+
 def _act(
     cfg: Config,
     inputs: Inputs,
@@ -200,11 +209,11 @@ def _act(
     if all(spec.index in done for spec in share.of(episodes)):
         return [done[spec.index] for spec in episodes if spec.index in done]
     with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool:
-        adapter = adapter_of(cfg.policy)
-        checkpoint = Checkpoint.load(checkpoint_of(inputs["policy"]), adapter, device_name(cfg.device))
-        adapter.prepare_acting(checkpoint.policy, cfg.policy)
+        checkpoint = _for_acting(cfg, cfg.policy, inputs["policy"])
         check_robot(checkpoint, pool.facts)
         warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
         options |= {"share": share, "record": record, "journal": journal}
+        if "value" in inputs:
+            options["watch"] = ValueWatch(Values(_for_acting(cfg, cfg.value, inputs["value"])), options["corrections"])
         return roll(pool, episodes, split, act, cfg.policy.n_action_steps, **options)
