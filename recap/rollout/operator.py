@@ -54,7 +54,7 @@ class ValueWatch:
     def calls(self, observation: dict[str, Any], playing: Mapping[int, EpisodeSpec]) -> list[int]:
         """The slots in which the operator shall take over now."""
         watched = [slot for slot, spec in playing.items() if stands_by(self.corrections, spec.seed)]
-        values = self.value(observation) if watched else []
+        values = self.value(observation) if watched else np.zeros(0)
         for slot in watched:
             self._highest[slot] = max(self._highest[slot], values[slot])
         return [slot for slot in watched if values[slot] < self._highest[slot] - self.corrections.drop]

@@ -269,13 +269,14 @@ class MokaEnv(gym.Env):
             self.choice, self.choice_frame = choice, self._lifted
 
     def _choice(self) -> str | None:
-        """Which way the pot takes: over the stove the burner that it was last nearest to; how it first met the bottles.
+        """Which way the pot takes: over the stove the burner whose rim it was last nearest to; how it first met the bottles.
 
         None before that, and where the task has only one way.
         """
         layout, pot = self.sim.layout, self.pot_position(0)
         if layout.choices and layout.bottles is None and pot[1] > self.stove[1] - scene.STOVE_HALF[1]:
-            return layout.choices[int(np.argmin(np.hypot(*(self.burners - pot[:2]).T)))]
+            beside = np.hypot(*(self.burners - pot[:2]).T) - [burner.radius for burner in layout.burners]
+            return layout.choices[int(np.argmin(beside))]
         if layout.bottles is not None and self.choice is None and pot[1] > self.bottles[0, 1] - BOTTLES_MET:
             return layout.choices[int(pot[2] - scene.POT_HALF_HEIGHT < scene.BOTTLE_HEIGHT)]
         return self.choice

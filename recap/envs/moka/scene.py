@@ -24,6 +24,7 @@ BUTTON_TOP = 0.044
 BUTTON_TRAVEL = 0.012
 TRIVET_CENTER = np.array([0.0, -0.215])
 TRIVET_TOP = 0.010
+SMALL_BURNER = np.array([0.952, -0.307])  # its direction from the large one
 GOAL_RADIUS = 0.045  # of a burner and of the trivet: how far from its centre a pot may stand
 FINGER_OPEN = 0.055  # of one finger
 POT_YAW = 0.3  # the largest turn to either side at the start
@@ -74,12 +75,14 @@ class Layout:
 
 def layouts(config: MokaConfig) -> dict[str, Layout]:
     """Every scene of env=moka by its name."""
-    small = Burner(0.062, -0.04, config.small_burner, size=0.024)
+    large, away = Burner(-0.062, 0.0), config.burner_distance * SMALL_BURNER
+    drawn = min(0.024, max(0.012, config.burner_distance - large.size))
+    small = Burner(large.x + away[0], large.y + away[1], config.small_burner, drawn)
     return {
         "one pot": Layout(),
         "two pots": Layout(pots=2, area=((-0.11, -0.12), (0.11, 0.03))),
         "two burners": Layout(
-            area=((-0.06, -0.09), (0.06, 0.0)), burners=(Burner(-0.062, 0.0), small), choices=("large", "small")
+            area=((-0.06, -0.09), (0.06, 0.0)), burners=(large, small), choices=("large", "small")
         ),
         "bottles": Layout(
             area=((-0.06, -0.12), (0.06, -0.05)),
