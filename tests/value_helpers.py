@@ -36,9 +36,9 @@ def quiet(_: str) -> None:
 
 
 def configured(*overrides: str) -> LoopJob:
-    """The demo's configuration with a shorter training and more held out: there are fewer episodes."""
+    """The one stove with a shorter training and more held out: there are fewer episodes."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose("loop", ["experiment=demo", "iterations=1", *SMALL, *overrides]), LoopJob)
+        return typed(compose("loop", ["experiment=stove", "iterations=1", *SMALL, *overrides]), LoopJob)
 
 
 def experience(folder: Path, seed: int = 0) -> dict[str, Path]:
