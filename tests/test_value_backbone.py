@@ -25,16 +25,19 @@ from toy_policy.config import ToyConfig
 
 from recap.config import plain
 from recap.config.checks import between
+from recap.pipeline.graph import run_stages
+from recap.pipeline.preflight import _memory, _needs
 from recap.policies.adapter import features
 from recap.policies.checkpoint import Checkpoint
 from recap.policies.config import PolicyConfig
-from recap.policies.memory import weight_bytes
+from recap.policies.memory import sample_bytes, weight_bytes
 from recap.policies.pi0.modeling_pi0 import RecapPI0Config, RecapPI0Policy
 from recap.policies.registry import adapter_of
 from recap.policies.roles import Role
 from recap.policies.value.adapter import ValueAdapter
-from recap.policies.value.config import Start
+from recap.policies.value.config import Start, ValueConfig
 from recap.policies.value.modeling_value import RecapValueConfig, RecapValuePolicy
+from recap.utils import device
 from recap.utils.errors import RecapError
 
 ALL = ("pi0", *POLICIES)
@@ -184,6 +187,25 @@ def test_it_joins_a_run_as_an_ablation(finished_run: Path, work: Path) -> None:
     identity = yaml.safe_load((head / "value/config.yaml").read_text())["value"]
     assert identity["backbone"] == "policy"
     assert not {"vision", "text", "tokenizer"} & set(identity), "another number of what is not read is no other stage"
+
+
+def test_what_it_takes_is_known_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a policy of which the expert alone learns: of the GPU's memory, of a batch's and of the disk."""
+    monkeypatch.setattr(device, "device_name", lambda wanted: "cpu")
+    both = ("iterations=1", "policy.trainable=expert")
+    own, theirs = load("loop", *both), load("loop", *both, "value.backbone=policy")
+    with pytest.raises(RecapError, match=r"π0 of size=full trains in about 12 GB"):
+        _memory(own)
+    with pytest.raises(RecapError, match=r"value function of size=full trains in about 47 GB .*value\.backbone=own"):
+        _memory(theirs)
+    disk, batch = [
+        [measure(cfg.network(Role.value)) for cfg in (own, theirs)]
+        for measure in (ValueConfig.saved_bytes, partial(sample_bytes, shapes=[(256, 256, 3)], on_device=False))
+    ]
+    assert disk[0] < disk[1]
+    assert batch[0] < batch[1]
+    needs = [{need.key for need in _needs(cfg, run_stages(cfg, 1)[0])} for cfg in (own, theirs)]
+    assert needs[0] - needs[1] == {"value.pretrained_vision", "value.pretrained_text", "value.tokenizer"}
 
 
 def test_a_run_of_before_is_the_same() -> None:
