@@ -1,7 +1,7 @@
 """The graph of a run: which stages there are and what each reads.
 
 demonstrations ─┬─ sft ──────────────┬─ sft/eval   policy.sft.indicator=use: value ─ value_inference ─ advantage ─ sft
-                └─ value             │
+                └─ value             │             value.backbone=policy: sft ─ value
 iter_k:  rollout ─ value ─ value_inference ─ advantage ─ gate ─ policy ─ eval    on the demonstrations and the rollouts
                                                                   of iterations 1..k; restarts as `restart` says
 ablations/<name>/…                                    those of its stages that differ from the run's
