@@ -17,19 +17,22 @@ from lerobot_helpers import POLICIES
 from tiny_run import ROOT, RUN, STAGES, TINY, results, run, summary
 
 LOOP = [*TINY, "+iterations=1", "policy.indicator_dropout=0.3", "eval.beta=1.5", "policy.finetune.steps=12"]
+VALUE = {"pi05": [], "smolvla": ["value.backbone=policy", "value.tokenizer=nobody/has-it"]}  # which is then not read
 LIMIT = 300.0  # seconds for a moment to be reached
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_loop_and_a_kill(policy: str, tmp_path: Path) -> None:
     """Guidance and dropout included. Killed while the policy learns from experience, and begun again."""
-    words = [*LOOP, f"policy={policy}"]
+    words = [*LOOP, f"policy={policy}", *VALUE[policy]]
     (tmp_path / "whole").mkdir()
     done = run("loop", *words, cwd=tmp_path / "whole")
     assert done.code == 0, done.out + done.err
     whole = tmp_path / "whole" / RUN
     assert all((whole / stage / "manifest.json").is_file() for stage in STAGES)
     assert yaml.safe_load((whole / "iter_01/policy/config.yaml").read_text())["policy"]["type"] == policy
+    judged = json.loads((whole / "iter_01/value/checkpoints/last/config.json").read_text())
+    assert judged["language"] == ("smolvlm" if VALUE[policy] else "gemma3")
     told = [json.loads(line) for line in (whole / "iter_01/policy/first_batch/prompts.jsonl").read_text().splitlines()]
     assert any("Advantage: positive\n" in text for text in told)
 

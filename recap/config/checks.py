@@ -8,6 +8,10 @@ from dataclasses import fields
 from recap.config.schema import Config, EvalJob, Role, StageKind, TrainJob
 from recap.envs.registry import has_demonstrator
 from recap.method.config import Normalization, Within
+from recap.policies.config import PolicyConfig
+from recap.policies.registry import known
+from recap.policies.sizes import Trained
+from recap.policies.value.config import Start
 from recap.rollout.config import EvalConfig, Prompt
 from recap.training.config import IndicatorMode, Optimizer, Sharding
 
@@ -15,6 +19,7 @@ from recap.training.config import IndicatorMode, Optimizer, Sharding
 def between(cfg: Config) -> Iterator[str]:
     """Each contradiction as one line that names key, value and fix."""
     yield from _sharding(cfg)
+    yield from _backbone(cfg)
     yield from _demonstrations(cfg)
     yield from _normalization(cfg)
     yield from _acting(cfg)
@@ -36,6 +41,29 @@ def _sharding(cfg: Config) -> Iterator[str]:
                     f"{node}.optimizer=adamw8bit: its moments cannot be shared out by sharding={cfg.sharding.name}. "
                     f"Fix: {node}.optimizer=adamw, or sharding=none"
                 )
+
+
+def _backbone(cfg: Config) -> Iterator[str]:
+    """The SFT policy that a value function starts from is there before it, whole, and has a model that reads images."""
+    if cfg.value.backbone is Start.own:
+        return
+    policy, sft = cfg.policy, cfg.policy.sft.indicator
+    if policy.backbone() is None:
+        able = [name for name, keys in known().items() if keys.backbone is not PolicyConfig.backbone]
+        yield (
+            f"value.backbone=policy: policy.type={policy.type} has no vision-language model that a value function can "
+            f"start from. Fix: value.backbone=own, or one of policy={', '.join(able)}"
+        )
+    elif getattr(policy, "trainable", None) is Trained.lora:
+        yield (
+            "value.backbone=policy: with policy.trainable=lora the SFT checkpoint holds adapters alone. "
+            "Fix: value.backbone=own, or policy.trainable=expert"
+        )
+    if sft.labelled:
+        yield (
+            f"value.backbone=policy: starts from the SFT policy, which with policy.sft.indicator={sft.name} is trained "
+            "on labels of the value function. Fix: value.backbone=own, or policy.sft.indicator=always_positive"
+        )
 
 
 def _demonstrations(cfg: Config) -> Iterator[str]:

@@ -11,7 +11,7 @@ from recap.data.config import DataConfig
 from recap.envs.config import EnvConfig
 from recap.jobs.config import LauncherConfig, ResourcesConfig
 from recap.method.config import AdvantageConfig, GateConfig
-from recap.policies.config import AnyPolicy
+from recap.policies.config import AnyPolicy, NetworkConfig
 from recap.policies.roles import Role
 from recap.policies.sizes import Precision
 from recap.policies.value.config import ValueConfig
@@ -73,6 +73,10 @@ class Config:
     ablations: dict[AblationName, dict[str, Any]] = field(default_factory=dict)  # name -> its overrides
     action: Action = Action.run
     follow: bool = True
+
+    def network(self, role: Role) -> NetworkConfig:
+        """The keys of a network; those of a value function that starts from the policy know how large that is."""
+        return self.policy if role is Role.policy else self.value.of(self.policy)
 
 
 @part

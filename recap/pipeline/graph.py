@@ -1,7 +1,7 @@
 """The graph of a run: which stages there are and what each reads.
 
 demonstrations ─┬─ sft ──────────────┬─ sft/eval   policy.sft.indicator=use: value ─ value_inference ─ advantage ─ sft
-                └─ value             │
+                └─ value             │             value.backbone=policy: sft ─ value
 iter_k:  rollout ─ value ─ value_inference ─ advantage ─ gate ─ policy ─ eval    on the demonstrations and the rollouts
                                                                   of iterations 1..k; restarts as `restart` says
 ablations/<name>/…                                    those of its stages that differ from the run's
@@ -15,6 +15,7 @@ from dataclasses import replace
 from recap.config import Config, StageKind, ablated
 from recap.data.config import EpisodeFilter
 from recap.policies.roles import Role
+from recap.policies.value.config import Start
 from recap.rollout.config import Collector, Prompt, TakeOver
 from recap.stages.acting import Evaluation, Rollout
 from recap.stages.advantage import Advantage
@@ -78,7 +79,10 @@ def train_value(cfg: Config, iteration: int) -> list[TrainValue]:
     members = []
     for member in range(cfg.value.ensemble_size):
         name = f"value_{member}" if member else "value"
-        start = {"pretrained": _in(before, name)} if iteration else {}
+        if iteration:
+            start = {"pretrained": _in(before, name)}
+        else:
+            start = {"backbone": policy_path(0)} if cfg.value.backbone is Start.policy else {}
         inputs = start | data_inputs(cfg, iteration)
         members.append(
             TrainValue(

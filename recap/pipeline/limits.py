@@ -16,9 +16,10 @@ from recap.envs import Env
 from recap.jobs.config import Resources
 from recap.method.config import Normalization, Threshold
 from recap.method.returns import c_fail_floor, cost
-from recap.policies.config import NetworkConfig, ReadsText
+from recap.policies.config import ReadsText
 from recap.policies.folder import checkpoint_of
 from recap.policies.memory import machine_bytes, sample_bytes
+from recap.policies.value.config import Start
 from recap.policies.value.splits import left_out
 from recap.policies.words import BUILTIN
 from recap.rollout.config import Prompt
@@ -228,11 +229,12 @@ def _prompts(
         reader = getattr(cfg, policy)
         given = _given(cfg, stages, policy)
         most = _padding(given) if given else reader.tokenizer_max_length
+        said = "policy" if not given and cfg.value.backbone is Start.policy else policy  # whose tokenizer it is
         if all(text.isascii() and len(text) + SPARE <= most for text in found):
             continue  # whatever the tokenizer
-        if not given and not {f"{policy}.tokenizer", f"{policy}.pretrained"}.isdisjoint(absent):
+        if not given and not {f"{said}.tokenizer", f"{said}.pretrained"}.isdisjoint(absent):
             continue
-        counts = _counts(reader, policy, list(found), given, data, env)
+        counts = _counts(getattr(cfg, said), said, list(found), given, data, env)
         text, count = max(counts.items(), key=lambda one: one[1])
         if count <= most:
             continue
@@ -291,7 +293,7 @@ def _batches(
     for stage in stages:
         if not isinstance(stage, Training):
             continue
-        size: NetworkConfig = getattr(stage.cfg, stage.role.name)
+        size = stage.cfg.network(stage.role)
         key = f"{stage.role.name}.{stage.training.name}.batch_size"
         asked = jobs[stage.kind] if jobs is not None else None
         memory = asked.mem_gb * 1e9 * asked.nodes if asked else machine_bytes()

@@ -19,10 +19,12 @@ from recap.jobs import slurm
 from recap.jobs.config import Resources
 from recap.pipeline.limits import limits
 from recap.pipeline.starts import start_needs, start_problems
-from recap.policies.config import NetworkConfig, ReadsText
+from recap.policies.config import ReadsText
 from recap.policies.folder import WEIGHTS
 from recap.policies.memory import disk_bytes, weight_bytes
 from recap.policies.registry import adapter_of
+from recap.policies.roles import Role
+from recap.policies.value.config import Start, StartedValueConfig
 from recap.policies.words import BUILTIN
 from recap.rollout.pool import Pool
 from recap.stages.base import Stage
@@ -110,10 +112,12 @@ def _problems(
 def _needs(cfg: Config, stages: Sequence[Stage]) -> Iterator[Need]:
     """What the configuration takes from the hub, or from folders in its place."""
     yield from start_needs(cfg, stages)
-    for name in ("policy", "value") if any(stage.trains for stage in stages) else ():
-        size: NetworkConfig = getattr(cfg, name)
+    for role in Role if any(stage.trains for stage in stages) else ():
+        name, size = role.name, cfg.network(role)
         for key, repository in size.needs():
             yield Need(f"{name}.{key}", repository, "model", (WEIGHTS, "config.json"))
+        if isinstance(size, StartedValueConfig):
+            continue  # its tokenizer is the policy's
         if isinstance(size, ReadsText) and size.tokenizer != BUILTIN:
             yield Need(f"{name}.tokenizer", size.tokenizer, "model", ("tokenizer*",), only=("*.json", "tokenizer*"))
     for name, source in cfg.data.sources.items() if any(stage.reads_data for stage in stages) else ():
@@ -170,7 +174,7 @@ def _disk_bytes(cfg: Config, stages: Sequence[Stage]) -> float:
     policies, values = (sum(stage.kind == kind for stage in stages) for kind in ("policy", "value"))
     if not policies + values:
         return DATA
-    return max(DATA, 1.1 * disk_bytes([(cfg.policy, policies), (cfg.value, values)]))
+    return max(DATA, 1.1 * disk_bytes([(cfg.policy, policies), (cfg.network(Role.value), values)]))
 
 
 def _renders() -> bool:
@@ -199,9 +203,10 @@ def _memory(cfg: Config) -> None:
     """Large networks are not trained on a processor, or in too little memory, by accident."""
     from recap.utils.device import device_name, memory
 
-    size = cfg.policy
     shares = process().count if cfg.sharding is not Sharding.none else 1
-    need = sum(weight_bytes(*size.weights(), size.sft.optimizer, shares).values())
+    sizes = [cfg.network(role) for role in (Role if cfg.value.backbone is Start.policy else [Role.policy])]
+    needs = [sum(weight_bytes(*size.weights(), size.sft.optimizer, shares).values()) for size in sizes]
+    need, size = max(zip(needs, sizes, strict=True), key=lambda one: one[0])
     if need < LARGE or cfg.device is Device.cpu:
         return
     name = device_name(cfg.device)

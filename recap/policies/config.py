@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, WrapValidator
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer
 
 from recap.policies import registry
 from recap.policies.memory import FULL, HALF
-from recap.policies.words import builtin_words, prompt
+from recap.policies.sizes import Backbone
+from recap.policies.words import BUILTIN, builtin_words, prompt
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.typed import Count, Number, must, part, wrong
 
@@ -118,6 +120,10 @@ class ReadsText(NetworkConfig):
         """Its built-in tokenizer."""
         return builtin_words()
 
+    def vocabulary(self, published: int) -> int:
+        """How many embeddings there are; published: of any other tokenizer than the built-in one."""
+        return self.builtin().get_vocab_size() if self.tokenizer == BUILTIN else published
+
 
 @part
 class PolicyConfig(NetworkConfig):
@@ -145,6 +151,13 @@ class PolicyConfig(NetworkConfig):
     def acting(self) -> dict[str, Any]:
         """The keys that change what a trained policy does: another value is another rollout."""
         return {"n_action_steps": self.n_action_steps}
+
+    def backbone(self, folder: Path | None = None) -> Backbone | None:
+        """What a value function with `value.backbone=policy` starts from; None: it has nothing of the kind.
+
+        folder: the policy's checkpoint; None before there is one, when sizes may be estimated.
+        """
+        return None
 
 
 def _of_its_type(values: Any, as_any: Callable[[Any], PolicyConfig]) -> PolicyConfig:

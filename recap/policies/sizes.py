@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -52,6 +53,32 @@ class SiglipSize:
 
 
 SIGLIP = SiglipSize(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)  # so400m, of PaliGemma too
+
+
+class Language(Enum):
+    """Language models that a value function can be made of, with what surrounds them."""
+
+    gemma3 = "gemma3"  # its own
+    paligemma = "paligemma"  # Gemma, of π0 and π0.5
+    smolvlm = "smolvlm"  # SmolLM2, of SmolVLA
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a network sees and reads with: SigLIP, a projection of its patches, and a language model.
+
+    joined: so many patches of a side become one token. weights: names of a value function's parts -> of the same parts
+    in a policy's checkpoint.
+    """
+
+    language: Language
+    vision: SiglipSize
+    text: GemmaSize
+    image_size: int
+    tokenizer: str
+    vocab_size: int
+    joined: int = 1
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def image_fits(key: str, image_size: int, vision: SiglipSize) -> Iterator[str]:

@@ -16,10 +16,10 @@ from recap.method.success import summarize
 from recap.policies.actor import ActionChunks, Values
 from recap.policies.adapter import cameras_of
 from recap.policies.checkpoint import Checkpoint
-from recap.policies.config import NetworkConfig
 from recap.policies.folder import checkpoint_of
 from recap.policies.processors import indicator_step
 from recap.policies.registry import adapter_of
+from recap.policies.roles import Role
 from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
 from recap.rollout.config import CorrectionsConfig, Prompt
 from recap.rollout.operator import ValueWatch
@@ -184,7 +184,8 @@ def warn_of_prompt(checkpoint: Checkpoint, policy: Path, section: str, prompt: P
         )
 
 
-def _for_acting(cfg: Config, keys: NetworkConfig, stage: Path) -> Checkpoint:
+def _for_acting(cfg: Config, role: Role, stage: Path) -> Checkpoint:
+    keys = cfg.network(role)
     adapter = adapter_of(keys)
     checkpoint = Checkpoint.load(checkpoint_of(stage), adapter, device_name(cfg.device))
     adapter.prepare_acting(checkpoint.policy, keys)
@@ -209,11 +210,11 @@ def _act(
     if all(spec.index in done for spec in share.of(episodes)):
         return [done[spec.index] for spec in episodes if spec.index in done]
     with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool:
-        checkpoint = _for_acting(cfg, cfg.policy, inputs["policy"])
+        checkpoint = _for_acting(cfg, Role.policy, inputs["policy"])
         check_robot(checkpoint, pool.facts)
         warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)
         act = ActionChunks(checkpoint, INDICATOR[prompt], beta)
         options |= {"share": share, "record": record, "journal": journal}
         if "value" in inputs:
-            options["watch"] = ValueWatch(Values(_for_acting(cfg, cfg.value, inputs["value"])), options["corrections"])
+            options["watch"] = ValueWatch(Values(_for_acting(cfg, Role.value, inputs["value"])), options["corrections"])
         return roll(pool, episodes, split, act, cfg.policy.n_action_steps, **options)

@@ -58,7 +58,9 @@ def train_stage(
     data = sources(cfg, inputs)
     settings: PolicyTrainConfig | Any = getattr(getattr(cfg, role.name), stage.name)
     seed = cfg.seed + member * MEMBER_SEEDS
-    keys: NetworkConfig = getattr(cfg, role.name)
+    keys = cfg.network(role)
+    if "backbone" in inputs:
+        keys = cfg.value.of(cfg.policy, checkpoint_of(inputs["backbone"]))
     adapter, device = adapter_of(keys), device_name(cfg.device)
     if "pretrained" in inputs:
         checkpoint = Checkpoint.load(checkpoint_of(inputs["pretrained"]), adapter, device, cfg.precision, keys)

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from recap.config import StageKind
 from recap.policies.roles import Role
-from recap.policies.value.config import Aggregation
+from recap.policies.value.config import Aggregation, Start
 from recap.stages.base import Say, Stage
 from recap.training.config import PolicyTrainConfig, TrainConfig
 from recap.utils.ranks import WHOLE, Share
 
 EXECUTION = ("memory", "compile", "gradient_checkpointing")  # of a network: how it is computed, not what
+OWN = ("vision", "text", "image_size", "tokenizer", "pretrained_vision", "pretrained_text")  # of backbone=own alone
 TAIL_BYTES = 2000  # of metrics.jsonl: enough for its last line
 
 
@@ -92,6 +93,8 @@ class TrainValue(Training):
         returns = {key: values["advantage"][key] for key in ("normalization", "normalizer", "c_fail")}
         found = {**super().refined(used, values), "advantage": returns | self.prefix(values)}
         found["value"].pop("uncertainty_penalty", None)
+        if self.cfg.value.backbone is Start.policy:
+            found["value"] = {key: value for key, value in found["value"].items() if key not in OWN}
         if self.cfg.value.aggregation is not Aggregation.out_of_fold:
             # Only folds depend on how many there are: other members are the same whoever reads them, and how.
             found["value"] |= {"ensemble_size": 1, "aggregation": Aggregation.mean.value}

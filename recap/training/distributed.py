@@ -29,7 +29,13 @@ from recap.training.config import OPTIMIZER, Sharding, TrainConfig
 from recap.utils.errors import RecapError
 from recap.utils.ranks import announced, missing
 
-LAYERS = ("_PiGemmaDecoderLayerBase", "SiglipEncoderLayer", "Gemma3DecoderLayer")  # gathered one at a time
+LAYERS = (  # gathered one at a time
+    "_PiGemmaDecoderLayerBase",
+    "SiglipEncoderLayer",
+    "Gemma3DecoderLayer",
+    "GemmaDecoderLayer",
+    "LlamaDecoderLayer",
+)
 PATIENCE: timedelta | None = None  # with the others, when training begins and later; None is torch's: 10 or 30 minutes
 torch.serialization.set_crc32_options(compute_crc32=False)  # never read; 2 GB took 4.0 s with, 2.8 without
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from recap.policies.config import Compiled, Memory, PolicyConfig, ReadsText
 from recap.policies.memory import FULL, UNCHECKED
 from recap.policies.pi0 import memory
-from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits, padded
+from recap.policies.sizes import Backbone, GemmaSize, Language, SiglipSize, Trained, image_fits, padded
 from recap.utils.typed import Count, part
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class PI0Config(PolicyConfig, ReadsText):
     def acting(self) -> dict[str, Any]:
         return {**PolicyConfig.acting(self), "num_inference_steps": self.num_inference_steps}
 
+    def backbone(self, folder: Path | None = None) -> Backbone:
+        return paligemma(self)
+
     def weights(self) -> tuple[int, int]:
         return memory.learned_and_frozen(self, self.trainable)
 
@@ -95,3 +99,22 @@ class PI0Config(PolicyConfig, ReadsText):
         seen = cameras * 3 * self.image_size**2 * FULL
         kept = memory.activations(self, self.trainable, 1, cameras)
         return (read + seen + kept) * (1 if self.memory == 0 else UNCHECKED)
+
+
+def paligemma(keys: Any) -> Backbone:
+    """What π0 and π0.5 see and read with."""
+    both = "model.paligemma_with_expert"
+    weights = {
+        "vision_tower.vision_model": f"{both}.paligemma.model.vision_tower.vision_model",
+        "projector": f"{both}.paligemma.model.multi_modal_projector.linear",
+        "language_model": f"{both}.paligemma.model.language_model",
+    }
+    return Backbone(
+        language=Language.paligemma,
+        vision=keys.vision,
+        text=keys.vlm,
+        image_size=keys.image_size,
+        tokenizer=keys.tokenizer,
+        vocab_size=keys.vocabulary(memory.VOCABULARY),
+        weights=weights | ({"stem": f"{both}.stem"} if keys.vision.stem else {}),
+    )

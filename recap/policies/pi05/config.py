@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from tokenizers import Tokenizer
 
 from recap.policies.lerobot.keys import LerobotConfig
-from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
+from recap.policies.pi0.config import paligemma
+from recap.policies.sizes import Backbone, GemmaSize, SiglipSize, Trained, image_fits
 from recap.policies.words import builtin_words, prompt
 from recap.utils.typed import part
 
@@ -55,6 +57,9 @@ class PI05Config(LerobotConfig):
         """As lerobot's Pi05PrepareStateTokenizerProcessorStep writes it: each number of the state as one of 256."""
         clean = task.strip().replace("_", " ").replace("\n", " ")
         return prompt(f"Task: {clean}, State: {' '.join(['255'] * state)};\n{ACTION}", indicator, ACTION)
+
+    def backbone(self, folder: Path | None = None) -> Backbone:
+        return paligemma(self)
 
     def builtin(self) -> Tokenizer:
         """Each number of the state is one token."""

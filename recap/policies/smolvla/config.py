@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
+from recap.policies.folder import VLM
 from recap.policies.lerobot.keys import LerobotConfig
-from recap.policies.sizes import GemmaSize, SiglipSize, Trained, image_fits
+from recap.policies.sizes import Backbone, GemmaSize, Language, SiglipSize, Trained, image_fits
 from recap.policies.words import BUILTIN
 from recap.utils.typed import Count, Positive, part
+
+# SmolVLM2-500M-Video-Instruct, as published: SigLIP base, and SmolLM2-360M, of which SmolVLA takes the first layers
+VISION = SiglipSize(width=768, depth=12, mlp_dim=3072, num_heads=12, patch_size=16)
+TEXT = GemmaSize(width=960, depth=32, mlp_dim=2560, num_heads=15, num_kv_heads=5, head_dim=64)
+VOCABULARY = 49_280
 
 
 @part
@@ -55,3 +63,27 @@ class SmolVLAConfig(LerobotConfig):
                 f"{key}.scale_factor={self.scale_factor}: {patches} patches a side cannot be joined by that many. "
                 f"Fix: a divisor of {patches}"
             )
+
+    def backbone(self, folder: Path | None = None) -> Backbone:
+        """How large its VLM is, a checkpoint says; before there is one, these keys, or else its authors."""
+        whole = "model.vlm_with_expert.vlm.model"
+        found = Backbone(
+            language=Language.smolvlm,
+            vision=self.vision or VISION,
+            text=self.text or TEXT,
+            image_size=self.image_size,
+            tokenizer=self.tokenizer,
+            vocab_size=self.vocabulary(VOCABULARY),
+            joined=self.scale_factor,
+            weights={
+                "vision_tower.vision_model": f"{whole}.vision_model",
+                "projector": f"{whole}.connector.modality_projection.proj",
+                "language_model": f"{whole}.text_model",
+            },
+        )
+        if folder is not None:
+            from recap.policies.smolvla.vlm import sizes_of  # imports torch
+
+            found = replace(found, **sizes_of(folder / VLM))
+        depth = min(self.num_vlm_layers, found.text.depth)
+        return replace(found, text=replace(found.text, depth=depth))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     PreTrainedTokenizerFast,
@@ -12,6 +13,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from recap.policies.sizes import GemmaSize, SiglipSize
 from recap.policies.smolvla.config import SmolVLAConfig
 from recap.policies.words import builtin_words
 
@@ -61,3 +63,29 @@ def write_small(folder: Path, keys: SmolVLAConfig) -> Path:
     config.save_pretrained(folder)
     SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor()).save_pretrained(folder)
     return folder
+
+
+def sizes_of(folder: Path) -> dict[str, Any]:
+    """How large the SmolVLM of a folder is, as fields of `Backbone`."""
+    config = SmolVLMConfig.from_pretrained(folder)
+    vision, text = config.vision_config, config.text_config
+    return {
+        "vision": SiglipSize(
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            mlp_dim=vision.intermediate_size,
+            num_heads=vision.num_attention_heads,
+            patch_size=vision.patch_size,
+        ),
+        "text": GemmaSize(
+            width=text.hidden_size,
+            depth=text.num_hidden_layers,
+            mlp_dim=text.intermediate_size,
+            num_heads=text.num_attention_heads,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+        ),
+        "image_size": vision.image_size,
+        "vocab_size": text.vocab_size,
+        "joined": config.scale_factor,
+    }
