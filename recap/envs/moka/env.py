@@ -269,7 +269,7 @@ class MokaEnv(gym.Env):
             self.choice, self.choice_frame = choice, self._lifted
 
     def _choice(self) -> str | None:
-        """Which way the pot takes: over the stove the burner whose rim it was last nearest to; how it met the bottles first.
+        """Which way the pot takes: over the stove the burner whose rim was last nearest; how it first met the bottles.
 
         None before that, and where the task has only one way.
         """
