@@ -1,4 +1,4 @@
-"""The demo's configuration, of which tests change what matters to them."""
+"""The configuration of one stove, of which tests change what matters to them."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def demo() -> LoopJob:
     """Not to be changed in place: `replace(demo().policy, …)`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("loop", ["experiment=demo", "iterations=1"]), LoopJob)
+        return typed(compose("loop", ["experiment=stove", "iterations=1"]), LoopJob)

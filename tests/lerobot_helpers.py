@@ -49,7 +49,7 @@ STATS = {
 @cache
 def demo_of(policy: str, *overrides: str) -> LoopJob:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("loop", ["experiment=demo", f"policy={policy}", "iterations=1", *overrides]), LoopJob)
+        return typed(compose("loop", ["experiment=stove", f"policy={policy}", "iterations=1", *overrides]), LoopJob)
 
 
 def small(policy: str, seed: int = 0, image: tuple[int, int] = (24, 24), **changes: Any) -> Checkpoint:

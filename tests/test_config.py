@@ -165,10 +165,10 @@ def test_keys_that_came_later_leave_runs_of_before_alone() -> None:
 
 
 def test_shared_and_difference() -> None:
-    sft = load("train", "experiment=demo")
+    sft = load("train", "experiment=stove")
     tune = load(*DEMO, "data=moka+rollouts", "stage=finetune", "iteration=2")
     assert difference(shared(sft), shared(tune)) == []
-    other = load("train", "experiment=demo", "advantage.c_fail=60", "data.demonstrator.episodes=7")
+    other = load("train", "experiment=stove", "advantage.c_fail=60", "data.demonstrator.episodes=7")
     assert difference(shared(sft), shared(other)) == [
         f"data.demonstrator.episodes: {sft.data.demonstrator.episodes} -> 7",
         f"advantage.c_fail: {sft.advantage.c_fail} -> 60.0",
@@ -183,8 +183,8 @@ def test_leaves_and_keys_agree() -> None:
 
 
 # -------------------------------------------------------------------------------- what is wrong is named
-DEMO = ("train", "experiment=demo")
-LOOP = ("loop", "experiment=demo", "iterations=1")
+DEMO = ("train", "experiment=stove")
+LOOP = ("loop", "experiment=stove", "iterations=1")
 BAD: list[tuple[tuple[str, ...], list[str]]] = [
     # keys
     ((*DEMO, "polcy=value"), ["polcy", "Nearest: policy"]),
@@ -338,7 +338,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
-    return load("train", "experiment=demo", "rollout.beta=1.5", "policy.sft.indicator=ignore")
+    return load("train", "experiment=stove", "rollout.beta=1.5", "policy.sft.indicator=ignore")
 
 
 @pytest.mark.parametrize(("key", "value", "says"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG])

@@ -294,6 +294,13 @@ def test_failures_should_not_be_more_positive_than_successes() -> None:
     assert answers(forced)["positive_share"].passed, "what is forced is no tie"
 
 
+def test_a_task_of_which_nothing_is_judged() -> None:
+    """An operator acted in all of its frames, which are left out."""
+    found = answers(replace(labelled(), wanted={TASK: 0.3, "another": 0.3}))["positive_share"]
+    assert found.passed
+    assert "another" not in found.text
+
+
 def test_a_gap_has_the_errors_of_both() -> None:
     labels = labelled()
     known, unseen = (

@@ -60,6 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make
 
 
+STOVE = ("env.tasks=[put the moka pot on the stove]", "env.max_steps=50", "advantage.c_fail=50")
 OWN = ("data.demonstrator=null", "+data.sources.mine.root=mine")
 TYPED: dict[type[Config], tuple[str, ...]] = {
     LoopJob: ("loop", "iterations=1"),
@@ -73,7 +74,7 @@ TYPED: dict[type[Config], tuple[str, ...]] = {
 def _composed(kind: type[Config], own: bool) -> Any:
     entry, *more = TYPED[kind]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose(entry, ["experiment=demo_small", "ablation=[]", *more, *(OWN if own else ())]), kind)
+        return typed(compose(entry, ["experiment=demo_small", "ablation=[]", *STOVE, *more, *(OWN if own else ())]), kind)
 
 
 def job(kind: type[Config], changes: dict[str, Any], own: bool = True) -> Any:

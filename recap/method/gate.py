@@ -236,6 +236,8 @@ def _positive(labels: Labelled, limits: GateConfig) -> Iterator[Check]:
     free = unforced(labels.task.tolist(), labels.source.tolist(), labels.forced)
     for name, wanted in labels.wanted.items():
         rows = free if name == ALL else free & (labels.task == name)
+        if not rows.any():  # an operator acted in all of it, and is not judged
+            continue
         share = float(labels.above[rows].mean())
         beyond = max(0.0, abs(share - wanted) - 1 / int(rows.sum()))  # a share of whole frames
         misses.append((beyond, f"{share:.1%} of the frames are positive, {wanted:.1%} wanted ({name})"))
