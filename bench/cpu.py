@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- make bench writes from here -->", "<!-- to here -->"
 HEAD = ["", "", "ours", "peer", "ratio", "goal", "of the limit"]
-SECONDS = 20.0  # of turns of a row
+SECONDS = 15.0  # of turns of a row
 PARTS = ("startup", "networks", "data", "rollouts", "growth")
 
 

@@ -38,7 +38,7 @@ LIBERO = {"crf": "30", "g": "2", "preset": "12"}  # how lerobot encodes AV1
 
 
 def rows(bench: Bench, demo: LoopJob) -> Iterator[Row]:
-    h264 = record(bench.folder, demo, 2 if bench.quick else 12)
+    h264 = record(bench.folder, demo, 2 if bench.quick else 28)
     sets = {"H.264": h264, "AV1": as_av1(h264, bench.folder / "av1")}
     checkpoint = full_size.fresh(ValueAdapter(), demo.value, learns=False)
     checkpoint.policy.eval()

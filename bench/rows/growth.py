@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from recap.config import LoopJob
 from rows.row import Bench, Row
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The embedded task as lerobot's environments are: `pixels`, `agent_pos`, the task's words. Its processes import this."""
+"""The embedded task in the form of lerobot's environments: `pixels`, `agent_pos`, the task's words."""
 
 from __future__ import annotations
 

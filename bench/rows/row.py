@@ -28,11 +28,10 @@ class Row:
     found: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, seconds: float) -> None:
-        """In turns: three at least, and more as long as they fit. The first of each warms up."""
+        """In turns: three at least, and more as long as they fit; two if there is no time at all. One before warms up."""
         figures = {"ours": self.ours} | ({self.whose: self.peer} if self.peer else {})
-        if self.peer or self.unit not in LESS:
-            for figure in figures.values():
-                figure()
+        for figure in figures.values() if self.unit not in LESS else ():
+            figure()
         self.found = {who: [] for who in figures}
         until, most = time.perf_counter() + seconds, 25 if seconds else 2
         while len(self.found["ours"]) < most and (
