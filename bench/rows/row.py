@@ -28,7 +28,7 @@ class Row:
     found: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, seconds: float) -> None:
-        """In turns: three at least, and more as long as they fit; two if there is no time at all. One before warms up."""
+        """In turns: three at least, and more as long as they fit; one where seconds is 0. One before warms up."""
         figures = {"ours": self.ours} | ({self.whose: self.peer} if self.peer else {})
         for figure in figures.values() if self.unit not in LESS else ():
             figure()
