@@ -31,8 +31,9 @@ study: setup ## Repeat the runs behind docs/results.md: two experiments, five se
 report: setup ## Build report.html of a run again: RUN=outputs/demo; of several, RUN='outputs/a outputs/b', side by side
 	$(PY) -m recap.report $(RUN) $(ARGS)
 
-bench: setup ## Measure ours against the peers, about 20 minutes on two idle cores, into docs/performance.md; ARGS=--quick: little work, nothing written
-	$(PY) bench/cpu.py $(ARGS)
+bench: setup ## Measure ours against the peers: 20 minutes on two idle cores, then the GPU if there is one; ARGS=--quick to try it out
+	CUDA_VISIBLE_DEVICES= $(PY) bench/cpu.py $(ARGS)
+	$(if $(ARGS),,! $(PY) -c 'import torch; print(torch.cuda.is_available())' | grep -q True || $(PY) bench/full_size.py outputs/full_size seconds=500)
 
 test: setup ## Fast tests, two at a time
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

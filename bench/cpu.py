@@ -1,6 +1,6 @@
 """Ours against the peers on a processor, in turns: the table in docs/performance.md. On two cores, under 20 minutes.
 
-make bench                       everything; with a GPU full size too
+make bench                       everything; with a GPU bench/full_size.py too
 make bench ARGS=--quick          little work, nothing written: shows that everything works
 make bench ARGS='data rollouts'  only these parts, nothing written
 """
@@ -82,10 +82,6 @@ def main() -> None:
     print(text)
     if not (given.quick or given.parts):
         write(text)
-    if torch.cuda.is_available():
-        import full_size
-
-        full_size.main(ROOT / "outputs/full_size", ["small"] if given.quick else ["seconds=500"])
 
 
 def machine() -> tuple[str, float]:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,20 @@ def loader(root: Path, codec: str, batches: int) -> Iterator[Row]:
     at_random = [mixture.pick(0, k, BATCH) for k in range(batches)]
     limit = decoded_a_second(root)
     for how, picked in (("in order", in_order), ("at random", at_random)):
-        loaded = DataLoader(peer, BATCH, shuffle=picked is at_random)
-        ours = rate(lambda p=picked: [mixture.gather(one, CHUNK) for one in p], batches * BATCH, time.process_time)  # type: ignore[misc]
-        their = rate(lambda d=loaded: [*islice(iter(d), batches)], batches * BATCH, time.process_time)  # type: ignore[misc]
+        loaded, frames_read = DataLoader(peer, BATCH, shuffle=picked is at_random), batches * BATCH
+        ours = rate(partial(gathered, mixture, picked), frames_read, time.process_time)
+        their = rate(partial(first, loaded, batches), frames_read, time.process_time)
         yield Row(f"loader, {codec}, {how}, one core", "frames/s", ours, their, goal=3, limit=limit)
+
+
+def gathered(mixture: Mixture, picked: list[Picked]) -> None:
+    for one in picked:
+        mixture.gather(one, CHUNK)
+
+
+def first(loaded: DataLoader, batches: int) -> None:
+    for _ in zip(range(batches), loaded, strict=False):
+        pass
 
 
 def decoded_a_second(root: Path) -> float:
