@@ -33,10 +33,10 @@ class Row:
         for figure in figures.values() if self.unit not in LESS else ():
             figure()
         self.found = {who: [] for who in figures}
-        until, most = time.perf_counter() + seconds, 25 if seconds else 2
-        while len(self.found["ours"]) < most and (
-            time.perf_counter() < until or len(self.found["ours"]) < min(3, most)
-        ):
+        until = time.perf_counter() + seconds
+        for turn in range(25 if seconds else 1):
+            if turn >= 3 and time.perf_counter() > until:
+                break
             for who, figure in figures.items():
                 self.found[who].append(figure())
 
