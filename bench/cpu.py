@@ -1,8 +1,8 @@
 """Ours against the peers on a processor, in turns: the table in docs/performance.md. On two cores, under 20 minutes.
 
-make bench                       everything; with a GPU bench/full_size.py too
-make bench ARGS=--quick          little work, nothing written: shows that everything works
-make bench ARGS='data rollouts'  only these parts, nothing written
+make bench                         everything; with a GPU bench/full_size.py too
+make bench ARGS=--quick            little work, nothing written: shows that everything works
+make bench ARGS='data rollouts'    only these parts, nothing written
 """
 
 from __future__ import annotations
