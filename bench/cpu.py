@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import datasets
 import torch
 from hydra import compose, initialize_config_dir
 from measure import timed
@@ -39,7 +38,6 @@ PARTS = ("startup", "networks", "data", "rollouts", "growth")
 def parts() -> dict[str, Callable[[Bench], Iterator[Row]]]:
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # pages about FFmpeg, where there is none
     os.environ.setdefault("SVT_LOG", "1")
-    datasets.disable_progress_bars()
     from rows import data, growth, networks, rollouts, startup
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -54,14 +52,15 @@ def parts() -> dict[str, Callable[[Bench], Iterator[Row]]]:
     }
 
 
-def main() -> None:
+def main() -> int:
+    """How many parts failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     began = time.perf_counter()
     facts, flops = machine()
-    table, notes = list[list[str]](), list[str]()
+    table, notes, failed = list[list[str]](), list[str](), 0
     for name, rows in parts().items():
         if given.parts and name not in given.parts:
             continue
@@ -75,6 +74,7 @@ def main() -> None:
                     print(f"{time.perf_counter() - began:4.0f} s  {' | '.join(row.cells())}", flush=True)
             except Exception as error:  # noqa: BLE001  the other parts are still wanted
                 traceback.print_exc()
+                failed += 1
                 notes.append(f"{name}: failed ({error})")
     minutes = (time.perf_counter() - began) / 60
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *table)]
@@ -82,6 +82,7 @@ def main() -> None:
     print(text)
     if not (given.quick or given.parts):
         write(text)
+    return failed
 
 
 def machine() -> tuple[str, float]:
@@ -105,4 +106,6 @@ def write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # at an ordinary exit EGL and MuJoCo free their contexts in the wrong order and complain
