@@ -6,7 +6,7 @@ RUN ?= outputs/demo
 SEEDS ?= 31,32,33,34,35
 SETTINGS ?= all_outcomes,positive_only,forced_demonstrations,no_dropout,pickier,generous,more_demonstrations,longer_n_step,whole_episode
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-small study report test test-slow soak lint format lock clean
+.PHONY: help setup demo demo-small study report bench test test-slow soak lint format lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,10 @@ study: setup ## Repeat the runs behind docs/results.md: two experiments, five se
 
 report: setup ## Build report.html of a run again: RUN=outputs/demo; of several, RUN='outputs/a outputs/b', side by side
 	$(PY) -m recap.report $(RUN) $(ARGS)
+
+bench: setup ## Measure ours against the peers: 20 minutes on two idle cores, then the GPU if there is one; ARGS=--quick to try it out
+	CUDA_VISIBLE_DEVICES= $(PY) bench/cpu.py $(ARGS)
+	$(if $(ARGS),,! $(PY) -c 'import torch; print(torch.cuda.is_available())' | grep -q True || $(PY) bench/full_size.py outputs/full_size seconds=500)
 
 test: setup ## Fast tests, two at a time
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -34,7 +34,7 @@ SPECIAL = {
     "python loop.py": "stands for the command that the run was started with: the message says with which settings",
     "accelerate launch … train.py": "says only that there is one",
     f"{MINE} policy=toy experiment=demo +iterations=1": "test_own_policy.py runs it, with the files that it needs",
-    f"{MINE} experiment=demo env=reach +iterations=1": "test_extending.py runs it, with the files that it needs",
+    f"{MINE} experiment=stove env=reach +iterations=1": "test_extending.py runs it, with the files that it needs",
     "trackio show --project recap": "serves a page until it is stopped; test_trackio.py reads what it shows",
 }
 # Commands that fail here, and have to say so: the words of the refusal, each with the reason.

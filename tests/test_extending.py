@@ -31,8 +31,15 @@ def reach(*overrides: str, cwd: Path) -> str:
     (folder / "reach.yaml").write_text(blocks("yaml")[1])
     small = [f"{role}.{stage}.steps=4" for role in ("policy", "value") for stage in ("sft", "finetune")]
     small += [f"{role}.{stage}.warmup_steps=1" for role in ("policy", "value") for stage in ("sft", "finetune")]
-    small += ["env.max_steps=12", "rollout.episodes=4", "eval.episodes=4", "data.demonstrator.episodes=3"]
-    command = [f"--config-dir={folder.parent}", "experiment=demo_small", "env=reach", "+iterations=1", "ablation=[]"]
+    small += [
+        "name=demo_small",
+        "gate.action=warn",
+        "env.max_steps=12",
+        "rollout.episodes=4",
+        "eval.episodes=4",
+        "data.demonstrator.episodes=3",
+    ]
+    command = [f"--config-dir={folder.parent}", "experiment=stove", "env=reach", "+iterations=1", "ablation=[]"]
     seen = run("loop", *command, *small, "workers.num_envs=4", *overrides, cwd=cwd)
     return seen.err if seen.code else ""
 

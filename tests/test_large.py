@@ -209,6 +209,28 @@ def test_frames_of_a_video_are_the_same_sought_one_by_one(mixed: Path, monkeypat
     assert np.array_equal(frames.pixels(FILM, ROWS), together)
 
 
+@pytest.mark.parametrize(("codec", "options"), [("libx264", videos.OPTIONS), ("libsvtav1", {"g": "2", "crf": "30"})])
+def test_pictures_of_a_video_are_those_that_lerobot_reads(
+    codec: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near and far ones, the first and the last, one that is wanted twice."""
+    from lerobot.datasets.video_utils import decode_video_frames_pyav
+
+    monkeypatch.setattr(videos, "CODEC", codec)
+    images = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), dtype=np.uint8)
+    videos.write_video(tmp_path / "film.mp4", images, 10, options)
+    times = np.array([0, 1, 2, 2, 5, 21, 22, 39]) / 10
+    out = np.empty((len(times), *images.shape[1:]), np.uint8)
+    videos.read_video(tmp_path / "film.mp4", times, out, 10)
+    theirs = [
+        decode_video_frames_pyav(tmp_path / "film.mp4", [float(time)], 1e-3, return_uint8=True)[0] for time in times
+    ]
+    assert np.array_equal(out, np.stack([picture.permute(1, 2, 0).numpy() for picture in theirs]))
+    for late in (3.95, 4.0):
+        with pytest.raises(ValueError, match=f"no picture at {late:.3f} s"):
+            videos.read_video(tmp_path / "film.mp4", np.array([late]), out[:1], 10)
+
+
 # ---------------------------------------------------------------------------------------------------- values
 def test_values_in_many_blocks_are_those_of_one(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, checkpoint = take(mixed), new_value()

@@ -74,7 +74,9 @@ TYPED: dict[type[Config], tuple[str, ...]] = {
 def _composed(kind: type[Config], own: bool) -> Any:
     entry, *more = TYPED[kind]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose(entry, ["experiment=demo_small", "ablation=[]", *STOVE, *more, *(OWN if own else ())]), kind)
+        return typed(
+            compose(entry, ["experiment=demo_small", "ablation=[]", *STOVE, *more, *(OWN if own else ())]), kind
+        )
 
 
 def job(kind: type[Config], changes: dict[str, Any], own: bool = True) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,17 +63,38 @@ def video_info(shape: Sequence[int], fps: float) -> dict[str, Any]:
 def read_video(path: Path, times: np.ndarray, out: np.ndarray, fps: float) -> None:
     """Decodes the frames at `times` [n], in seconds, ascending, into `out`, uint8 [n, H, W, 3].
 
-    Through PyAV, which brings its own FFmpeg and may be called from several threads.
+    The pixels of lerobot's PyAV reader. It would open the file and set up the conversion to RGB for every run of frames
+    and every picture. PyAV brings its own FFmpeg and may be called from several threads, so a decoder takes only one.
     Raises OSError or ValueError, worded by the decoder, for a file that is missing, truncated or too short.
     """
-    from lerobot.datasets.video_utils import decode_video_frames_pyav
+    import av
+    from av.video.reformatter import VideoReformatter
 
-    # It decodes all there is between the first and the last.
-    for run in np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > NEAR / fps) + 1):
-        frames = decode_video_frames_pyav(path, times[run].tolist(), TOLERANCE, return_uint8=True)
-        if frames.shape[2:] != out.shape[1:3]:
-            raise ValueError(f"its frames are {tuple(frames.shape[2:])}, but info.json says {out.shape[1:3]}")
-        out[run] = frames.permute(0, 2, 3, 1).numpy()
+    rgb = VideoReformatter()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        base = float(stream.time_base or 0)
+        for run in np.split(np.arange(len(times)), np.flatnonzero(np.diff(times) > NEAR / fps) + 1):
+            container.seek(round(times[run[0]] / base) - 1, stream=stream)  # to the key frame before
+            wanted = deque(run.tolist())
+            for frame in container.decode(stream):
+                shown = -1.0 if frame.pts is None else frame.pts * base
+                if shown <= times[wanted[0]] - TOLERANCE:
+                    continue
+                while wanted and abs(shown - times[wanted[0]]) < TOLERANCE:  # the same frame may be wanted twice
+                    out[wanted.popleft()] = _pixels(rgb.reformat(frame, format="rgb24"), out.shape[1:])
+                if not wanted or shown > times[wanted[0]]:
+                    break
+            if wanted:
+                raise ValueError(f"it has no picture at {times[wanted[0]]:.3f} s")
+
+
+def _pixels(frame: Any, shape: tuple[int, ...]) -> np.ndarray:
+    found: np.ndarray = frame.to_ndarray()
+    if found.shape != shape:
+        raise ValueError(f"its frames are {found.shape}, but info.json says {shape}")
+    return found
 
 
 def nearest_pictures(path: Path, times: np.ndarray) -> np.ndarray:

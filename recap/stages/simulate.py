@@ -1,4 +1,4 @@
-"""Stages that act in the environment: the demonstrator's recordings, rollouts and evaluation."""
+"""A policy in the environment: what the stages `rollout` and `eval` do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from recap.config import Config
 from recap.envs import EpisodeSpec
@@ -20,7 +18,7 @@ from recap.policies.folder import checkpoint_of
 from recap.policies.processors import indicator_step
 from recap.policies.registry import adapter_of
 from recap.policies.roles import Role
-from recap.rollout.collect import EpisodeResult, already, demonstrate, journals, roll
+from recap.rollout.collect import EpisodeResult, already, journals, roll
 from recap.rollout.config import CorrectionsConfig, Prompt
 from recap.rollout.operator import ValueWatch
 from recap.rollout.pool import Pool
@@ -34,18 +32,6 @@ from recap.utils.ranks import WHOLE, Share
 
 STATES_PER_ITERATION = 100_000
 INDICATOR = {Prompt.positive: True, Prompt.negative: False, Prompt.none: None}
-
-
-def demonstrations(cfg: Config, inputs: Inputs, out: Path, say: Say) -> None:
-    """The scripted demonstrator records its episodes."""
-    scripted = cfg.data.demonstrator
-    assert scripted is not None
-    if not published(out):
-        env = type(cfg.env)(**{**vars(cfg.env), "max_steps": scripted.max_steps})
-        with Pool(env, cfg.workers.num_workers, cfg.workers.num_workers) as pool:
-            results = demonstrate(pool, plan(cfg, scripted.episodes, 0, stream=0), scripted, record=out / "episodes")
-        say(f"{len(results)} demonstrations, {np.mean([r.steps for r in results]):.0f} steps on average")
-        publish(cfg, out, SourceKind.demonstration, None)
 
 
 def rollout(

@@ -81,9 +81,7 @@ def layouts(config: MokaConfig) -> dict[str, Layout]:
     return {
         "one pot": Layout(),
         "two pots": Layout(pots=2, area=((-0.11, -0.12), (0.11, 0.03))),
-        "two burners": Layout(
-            area=((-0.06, -0.09), (0.06, 0.0)), burners=(large, small), choices=("large", "small")
-        ),
+        "two burners": Layout(area=((-0.06, -0.09), (0.06, 0.0)), burners=(large, small), choices=("large", "small")),
         "bottles": Layout(
             area=((-0.06, -0.12), (0.06, -0.05)),
             burners=(Burner(-0.05, -0.01),),

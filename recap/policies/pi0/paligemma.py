@@ -162,8 +162,18 @@ def queries_keys_values(self: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention [B, L, heads · head_dim] of scaled queries.
 
-    Query heads that share keys are rows of one matrix product: with a mask and heads of 256, torch's own kernels reach
-    a tenth of what the products of a GPU do.
+    Torch's own is the faster on a processor, where it never writes the scores down: four times for a prefix of 528.
+    """
+    if q.device.type == "cpu":
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
+        return found.transpose(1, 2).flatten(2)
+    return by_products(q, k, v, mask)
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same: query heads that share keys are rows of one matrix product.
+
+    With a mask and heads of 256, torch's own kernels reach a tenth of what the products of a GPU do.
     """
     batch, heads, length, width = q.shape
     rows = q.reshape(batch, k.shape[1], -1, width)

@@ -1,0 +1,1 @@
+"""The rows of bench/cpu.py: each module yields those of one part."""
