@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.dataset import DatasetRecordConfig
 from lerobot.policies import make_pre_post_processors
@@ -25,6 +26,7 @@ from recap.rollout.config import CorrectionsConfig
 
 TASK = "put the moka pot on the stove"
 WATCHED = 4  # control steps of the policy before each correction
+PATIENCE = 500  # control steps of one attempt
 WORLD = MokaEnv(TASK, split="collection", max_steps=1000)
 ACTIONS = dict.fromkeys((f"{name}.pos" for name in ACTION_NAMES), float)
 
@@ -102,6 +104,7 @@ class Keys(DAggerStrategy):
     def _log_telemetry(self, observation: Any, action: Any, runtime: Any) -> None:
         """Called once a control step, by the policy and by the operator."""
         phase, self.seen = self._events.phase.name, getattr(self, "seen", 0) + 1
+        assert self.seen < PATIENCE, f"{phase}: the pot is where the operator cannot reach it"
         if phase == "AUTONOMOUS" and self.seen >= WATCHED:
             self._events.request_transition("pause_resume")
         elif phase == "CORRECTING" and WORLD.success():
@@ -119,7 +122,11 @@ class Keys(DAggerStrategy):
 
 
 def act_policy(folder: Path) -> ACTConfig:
-    """A small policy of lerobot's for this robot, untrained, saved as its tools save one."""
+    """A small policy of lerobot's for this robot, untrained, saved as its tools save one.
+
+    Seeded: some throw the pot where the operator cannot reach it, and he would try for ever.
+    """
+    torch.manual_seed(0)
     image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
     config = ACTConfig(
         input_features={
