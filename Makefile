@@ -22,11 +22,13 @@ demo: setup ## Run the whole loop on the embedded task, about 10 minutes on two 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind docs/results.md: two experiments, five seeds, all ablations; hours on two cores
+study: setup ## Repeat the runs behind docs/results.md and docs/experience.md: four experiments, five seeds; a night on two cores
+	$(PY) loop.py experiment=two_burners +iterations=2 seed=51,52,53,54,55 $(ARGS)
+	$(PY) loop.py experiment=bottles +iterations=1 seed=41,42,43,44,45 $(ARGS)
 	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study 'ablation=[$(SETTINGS)]' +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
-	$(PY) -m recap.study outputs/study outputs/study_three docs
+	$(PY) -m recap.study outputs/two_burners outputs/bottles outputs/study outputs/study_three docs
 
 report: setup ## Build report.html of a run again: RUN=outputs/demo; of several, RUN='outputs/a outputs/b', side by side
 	$(PY) -m recap.report $(RUN) $(ARGS)
