@@ -22,7 +22,7 @@ import numpy as np
 
 from recap.method.success import Episodes, McNemar, bootstrap_mean, mcnemar, pair, rates
 from recap.report.paired import SIGNIFICANT
-from recap.report.words import ablation_name, number
+from recap.report.words import number, rung_name
 from recap.stages.gate_figure import FAINT, INK, POLICY, STYLE
 from recap.storage import readers as files
 from recap.storage.manifest import refuse_earlier
@@ -159,18 +159,13 @@ def read_policies(run: Path) -> dict[str, Episodes]:
     found = {policy["iteration"]: policy["eval"] for policy in summary["policies"]}
     found |= {ablation["name"]: ablation["eval"] for ablation in summary["ablations"]}
     return {
-        _name(side): files.read_evaluation((run / numbers["outcomes"]).parent)["episodes"]
+        rung_name(side): files.read_evaluation((run / numbers["outcomes"]).parent)["episodes"]
         for side, numbers in found.items()
     }
 
 
-def _name(side: int | str) -> str:
-    """Of an iteration or an ablation."""
-    return ablation_name(side) if isinstance(side, str) else f"RECAP, iteration {side}" if side else "SFT"
-
-
 def _ladder(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(_name(rung["name"]), rung["adds"]) for rung in summary["ladder"]]
+    return [(rung_name(rung["name"]), rung["adds"]) for rung in summary["ladder"]]
 
 
 # ---------------------------------------------------------------------------------------------------- the page

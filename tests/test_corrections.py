@@ -224,7 +224,7 @@ play(2, 1, record=pathlib.Path({str(tmp_path)!r}), corrections=HALF, act=slow)
 
 
 def falling(batch):
-    """A V that falls by 0.01 with every step of a pot's height and stands beside noise: of the state alone."""
+    """A V of the state alone: it falls as the hand leaves the middle, to either side."""
     return -0.1 - 0.5 * np.abs(batch["observation.state"][:, 0])
 
 

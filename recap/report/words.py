@@ -34,9 +34,6 @@ ABLATION_NAMES = {  # in the order in which they are shown; any other ablation f
     "whole_episode": "RECAP, N = whole episode",
 }
 
-RUNG_NAMES: dict[int | str, str] = {  # in the ladder, which says what each of them changes
-}
-
 
 def ablation_name(name: str) -> str:
     return ABLATION_NAMES.get(name, name.replace("_", " "))
@@ -53,7 +50,7 @@ def labels_of(iteration: int) -> str:
 
 def rung_name(side: int | str) -> str:
     """A rung of the ladder: a side of a comparison, RECAP by its name, in short."""
-    return f"RECAP, {policy_name(side)}" if isinstance(side, int) and side else RUNG_NAMES.get(side, side_name(side))
+    return f"RECAP, {policy_name(side)}" if isinstance(side, int) and side else side_name(side)
 
 
 def labelled_name(moments: dict[str, Any]) -> str:
