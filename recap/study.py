@@ -1,7 +1,7 @@
 """docs/results.md: experiments repeated over seeds, every policy of a seed on the same held-out initial states.
 
 make study                                                     runs the seeds, then writes the page
-python -m recap.study outputs/study outputs/study_three docs   the second half alone: what to read, where to write
+python -m recap.study outputs/two_burners outputs/bottles outputs/study outputs/study_three docs   the second half alone
 
 What the page says of experiments that are not named stays.
 """
