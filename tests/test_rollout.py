@@ -16,7 +16,8 @@ from recap.data.lerobot_writer import finished
 from recap.envs import EpisodeSpec
 from recap.envs.config import DemonstratorConfig, EnvConfig, Images
 from recap.envs.moka import scene
-from recap.rollout.collect import EpisodeResult, Pool, _checked, demonstrate, read_journal, roll
+from recap.rollout.collect import EpisodeResult, Pool, demonstrate, read_journal, roll
+from recap.rollout.rounds import _Half
 from recap.rollout.worker import EnvFacts
 from recap.utils.errors import RecapError
 
@@ -183,7 +184,7 @@ def test_a_killed_process_ends_the_roll_with_its_episodes_named():
             os.kill(pids[1], signal.SIGKILL)
             return act(observation, noise_keys)
 
-        with pytest.raises(RecapError, match=r"killed by SIGKILL.*episode 1 .*episode 3 .*run again"):
+        with pytest.raises(RecapError, match=r"killed by SIGKILL.*episode 2 .*episode 3 .*run again"):
             roll(pool, PLAN, "evaluation", murder, EXECUTED, progress=None)
         with pytest.raises(RecapError, match="closed"):
             roll(pool, PLAN, "evaluation", act, EXECUTED, progress=None)
@@ -223,7 +224,23 @@ def test_actions_that_do_not_fit_are_one_clear_error(actions, executed, message)
     pool = Pool(ENV, 1, 1)
     pool._facts = EnvFacts(fps=10, cameras=(), state_dim=8, action_dim=7)
     with pytest.raises(RecapError, match=message):
-        _checked(actions, {0: PLAN[2]}, [5], pool, executed)
+        _Half(pool, [0], 1, act, executed, None, playing={0: PLAN[2]}, chunks={0: 5})._checked(actions)
+
+
+def test_while_one_half_acts_the_policy_computes_for_the_other():
+    """Both halves have been asked before either is refilled, in batches of one size; a short queue is shared."""
+    served = []
+
+    def seen(observation, noise_keys):
+        served.append([seed for seed, chunk in noise_keys if seed and chunk == 0])
+        return act(observation, noise_keys)
+
+    assert Pool(ENV, 3, 5).halves() == [[0, 2, 3], [1, 4]]
+    assert Pool(ENV, 1, 3).halves() == [[0, 1, 2]]
+    with Pool(ENV, 2, 5) as pool:
+        results = roll(pool, PLAN[:3], "evaluation", seen, EXECUTED, progress=None)
+    assert served[:2] == [[100, 101], [102]]
+    assert {result.index for result in results} == {0, 1, 2}
 
 
 def test_nan_actions_end_the_roll_with_the_episode_named():

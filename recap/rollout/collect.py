@@ -1,4 +1,4 @@
-"""Vectorised rollouts: every slot plays an episode of the plan, and one batched policy call a round serves them all.
+"""Vectorised rollouts: every slot plays an episode of the plan, and a batched policy call serves half of them.
 
 All that is random in an episode follows from its EpisodeSpec and its own chunk counter. So results depend neither on
 the number of slots and processes, nor on which episodes share a batch, nor on an interruption, as far as the policy
@@ -15,32 +15,20 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, Self
-
-import numpy as np
+from typing import Any, Self
 
 from recap.envs import EpisodeSpec
 from recap.envs.config import DemonstratorConfig
 from recap.rollout.config import CorrectionsConfig
 from recap.rollout.operator import ValueWatch
 from recap.rollout.pool import RESUME, Pool, Worker
-from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, Observation, attempt_seed, describe
+from recap.rollout.rounds import ActFn, rounds
+from recap.rollout.worker import DEMONSTRATION_ATTEMPTS, EpisodeResult, Job, attempt_seed, describe
 from recap.utils.errors import RecapError
 from recap.utils.progress import Progress
 from recap.utils.ranks import WHOLE, Share
 
 __all__ = ["ActFn", "EpisodeResult", "Pool", "already", "demonstrate", "journals", "read_journal", "roll"]
-
-
-class ActFn(Protocol):
-    """The policy. S = slots of the pool, always: the batch shape is constant, idle rows are zeros with some task.
-
-    observation: {camera: uint8 [S, H, W, 3], "observation.state": float32 [S, D], "task": S strings}.
-    noise_keys: S pairs (episode seed, chunk number), of which alone each row's randomness must be made.
-    Returns actions float32 [S, chunk, A] in [-1, 1].
-    """
-
-    def __call__(self, observation: dict[str, Any], noise_keys: list[tuple[int, int]]) -> np.ndarray: ...
 
 
 def roll(
@@ -86,7 +74,7 @@ def roll(
     film = frozenset(spec.index for spec in plan[:video_episodes]) if videos is not None else frozenset()
     job = Job(split, record, videos, film, max_steps, corrections)
     with _closing_on_error(pool), _Journal(journal, share) as lines, _Bar(progress, len(mine), done) as bar:
-        for finished in _rounds(pool, job, todo, act, n_action_steps, watch):
+        for finished in rounds(pool, job, todo, act, n_action_steps, watch):
             lines.append(finished)
             for result in finished:
                 results[result.index] = result
@@ -134,87 +122,6 @@ def demonstrate(
             if on_done is not None:
                 on_done(result)
     return [results[spec.index] for spec in plan]
-
-
-# ------------------------------------------------------------------------------------------- one round after the other
-def _rounds(
-    pool: Pool, job: Job, todo: Sequence[EpisodeSpec], act: ActFn, n_action_steps: int, watch: ValueWatch | None
-) -> Iterator[list[EpisodeResult]]:
-    """Yields the episodes that ended in each round: refill, one policy call, n_action_steps in every slot.
-
-    A slot whose operator is called is his to the end of the episode, within the round.
-    """
-    queue = deque(todo)
-    playing: dict[int, EpisodeSpec] = {}
-    chunks = [0] * pool.slots
-    observations: dict[int, Observation] = {}
-    if queue:
-        pool.begin(job)
-    while queue or playing:
-        # Only after the whole round has come back, and in slot order: which slot plays what must not depend on timing.
-        free = [slot for slot in range(pool.slots) if slot not in playing]
-        starts = {slot: queue.popleft() for slot in free[: len(queue)]}
-        for slot, spec in starts.items():
-            playing[slot] = pool.worker(slot).busy[slot] = spec
-            chunks[slot] = 0
-        for reply in pool.scatter("start", starts):
-            observations |= reply
-
-        batch = _batch(observations, playing, pool.slots, todo[0].task)
-        called: list[int] = []
-        if watch is not None:
-            watch.begin(starts)
-            called = watch.calls(batch, playing)
-        actions = act(batch, _noise_keys(playing, chunks))
-        actions = _checked(actions, playing, chunks, pool, n_action_steps)
-
-        finished: dict[int, EpisodeResult] = {}
-        orders = {slot: None if slot in called else actions[slot, :n_action_steps] for slot in playing}
-        for ended, going_on in pool.scatter("act", orders):
-            finished |= ended
-            observations |= going_on
-        for slot in finished:
-            del playing[slot], observations[slot], pool.worker(slot).busy[slot]
-        for slot in playing:
-            chunks[slot] += 1
-        yield [finished[slot] for slot in sorted(finished)]
-
-
-def _batch(
-    observations: dict[int, Observation], playing: dict[int, EpisodeSpec], slots: int, task: str
-) -> dict[str, Any]:
-    blank = {key: np.zeros_like(value) for key, value in next(iter(observations.values())).items()}
-    rows = [observations.get(slot, blank) for slot in range(slots)]
-    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in blank}
-    batch["task"] = [playing[slot].task if slot in playing else task for slot in range(slots)]
-    return batch
-
-
-def _noise_keys(playing: dict[int, EpisodeSpec], chunks: list[int]) -> list[tuple[int, int]]:
-    return [(playing[slot].seed, chunk) if slot in playing else (0, 0) for slot, chunk in enumerate(chunks)]
-
-
-def _checked(
-    actions: np.ndarray, playing: dict[int, EpisodeSpec], chunks: list[int], pool: Pool, n_action_steps: int
-) -> np.ndarray:
-    actions = np.asarray(actions, dtype=np.float32)
-    if actions.ndim != 3 or len(actions) != pool.slots:
-        raise RecapError(f"the policy returned actions of shape {actions.shape}, not [{pool.slots} slots, chunk, dim]")
-    _, chunk, dim = actions.shape
-    if dim != pool.facts.action_dim:
-        fix = "use a checkpoint that was trained on data of this environment, or choose its environment with env=…"
-        raise RecapError(
-            f"the policy's actions have dimension {dim}, the environment takes {pool.facts.action_dim}: {fix}"
-        )
-    if not 1 <= n_action_steps <= chunk:
-        what = f"does not fit the policy's chunks of {chunk} actions: choose 1 to {chunk}"
-        raise RecapError(f"n_action_steps={n_action_steps} {what}")
-    for slot, spec in playing.items():
-        if not np.isfinite(actions[slot]).all():
-            where = f"{describe(spec)}, chunk {chunks[slot]}"
-            fix = "its checkpoint or its normalisation statistics are broken"
-            raise RecapError(f"the policy returned NaN or infinite actions in {where}: {fix}")
-    return actions
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Operator:
 class ValueWatch:
     """Calls the operator where V has fallen by `corrections.drop` below the highest that it was in the episode.
 
-    value: V(o, l) in (−1, 0) of a batch of observations, one a slot; see `recap.rollout.collect.ActFn`.
+    value: V(o, l) in (−1, 0) of a batch of observations, one a row; see `recap.rollout.rounds.ActFn`.
     """
 
     def __init__(self, value: Callable[[dict[str, Any]], np.ndarray], corrections: CorrectionsConfig) -> None:
@@ -51,10 +51,12 @@ class ValueWatch:
         """Slots in which a new episode starts."""
         self._highest |= dict.fromkeys(slots, -np.inf)
 
-    def calls(self, observation: dict[str, Any], playing: Mapping[int, EpisodeSpec]) -> list[int]:
-        """The slots in which the operator shall take over now."""
-        watched = [slot for slot, spec in playing.items() if stands_by(self.corrections, spec.seed)]
-        values = self.value(observation) if watched else np.zeros(0)
+    def calls(self, observation: dict[str, Any], slots: Sequence[int], playing: Mapping[int, EpisodeSpec]) -> list[int]:
+        """Of the `slots` whose observations these are, those in which the operator shall take over now."""
+        watched = [slot for slot in slots if slot in playing and stands_by(self.corrections, playing[slot].seed)]
+        if not watched:
+            return []
+        values = dict(zip(slots, self.value(observation), strict=False))  # behind the slots' there may be idle rows
         for slot in watched:
             self._highest[slot] = max(self._highest[slot], values[slot])
         return [slot for slot in watched if values[slot] < self._highest[slot] - self.corrections.drop]

@@ -103,15 +103,20 @@ class Pool:
             self.send(worker, ("begin", job))
         list(self.replies(workers))
 
-    def scatter(self, method: str, by_slot: Mapping[int, Any]) -> Iterator[Any]:
-        """Calls `method` in each process that holds some of the slots, with its part; the replies as they come."""
+    def halves(self) -> list[list[int]]:
+        """The slots of one half of the processes, and those of the other; of a single process, all of them."""
+        count = min(2, self.processes)
+        return [[slot for slot in range(self.slots) if slot % self.processes % count == half] for half in range(count)]
+
+    def scatter(self, method: str, by_slot: Mapping[int, Any]) -> list[Worker]:
+        """Calls `method` in each process that holds some of the slots, with its part; who will reply."""
         parts: dict[int, dict[int, Any]] = {}
         for slot, value in by_slot.items():
             parts.setdefault(slot % self.processes, {})[slot] = value
         workers = [self.worker(number) for number in parts]
         for worker, part in zip(workers, parts.values(), strict=True):
             self.send(worker, (method, part))
-        yield from self.replies(workers)
+        return workers
 
     def send(self, worker: Worker, message: object) -> None:
         try:

@@ -25,7 +25,7 @@ from recap.rollout.pool import Pool
 from recap.rollout.worker import EnvFacts
 from recap.stages.base import Inputs, Say, prompt_for
 from recap.stages.inputs import plan, publish, published
-from recap.utils.device import device_name
+from recap.utils.device import device_name, threads_beside
 from recap.utils.errors import RecapError
 from recap.utils.files import write_text
 from recap.utils.ranks import WHOLE, Share
@@ -195,7 +195,7 @@ def _act(
     done = already(episodes, record, journal)
     if all(spec.index in done for spec in share.of(episodes)):
         return [done[spec.index] for spec in episodes if spec.index in done]
-    with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool:
+    with Pool(cfg.env, cfg.workers.num_workers, cfg.workers.num_envs) as pool, threads_beside(pool.processes):
         checkpoint = _for_acting(cfg, Role.policy, inputs["policy"])
         check_robot(checkpoint, pool.facts)
         warn_of_prompt(checkpoint, inputs["policy"], "eval" if record is None else "rollout", prompt)

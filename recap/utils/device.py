@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from recap.utils.environment import number
@@ -39,3 +41,16 @@ def memory(name: str) -> float:
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) if name == "cuda" else 0.0
+
+
+@contextmanager
+def threads_beside(processes: int) -> Iterator[None]:
+    """Leaves cores to simulators, half of which act at a time: a thread that waits for a core holds up all of torch."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - processes // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
