@@ -25,12 +25,17 @@ from recap.data.tensors import tensors
 from recap.envs import EpisodeSpec
 from recap.envs.config import EnvConfig, Images
 from recap.method.config import SourceKind
+from recap.policies.batches import policy_batches
 from recap.policies.checkpoint import Checkpoint
+from recap.policies.pi0.adapter import PI0Adapter
 from recap.policies.value.adapter import ValueAdapter
+from recap.policies.value.batches import value_batches
 from recap.rollout.collect import demonstrate
 from recap.rollout.pool import Pool
 from recap.stages.value_inference import values
-from rows.row import Bench, Row, rate
+from recap.training.optim import make_optimizer
+from rows.networks import step
+from rows.row import Bench, Figure, Row, rate
 
 BATCH, CHUNK = 32, 10
 LOOK_AHEAD, THEIR_BATCH = 50, 20  # of OpenTau's script and its example
@@ -38,7 +43,7 @@ LIBERO = {"crf": "30", "g": "2", "preset": "12"}  # how lerobot encodes AV1
 
 
 def rows(bench: Bench, demo: LoopJob) -> Iterator[Row]:
-    h264 = record(bench.folder, demo, 2 if bench.quick else 28)
+    h264 = record(bench.folder / "h264", demo, 2 if bench.quick else 28, as_libero(demo.env))
     sets = {"H.264": h264, "AV1": as_av1(h264, bench.folder / "av1")}
     checkpoint = full_size.fresh(ValueAdapter(), demo.value, learns=False)
     checkpoint.policy.eval()
@@ -51,19 +56,26 @@ def rows(bench: Bench, demo: LoopJob) -> Iterator[Row]:
         yield from loader(root, codec, 2 if bench.quick else 8)
     for codec, root in sets.items():
         yield value_pass(checkpoint, root, codec)
+    for codec, root in sets.items():
+        yield value_training(root, codec, demo, 1 if bench.quick else 4)
+    share = waiting(bench.folder / "small", demo, 5 if bench.quick else 100)
+    yield Row("the demo's π0: share of a training that waits for its batches", "%", share, most=3)
 
 
 # ---------------------------------------------------------------------------------------------------- data sets
-def record(folder: Path, demo: LoopJob, episodes: int) -> Path:
-    """Demonstrations of the embedded task in two videos of H.264."""
+def as_libero(env: EnvConfig) -> EnvConfig:
+    return EnvConfig(**{**vars(env), "image_size": 256, "recorded_images": Images.video, "max_steps": 200})
+
+
+def record(folder: Path, demo: LoopJob, episodes: int, env: EnvConfig) -> Path:
+    """Demonstrations of the embedded task."""
     scripted = demo.data.demonstrator
     assert scripted
     task = demo.env.tasks[0]
-    env = EnvConfig(**{**vars(demo.env), "image_size": 256, "recorded_images": Images.video, "max_steps": 200})
     with Pool(env, 2, 2) as pool:
         plan = [EpisodeSpec(i, task, i, i) for i in range(episodes)]
         demonstrate(pool, plan, scripted, record=folder / "episodes", progress=None)
-    return assemble(folder / "episodes", folder / "h264", fps=env.fps, source="demonstration")
+    return assemble(folder / "episodes", folder / "dataset", fps=env.fps, source="demonstration")
 
 
 def as_av1(root: Path, out: Path) -> Path:
@@ -131,6 +143,49 @@ def value_pass(checkpoint: Checkpoint, root: Path, codec: str) -> Row:
     peer = rate(opentau(checkpoint, root), len(frames))
     ours = rate(lambda: values(checkpoint, frames), len(frames))
     return Row(f"value pass with decoding, {codec}", "frames/s", ours, peer, "OpenTau's loop", goal=5, limit=limit)
+
+
+def value_training(root: Path, codec: str, demo: LoopJob, steps: int) -> Row:
+    """Steps of the value function on frames at random, pictures decoded: by our batches, and by lerobot's loader."""
+    checkpoint = full_size.fresh(ValueAdapter(), demo.value, learns=True)
+    optimizer = make_optimizer(checkpoint.policy, demo.value.sft)
+    frames = load_frames(root, "bench", SourceKind.demonstration)
+    bins = [np.zeros(len(frames), dtype=np.int64)]
+    make, size = value_batches(Mixture([frames], 1.0), demo.value.sft, 0, bins), demo.value.sft.batch_size
+    loaded = DataLoader(theirs(root, return_uint8=True), size, shuffle=True, num_workers=2)
+
+    def train(batch: Any) -> None:
+        step(checkpoint.policy, optimizer, checkpoint.prepare(batch))()
+
+    def ours() -> None:
+        for number in range(steps):
+            train(tensors(make(number)))
+
+    def their() -> None:
+        for _, batch in zip(range(steps), loaded, strict=False):
+            train(batch | {"return_bin": torch.zeros(size, dtype=torch.int64)})
+
+    what = f"value training with decoding, {codec}, batch {size}"
+    return Row(what, "samples/s", rate(ours, steps * size), rate(their, steps * size), goal=1)
+
+
+def waiting(folder: Path, demo: LoopJob, steps: int) -> Figure:
+    """Per cent of the time of a training on the embedded task's own frames that makes batches."""
+    frames = load_frames(record(folder, demo, 4, demo.env), "bench", SourceKind.demonstration)
+    checkpoint = full_size.fresh(PI0Adapter(), demo.policy, learns=True)
+    optimizer = make_optimizer(checkpoint.policy, demo.policy.sft)
+    make = policy_batches(Mixture([frames], 1.0), demo.policy, demo.policy.sft, 0, None)
+
+    def figure() -> float:
+        began, made = time.perf_counter(), 0.0
+        for number in range(steps):
+            start = time.perf_counter()
+            batch = checkpoint.prepare(tensors(make(number)))
+            made += time.perf_counter() - start
+            step(checkpoint.policy, optimizer, batch)()
+        return 100 * made / (time.perf_counter() - began)
+
+    return figure
 
 
 def networks_a_second(checkpoint: Checkpoint, frames: Frames) -> float:

@@ -1,4 +1,4 @@
-"""How time and memory grow: labels over frames (a rollout over episodes: rollouts.py)."""
+"""How time and memory grow: labels over frames, a plan over iterations (a rollout over episodes: rollouts.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from rows.row import Bench, Row
+from rows.startup import cpu_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
+PEAK = """import atexit, pathlib, runpy, sys
+_, peak, *sys.argv = sys.argv
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: pathlib.Path(peak).write_text(status.read_text().partition("VmHWM:")[2].split()[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -20,6 +26,14 @@ def rows(bench: Bench) -> Iterator[Row]:
         what = f"labels of {frames:,} frames"
         yield Row(what, "µs/frame", partial(float, found["seconds"] / found["frames"] * 1e6))
         yield Row(what, "MB", partial(float, found["MB"]), most=2000)
+    for iterations in (1, 10) if bench.quick else (1, 10, 100):
+        run = bench.folder / f"run_{iterations}"
+        peak = bench.folder / "peak"
+        plan = ["loop.py", "experiment=demo", f"iterations={iterations}", f"output={run}", "action=status"]
+        seconds = cpu_seconds(["-c", PEAK, str(peak), *plan])
+        what = f"a run of {iterations} iterations planned (`action=status`)"
+        yield Row(what, "s", partial(float, seconds))
+        yield Row(what, "MB", partial(float, int(peak.read_text()) * 1024 / 1e6))
 
 
 def labelled(frames: int) -> dict[str, float]:

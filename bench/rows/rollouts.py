@@ -27,6 +27,7 @@ from recap.envs.rendering import choose_gl
 from recap.policies.actor import ActionChunks
 from recap.rollout.collect import roll
 from recap.rollout.pool import Pool
+from recap.utils.device import threads_beside
 from rows.moka_in_lerobot import MokaConfig
 from rows.networks import pair
 from rows.row import Bench, Row
@@ -87,14 +88,15 @@ def compared(bench: Bench, name: str, env: EnvConfig, their: Any, slots: int, wa
 
         return HOUR * slots * waves / seconds(work)
 
-    with Pool(env, CORES, slots) as pool:
+    with Pool(env, CORES, slots) as pool, Pool(env, 1, slots) as single:
         act, task = ActionChunks(checkpoint, indicator=True), instructions(env)[0]
 
-        def ours(*, record: bool, times: int = 1) -> float:
+        def ours(*, record: bool, times: int = 1, on: Pool = pool) -> float:
             plan = [EpisodeSpec(i, task, i, i) for i in range(slots * waves * times)]
             into = next(folders) if record else None
-            work = partial(roll, pool, plan, "evaluation", act, CHUNK, record=into, progress=None)
-            return HOUR * len(plan) / seconds(work)
+            work = partial(roll, on, plan, "evaluation", act, CHUNK, record=into, progress=None)
+            with threads_beside(on.processes):
+                return HOUR * len(plan) / seconds(work)
 
         plain, recorded = partial(ours, record=False), partial(ours, record=True)
         limit, filmed = (HOUR * CORES / episode_seconds(env, act, task, slots, every) for every in (CHUNK, 1))
@@ -102,6 +104,8 @@ def compared(bench: Bench, name: str, env: EnvConfig, their: Any, slots: int, wa
         if env.type == "moka":
             peer = partial(theirs, record=True)
             yield Row(f"rollouts, {name}, recorded", "episodes/h", recorded, peer, LOOP, goal=2, limit=filmed)
+        one = partial(ours, record=False, on=single)
+        yield Row(f"two simulators, {name}", "episodes/h", plain, one, "ours with one")
         yield Row(f"recording, {name}", "episodes/h", recorded, plain, "ours without", goal=0.9, limit=filmed)
         processes = [os.getpid(), *(worker.process.pid for worker in pool.workers)]
         held, times = megabytes(processes), 1 if bench.quick else 5

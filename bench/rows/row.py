@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LESS = ("s", "MB", "µs/frame")  # units of which less is better
+LESS = ("s", "MB", "µs/frame", "%")  # units of which less is better
 Figure = Callable[[], float]
 
 

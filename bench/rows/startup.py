@@ -30,8 +30,8 @@ def rows(bench: Bench) -> Iterator[Row]:
     ours = partial(cpu_seconds, ["loop.py", "--help"])
     theirs = partial(cpu_seconds, ["-c", "from lerobot.scripts.lerobot_train import main; main()", "--help"])
     yield Row("start of `loop.py --help`", "s", ours, theirs, "lerobot-train --help")
-    plan = ["loop.py", "experiment=demo", "iterations=1", f"output={bench.folder / 'run'}", "action=status"]
-    yield Row("start of `loop.py action=status`, a run planned", "s", partial(cpu_seconds, plan))
+    for entry in ("train.py", "eval.py", "advantage.py"):
+        yield Row(f"start of `{entry} --help`", "s", partial(cpu_seconds, [entry, "--help"]))
     for name, code in STAGES.items():
         yield Row(f"start of a job: {name}", "s", partial(cpu_seconds, ["-c", JOB + code]), most=LIMIT)
     yield Row(

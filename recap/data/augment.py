@@ -16,7 +16,7 @@ def shift_images(batch: Batch, pixels: int, rng: np.random.Generator) -> None:
         if pixels == 0 or not key.startswith("observation.images."):
             continue
         size, height, width = images.shape[:3]
-        rows = np.arange(height) + rng.integers(-pixels, pixels + 1, (size, 1))
-        columns = np.arange(width) + rng.integers(-pixels, pixels + 1, (size, 1))
-        rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
-        batch[key] = images[np.arange(size)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        down, right = (rng.integers(0, 2 * pixels + 1, size) for _ in range(2))
+        wide = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+        moved = [image[y : y + height, x : x + width] for image, y, x in zip(wide, down, right, strict=True)]
+        batch[key] = np.stack(moved)

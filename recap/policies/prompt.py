@@ -192,7 +192,8 @@ class PromptTokenizer(IndicatorStep, TokenizerProcessorStep):
         self.input_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **given)
 
     def _tokenize_text(self, text: list[str]) -> dict[str, torch.Tensor]:
-        result = super()._tokenize_text(text)
+        rows = {one: row for row, one in enumerate(dict.fromkeys(text))}  # a batch has few instructions
+        result = {key: value[[rows[one] for one in text]] for key, value in super()._tokenize_text(list(rows)).items()}
         for row in result["attention_mask"].bool().all(dim=1).nonzero().flatten().tolist():
             length = len(self.input_tokenizer(text[row])["input_ids"])
             if length > self.max_length:
