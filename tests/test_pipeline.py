@@ -87,7 +87,7 @@ def test_the_layout_is_the_documented_one(finished_run: Path) -> None:
 def test_the_demo_composes_for_every_entrypoint(entry: str, tmp_path: Path) -> None:
     shown = run(entry, "experiment=demo", "--cfg", "job", cwd=tmp_path)
     assert shown.code == 0
-    assert yaml.safe_load(shown.out)["data"]["demonstrator"]["episodes"] == 80
+    assert yaml.safe_load(shown.out)["data"]["demonstrator"]["episodes"] == 200
 
 
 # ---------------------------------------------------------------------------------------------------- again
