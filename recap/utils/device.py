@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
 from recap.utils.environment import number
 from recap.utils.errors import RecapError
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 
 class Device(Enum):
@@ -29,11 +33,24 @@ def device_name(device: Device) -> str:
         torch.cuda.set_device(number("LOCAL_RANK", 0) % torch.cuda.device_count())
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is Device.auto:
-        return next(name for name, there in available.items() if there)
+        device = next(Device(name) for name, there in available.items() if there)
+    if device is Device.cpu:
+        keep_freed_memory()
     if not available[device.value]:
         there = ", ".join(name for name, ok in available.items() if ok)
         raise RecapError(f"device={device.value}: there is none on this machine. Choices here: {there}, auto.")
     return device.value
+
+
+def keep_freed_memory() -> None:
+    """Half a gigabyte of freed blocks stays with the process, where the C library is glibc.
+
+    Otherwise the activations of a step go back to the system and the next step pays for every page again: a fifth of
+    the time of a small network on a processor.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # what is larger is given back; the most that older versions take
+        libc.mallopt(TRIM_THRESHOLD, 512 << 20)
 
 
 def memory(name: str) -> float:
