@@ -24,7 +24,7 @@ demo-small: setup ## The same at reduced size: shows that everything works, not 
 
 study: setup ## Repeat the runs behind docs/results.md and docs/experience.md: four experiments, five seeds; a night on two cores
 	$(PY) loop.py experiment=two_burners +iterations=2 seed=51,52,53,54,55 $(ARGS)
-	$(PY) loop.py experiment=bottles +iterations=1 seed=41,42,43,44,45 $(ARGS)
+	$(PY) loop.py experiment=bottles +iterations=1 seed=0,1,2,3,41 $(ARGS)
 	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study 'ablation=[$(SETTINGS)]' +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
