@@ -132,7 +132,7 @@ def test_evaluation_renders_less_sees_the_same_and_resumes_after_a_torn_line(rec
     assert journal.read_bytes().splitlines()[-1] == whole.splitlines()[-1]
     assert len(journal.read_bytes()) == len(whole)
     assert roll(Pool(ENV, 1, 1), PLAN, "evaluation", act, EXECUTED, journal=journal, progress=None) == results
-    assert shapes == {((4, 8), (4, 32, 32, 3))}  # the batch never changes its shape
+    assert shapes == {((2, 8), (2, 32, 32, 3))}  # half of the slots, always
     assert idle
     assert not any(idle)
 
@@ -235,8 +235,9 @@ def test_while_one_half_acts_the_policy_computes_for_the_other():
         served.append([seed for seed, chunk in noise_keys if seed and chunk == 0])
         return act(observation, noise_keys)
 
-    assert Pool(ENV, 3, 5).halves() == [[0, 2, 3], [1, 4]]
-    assert Pool(ENV, 1, 3).halves() == [[0, 1, 2]]
+    assert Pool(ENV, 3, 5).halves() == Pool(ENV, 1, 5).halves() == [[0, 2, 4], [1, 3]], "a batch is the same everywhere"
+    assert Pool(ENV, 1, 1).halves() == [[0]]
+    assert [Pool(ENV, 3, 6)._home(slot) for slot in range(6)] == [0, 1, 2, 1, 0, 1], "no process serves both"
     with Pool(ENV, 2, 5) as pool:
         results = roll(pool, PLAN[:3], "evaluation", seen, EXECUTED, progress=None)
     assert served[:2] == [[100, 101], [102]]

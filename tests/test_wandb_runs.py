@@ -103,7 +103,7 @@ def check_training(run: OfflineRun, stage: Path, steps: int) -> None:
     first, *rows = run.rows
     assert run.steps == list(range(steps + 1))
     assert len(run.media()) == len(first["first_batch"]["captions"]) == 4
-    assert first["first_batch"]["captions"][0].startswith("put the moka pot on the stove")
+    assert first["first_batch"]["captions"][0].startswith("put the moka pot on the burner")
     record = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     for row, numbers in zip(rows, record, strict=True):
         for key in ("loss", "lr", "grad_norm"):

@@ -51,7 +51,7 @@ class Worker:
 
 
 class Pool:
-    """`processes` simulation processes that together hold `slots` environments; slot s lives in process s % processes.
+    """`processes` simulation processes that together hold `slots` environments; even slots live in the even processes.
 
     A context manager. The processes start while the caller loads its policy; the first roll waits for them. An error in
     a roll closes the pool, since its environments are in an unknown state.
@@ -92,28 +92,32 @@ class Pool:
     def worker(self, slot: int) -> Worker:
         if not self.workers:
             raise RecapError("the pool of simulation processes is closed (not entered, or an earlier roll failed)")
-        return self.workers[slot % self.processes]
+        return self.workers[self._home(slot)]
+
+    def _home(self, slot: int) -> int:
+        """The process of a slot."""
+        homes = range(slot % 2 % self.processes, self.processes, 2)
+        return homes[slot // 2 % len(homes)]
 
     def begin(self, job: Job) -> None:
         """Tells every process what the coming episodes have in common."""
-        workers = [self.worker(number) for number in range(self.processes)]
-        _ = self.facts  # they have started
+        _ = self.worker(0), self.facts  # they have started
+        workers = self.workers
         for worker in workers:
             worker.busy.clear()
             self.send(worker, ("begin", job))
         list(self.replies(workers))
 
     def halves(self) -> list[list[int]]:
-        """The slots of one half of the processes, and those of the other; of a single process, all of them."""
-        count = min(2, self.processes)
-        return [[slot for slot in range(self.slots) if slot % self.processes % count == half] for half in range(count)]
+        """The even slots and the odd ones, however many processes there are."""
+        return [half for half in (list(range(0, self.slots, 2)), list(range(1, self.slots, 2))) if half]
 
     def scatter(self, method: str, by_slot: Mapping[int, Any]) -> list[Worker]:
         """Calls `method` in each process that holds some of the slots, with its part; who will reply."""
         parts: dict[int, dict[int, Any]] = {}
         for slot, value in by_slot.items():
-            parts.setdefault(slot % self.processes, {})[slot] = value
-        workers = [self.worker(number) for number in parts]
+            parts.setdefault(self._home(slot), {})[slot] = value
+        workers = [self.workers[number] for number in parts]
         for worker, part in zip(workers, parts.values(), strict=True):
             self.send(worker, (method, part))
         return workers

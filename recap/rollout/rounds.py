@@ -32,8 +32,9 @@ def rounds(
 ) -> Iterator[list[EpisodeResult]]:
     """Yields the episodes that ended in each round of a half: refill, one policy call, n_action_steps in every slot.
 
-    A half has processes of its own, so neither waits for the other. They take turns, and a half is refilled when its
-    whole round has come back, in slot order: which slot plays what must not depend on timing.
+    A half has processes of its own, so neither waits for the other; a single process serves both one after the other.
+    They take turns, and a half is refilled when its whole round has come back, in slot order: which slot plays what,
+    beside which others, depends neither on timing nor on the number of processes.
     """
     queue = deque(todo)
     if queue:
@@ -46,6 +47,8 @@ def rounds(
             half.refill(queue, share=len(halves))
             if half.playing:
                 half.send_actions()
+            if pool.processes == 1:
+                half.receive()
 
 
 @dataclass
@@ -62,14 +65,19 @@ class _Half:
     chunks: dict[int, int] = field(default_factory=dict)
     observations: dict[int, Observation] = field(default_factory=dict)
     acting: list[Worker] = field(default_factory=list)
+    finished: dict[int, EpisodeResult] = field(default_factory=dict)
 
-    def ended(self) -> list[EpisodeResult]:
-        """Waits for the actions that were sent; the episodes that ended with them."""
-        finished: dict[int, EpisodeResult] = {}
+    def receive(self) -> None:
+        """Waits for the actions that were sent to be executed."""
         for ended, going_on in self.pool.replies(self.acting):
-            finished |= ended
+            self.finished |= ended
             self.observations |= going_on
         self.acting = []
+
+    def ended(self) -> list[EpisodeResult]:
+        """The episodes that ended with the actions that were sent."""
+        self.receive()
+        finished, self.finished = self.finished, {}
         for slot in finished:
             del self.playing[slot], self.observations[slot], self.pool.worker(slot).busy[slot]
         for slot in self.playing:
