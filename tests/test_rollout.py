@@ -223,8 +223,9 @@ with Pool(ENV, 1, 2) as pool:
 def test_actions_that_do_not_fit_are_one_clear_error(actions, executed, message):
     pool = Pool(ENV, 1, 1)
     pool._facts = EnvFacts(fps=10, cameras=(), state_dim=8, action_dim=7)
+    half = _Half(pool, [0], 1, act, executed, None, playing={0: PLAN[2]}, chunks={0: 5}, observations={0: {}})
     with pytest.raises(RecapError, match=message):
-        _Half(pool, [0], 1, act, executed, None, playing={0: PLAN[2]}, chunks={0: 5})._checked(actions)
+        half._checked(actions)
 
 
 def test_while_one_half_acts_the_policy_computes_for_the_other():
