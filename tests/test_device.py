@@ -11,9 +11,11 @@ import torch
 from recap.utils.device import threads_beside
 
 FAULTS = """
-import resource, sys
+import ctypes, resource, sys
 import numpy as np
 from recap.utils.device import keep_freed_memory
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size, on any machine
 
 def faults():
     def step():

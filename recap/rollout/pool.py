@@ -101,12 +101,12 @@ class Pool:
 
     def begin(self, job: Job) -> None:
         """Tells every process what the coming episodes have in common."""
-        _ = self.worker(0), self.facts  # they have started
-        workers = self.workers
-        for worker in workers:
+        self.worker(0)  # raises where the pool is closed
+        _ = self.facts  # they have started
+        for worker in self.workers:
             worker.busy.clear()
             self.send(worker, ("begin", job))
-        list(self.replies(workers))
+        list(self.replies(self.workers))
 
     def halves(self) -> list[list[int]]:
         """The even slots and the odd ones, however many processes there are."""

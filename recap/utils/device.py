@@ -25,6 +25,7 @@ class Device(Enum):
 def device_name(device: Device) -> str:
     """`auto` takes the accelerator that is there; of processes started together, each takes its own.
 
+    Where a processor computes, its memory is kept for that (`keep_freed_memory`).
     Raises RecapError for a device that this machine lacks.
     """
     import torch
