@@ -21,8 +21,6 @@ def rate(won: int) -> list[bool]:
 def run(root: Path, recap: int, **ablations: int) -> Path:
     """Successes of 40 after one iteration; SFT has 10. Some ablations have rollouts of their own."""
     run_dir = make_run(root, [rate(10), rate(recap)], {name: rate(won) for name, won in ablations.items()}, videos=0)
-    with (run_dir / "config.yaml").open("a") as config:
-        config.write("rollout: {corrections: {share: 0.0, when: watchdog, noise: 0.05}}\n")
     (run_dir / "iter_01/rollout/config.yaml").write_text("iteration: 1\n")
     for name in TAKEN_OVER.keys() & ablations:
         stage = run_dir / f"ablations/{name}/iter_01/rollout"

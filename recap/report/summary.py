@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from recap.data.labels import read_thresholds
 from recap.method.success import summarize
@@ -19,6 +20,7 @@ from recap.report.choices import choices
 from recap.report.ladder import controls, rungs
 from recap.report.paired import paired
 from recap.report.words import ABLATION_NAMES
+from recap.rollout.config import CorrectionsConfig
 from recap.storage import readers as files
 from recap.storage.manifest import refuse_earlier
 from recap.utils.errors import RecapError
@@ -194,7 +196,9 @@ def _ablation(run_dir: Path, nodes: dict[str, Any], results: dict[str, Any], own
 
 def _changes(run_dir: Path, own: list[str], head: str) -> dict[str, Any]:
     """{key of the run's configuration: value} where a stage's config.yaml is another than that of the run's own one."""
-    known, changes = files.flat(files.read_config(run_dir)), {}
+    nobody = TypeAdapter(CorrectionsConfig).dump_python(CorrectionsConfig(), mode="json")
+    at_defaults = files.flat(nobody, "rollout.corrections.")  # left out of config.yaml where nobody corrects
+    known, changes = at_defaults | files.flat(files.read_config(run_dir)), {}
     for node in own:
         stage = node.removeprefix(f"{head}/")
         theirs, mine = (files.flat(files.read_config(run_dir / path)) for path in (stage, node))
