@@ -5,6 +5,7 @@ ARGS ?=
 RUN ?= outputs/demo
 SEEDS ?= 31,32,33,34,35
 SETTINGS ?= all_outcomes,positive_only,forced_demonstrations,no_dropout,pickier,generous,more_demonstrations,longer_n_step,whole_episode
+OPERATOR ?= labels_on_demonstrations,corrections,as_many_demonstrations
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-small study report bench test test-slow soak lint format lock clean
 
@@ -22,13 +23,14 @@ demo: setup ## Run the whole loop on the embedded task, 7 minutes on two cores; 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves
 	$(PY) loop.py experiment=demo_small +iterations=1 $(ARGS)
 
-study: setup ## Repeat the runs behind docs/results.md and docs/experience.md: four experiments, five seeds; a night on two cores
+study: setup ## Repeat the runs behind docs/results.md and docs/experience.md: five experiments, five seeds; a night on two cores
 	$(PY) loop.py experiment=two_burners +iterations=2 seed=51,52,53,54,55 $(ARGS)
 	$(PY) loop.py experiment=bottles +iterations=1 seed=0,1,2,3,41 $(ARGS)
+	$(PY) loop.py experiment=stove 'ablation=[$(OPERATOR)]' eval.episodes=200 +iterations=1 seed=121,122,123,124,125 $(ARGS)
 	$(PY) loop.py experiment=study +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study 'ablation=[$(SETTINGS)]' +iterations=1 seed=$(SEEDS) $(ARGS)
 	$(PY) loop.py experiment=study_three +iterations=1 seed=$(SEEDS) $(ARGS)
-	$(PY) -m recap.study outputs/two_burners outputs/bottles outputs/study outputs/study_three docs
+	$(PY) -m recap.study outputs/two_burners outputs/bottles outputs/stove outputs/study outputs/study_three docs
 
 report: setup ## Build report.html of a run again: RUN=outputs/demo; of several, RUN='outputs/a outputs/b', side by side
 	$(PY) -m recap.report $(RUN) $(ARGS)

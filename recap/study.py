@@ -1,7 +1,7 @@
 """docs/results.md: experiments repeated over seeds, every policy of a seed on the same held-out initial states.
 
-make study                                                     runs the seeds, then writes the page
-python -m recap.study outputs/two_burners outputs/bottles outputs/study outputs/study_three docs   the second half alone
+make study     runs the seeds, then writes the page; the second half alone:
+python -m recap.study outputs/two_burners outputs/bottles outputs/stove outputs/study outputs/study_three docs
 
 What the page says of experiments that are not named stays.
 """
@@ -54,7 +54,7 @@ class Study:
     collected: list[str]  # tasks that rollouts were collected of
     fps: float
     runs: dict[str, dict[str, Episodes]]
-    ladder: list[tuple[str, str]]  # policies from SFT upwards, and what each adds to the one before
+    steps: list[tuple[str, str, str]]  # from SFT upwards: a policy, the next, and what that one adds to it
     commits: list[str]
 
     @property
@@ -140,7 +140,7 @@ def read_study(folder: Path) -> Study:
     if wrong := misfit(config, CONFIG):
         raise RecapError(f"{first / 'config.yaml'} is damaged ({wrong}). Fix: restore it from a copy.")
     tasks = config["env"]["tasks"]
-    ladders = [_ladder(files.read_json(run / "summary.json")) for run in found.values()]
+    steps = [_steps(files.read_json(run / "summary.json")) for run in found.values()]
     manifests = (files.read_json(path) for run in found.values() for path in run.rglob("manifest.json"))
     return Study(
         folder.name,
@@ -148,7 +148,7 @@ def read_study(folder: Path) -> Study:
         config["rollout"].get("tasks") or tasks,
         config["env"]["fps"],
         {seed: read_policies(run) for seed, run in found.items()},
-        ladders[0] if all(ladder == ladders[0] for ladder in ladders) else [],
+        steps[0] if all(of == steps[0] for of in steps) else [],
         sorted({(manifest.get("git_commit") or "an unknown commit")[:12] for manifest in manifests}),
     )
 
@@ -164,8 +164,15 @@ def read_policies(run: Path) -> dict[str, Episodes]:
     }
 
 
-def _ladder(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(rung_name(rung["name"]), rung["adds"]) for rung in summary["ladder"]]
+def _steps(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Those of the ladder, and what is held against a rung of it that an ablation stands on."""
+    pairs = [(below["name"], rung["name"], rung["adds"]) for below, rung in pairwise(summary["ladder"])]
+    pairs += [
+        (control["name"], control["than"], f"against {rung_name(control['name'])}")
+        for control in summary["controls"]
+        if isinstance(control["than"], str)
+    ]
+    return [(rung_name(before), rung_name(after), adds) for before, after, adds in pairs]
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -173,8 +180,8 @@ def render(study: Study) -> str:
     """What the page says of one experiment."""
     figure = f"![Success rates of all policies]({RESULTS}/{study.name}.png)"
     lines = [f"# `experiment={study.name}`", "", _about(study), "", figure, "", *_rates(study), "", *_leads(study)]
-    if study.ladder:
-        lines += ["", *_steps(study)]
+    if study.steps:
+        lines += ["", *_ladder(study)]
     if any(e.get("choice") for e in study.pooled(study.last)):
         lines += ["", *_choices(study)]
     if len(study.tasks) > 1:
@@ -224,16 +231,16 @@ def _leads(study: Study) -> list[str]:
     return [f"## {study.last} against each policy, paired", "", *_table(head, rows)]
 
 
-def _steps(study: Study) -> list[str]:
+def _ladder(study: Study) -> list[str]:
     """What each step from imitation to RECAP adds."""
     rows = []
-    for (below, _), (policy, adds) in pairwise(study.ladder):
+    for below, policy, adds in study.steps:
         test, seeds = study.paired(below, policy), study.of(policy)
         leads = [100 * (rate(of) - rate(study.runs[seed][below])) for seed, of in seeds.items()]
         each = ", ".join(f"{lead:+.0f}" for lead in leads)
         rows.append([policy, adds, each, f"{statistics.mean(leads):+.1f}", test.fixed, test.broke, f"{test.p:.2g}"])
     head = ["rung", "its step adds", "by seed, points", "mean", "fixed", "broke", "McNemar p"]
-    return [f"## Step by step from {study.ladder[0][0]}, paired", "", *_table(head, rows)]
+    return [f"## Step by step from {study.steps[0][0]}, paired", "", *_table(head, rows)]
 
 
 def _choices(study: Study) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 from report_run import make_run, outcomes
+from test_ladder import run as ladder
 
 from recap.report import build_summary, write_summary
 from recap.study import main, write_results
@@ -91,6 +92,16 @@ def test_the_steps_of_the_ladder(page: str) -> None:
     step = "more training, labels and experience through V"
     assert f"| same labels, demonstrations only | {step} | +20, +30 | +25.0 | 7 | 2 | 0.18 |" in page
     assert "| RECAP, iteration 1 | experience as data | +20, -10 | +5.0 | 2 | 1 | 1 |" in page
+
+
+def test_corrections_are_held_against_demonstrations(tmp_path: Path) -> None:
+    corrected = ladder(tmp_path / "study/seed=1", 30, corrections=36, as_many_demonstrations=31)
+    (corrected / "config.yaml").write_text(yaml.safe_dump({"env": {"tasks": BOTH, "fps": 10}, "rollout": {}}))
+    write_summary(corrected, build_summary(corrected))
+    write_results([tmp_path / "study"], tmp_path / "docs")
+    page = (tmp_path / "docs/results.md").read_text()
+    assert "| RECAP + corrections | corrections | +15 | +15.0 | 6 | 0 | 0.031 |" in page
+    assert "| RECAP + corrections | against RECAP + as many more demonstrations | +12 | +12.5 | 5 | 0 | 0.062 |" in page
 
 
 def test_which_way(study: Path, tmp_path: Path) -> None:
