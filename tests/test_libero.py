@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,23 @@ def test_initial_states_and_what_is_seen_of_them() -> None:
 
     assert all(np.array_equal(a, b) for a, b in zip(play(render=True), play(render=False), strict=True))
     env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("visible", ["", "GPU-8f6a2b1c", "0"])
+def test_gpus_that_are_not_numbers(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    """Without a GPU to see, and with names as SLURM gives parts of one, robosuite would end at `int("")`."""
+    needs_assets()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    code = (
+        "from libero_helpers import MOKA, moka_env; from recap.envs import make_env; env = make_env(moka_env()); "
+        "seen = env.reset(task=MOKA, split='evaluation', initial_state=0, seed=0); print(seen[env.cameras[0]].std())"
+    )
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) > 1
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def rows(bench: Bench, demo: LoopJob) -> Iterator[Row]:
     if libero:
         import_libero()  # with its configuration, which processes of lerobot's inherit
     choose_gl()
+    os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", "0")  # robosuite does not read the empty CUDA_VISIBLE_DEVICES
     steps = 20 if bench.quick else demo.env.max_steps
     env = EnvConfig(**{**vars(demo.env), "max_steps": steps})
     options = {"task": env.tasks[0], "image_size": env.image_size, "fps": env.fps, "max_steps": steps}

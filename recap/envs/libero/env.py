@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,7 @@ ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ASSETS = "RECAP_LIBERO_ASSETS"  # environment variable: a folder of assets
 ASSETS_REPO = "lerobot/libero-assets"  # a data set of the hub
 FOLDERS = ("scenes", "textures", "articulated_objects", "turbosquid_objects", "stable_scanned_objects")
+EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
 STANDARD_STATES = 50  # initial states that LIBERO ships for each task, and that everybody evaluates on
 SETTLE_STEPS = 10  # as lerobot waits for objects to come to rest after a reset; only the last is looked at
 INSTALL = "pip install -e '.[libero]' (Linux)"
@@ -72,12 +73,14 @@ class LiberoEpisodes(LerobotEpisodes):
         one.init_state_id = standard = initial_state % STANDARD_STATES
         # The stove and other fixtures are not part of a standard state: they stand where the seed puts them.
         seed = standard if one.init_states else state_seed(split, number, initial_state)
-        one._ensure_env()
+        with _numbered_gpu():
+            one._ensure_env()
         # hf-libero adds its samplers to this list at every reset and draws from all of them: with a list that grows,
         # the placement would depend on how many episodes came before.
         one._env.env.object_property_initializers = []
         one.num_steps_wait = 0
-        raw = env.reset(seed=seed)[0]
+        with _numbered_gpu():
+            raw = env.reset(seed=seed)[0]
         for i in range(SETTLE_STEPS):
             _look(one, i == SETTLE_STEPS - 1)
             raw = one._format_raw_obs(one._env.step(self._rest)[0])
@@ -118,6 +121,24 @@ def tasks_of(config: EnvConfig) -> dict[str, int]:
     with contextlib.redirect_stdout(io.StringIO()):  # it tells the order of its tasks
         tasks = suites[config.suite]().tasks
     return matching(config, [(task.name, task.language) for task in tasks])
+
+
+@contextlib.contextmanager
+def _numbered_gpu() -> Iterator[None]:
+    """While a scene is made: robosuite ends where CUDA_VISIBLE_DEVICES is empty or has names, but for this variable.
+
+    Where it is imported it ends at this variable instead, so it does not stay for processes that begin later.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = visible is not None and not all(gpu.isdigit() for gpu in visible.split(","))
+    if not named or EGL_DEVICE in os.environ:
+        yield
+        return
+    os.environ[EGL_DEVICE] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[EGL_DEVICE]
 
 
 def _look(env: Any, on: bool) -> None:
