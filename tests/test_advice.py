@@ -274,6 +274,12 @@ def test_labels_on_demonstrations_alone_that_do_better_are_told_even_when_succes
     assert advise(with_ablation(run(70, 120), "labels_on_demonstrations", 110, 15, 5)) == []
 
 
+def test_a_policy_that_does_better_when_told_negative_does_not_ignore_it() -> None:
+    told = problems(with_ablation(worse(), "negative_prompt", 140, 5, 55, **{"eval.prompt": "negative"}))
+    assert not any("ignores the indicator" in problem for problem in told)
+    assert told["The ablation “last policy, prompted negative” beats RECAP on the same initial states."]
+
+
 def test_a_rise_within_chance_asks_for_more_episodes_only() -> None:
     summary = run(70, 74)
     summary["comparisons"] = [compared(0, 1, 14, 10)]

@@ -91,6 +91,19 @@ def test_what_did_the_work(tmp_path: Path, recap: int, ablations: dict[str, int]
     assert says is None or says in shown[0]
 
 
+@pytest.mark.parametrize(
+    ("negative", "says"),
+    [
+        (12, "reads the indicator: prompted"),
+        (29, "does not visibly read the indicator: prompted"),
+        (40, "reads the indicator, and does worse where it is told “positive”: prompted"),
+    ],
+)
+def test_whether_the_policy_reads_the_indicator(tmp_path: Path, negative: int, says: str) -> None:
+    summary = build_summary(run(tmp_path / "run", 30, negative_prompt=negative))
+    assert any(f"The policy {says}" in sentence for sentence in verdict(summary))
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_ladder_is_the_first_result(tmp_path: Path, width: int) -> None:
     run_dir = run(tmp_path / "run", 34, continued_sft=11, no_experience=14, labels_on_demonstrations=16, filtered_bc=12)

@@ -221,7 +221,7 @@ def _more_training(summary: Summary) -> Iterator[Finding]:
 def _indicator_ignored(summary: Summary) -> Iterator[Finding]:
     last = _last(summary)
     negative = prompted_negative(summary, last["iteration"])
-    if negative is None or direction(negative["comparison"]) > 0:
+    if negative is None or direction(negative["comparison"]) != 0:
         return
     rates = (percent(side["eval"]["success_rate"]) for side in (negative, last))
     positive_in_sft = _setting(summary, "policy.sft.indicator") == "always_positive"

@@ -117,9 +117,13 @@ def _reads_indicator(summary: dict[str, Any], last: dict[str, Any]) -> str | Non
     ablation = prompted_negative(summary, last["iteration"])
     if ablation is None:
         return None
-    reads = "reads the indicator" if direction(ablation["comparison"]) > 0 else "does not visibly read the indicator"
+    reads = {
+        1: "reads the indicator",
+        0: "does not visibly read the indicator",
+        -1: "reads the indicator, and does worse where it is told “positive”",
+    }
     return (
-        f"The policy {reads}: prompted “Advantage: negative” it succeeds in "
+        f"The policy {reads[direction(ablation['comparison'])]}: prompted “Advantage: negative” it succeeds in "
         f"{percent(ablation['eval']['success_rate'])} ({p_text(ablation['comparison']['mcnemar_p'])})."
     )
 
