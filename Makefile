@@ -17,7 +17,7 @@ help: ## Show this help
 
 setup: $(STAMP) ## Make .venv with everything installed; at once when nothing has changed
 
-demo: setup ## Run the whole loop on the embedded task, 7 minutes on two cores; ends with a table and report.html
+demo: setup ## Run the whole loop on the embedded task, 8 minutes on two cores; ends with a table and report.html
 	$(PY) loop.py experiment=demo +iterations=1 $(ARGS)
 
 demo-small: setup ## The same at reduced size: shows that everything works, not that the policy improves

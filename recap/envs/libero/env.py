@@ -75,11 +75,10 @@ class LiberoEpisodes(LerobotEpisodes):
         seed = standard if one.init_states else state_seed(split, number, initial_state)
         with _numbered_gpu():
             one._ensure_env()
-        # hf-libero adds its samplers to this list at every reset and draws from all of them: with a list that grows,
-        # the placement would depend on how many episodes came before.
-        one._env.env.object_property_initializers = []
-        one.num_steps_wait = 0
-        with _numbered_gpu():
+            # hf-libero adds its samplers to this list at every reset and draws from all of them: with a list that
+            # grows, the placement would depend on how many episodes came before.
+            one._env.env.object_property_initializers = []
+            one.num_steps_wait = 0
             raw = env.reset(seed=seed)[0]
         for i in range(SETTLE_STEPS):
             _look(one, i == SETTLE_STEPS - 1)
